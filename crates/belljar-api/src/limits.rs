@@ -1,0 +1,51 @@
+//! Every limit that a wire value obeys, with its unit and its reason.
+
+/// Longest sandbox name, in characters: one DNS label.
+pub const NAME_MAX_LEN: usize = 63;
+/// Length of a sandbox or snapshot id, in characters of `[0-9a-z]` (about 108 bits).
+pub const ID_LEN: usize = 21;
+
+/// Fewest cpus of a sandbox. Fractions are shares of one virtual cpu.
+pub const CPUS_MIN: f64 = 0.25;
+/// Cpus of a sandbox that names none.
+pub const CPUS_DEFAULT: f64 = 1.0;
+/// Least memory of a sandbox, MiB.
+pub const MEMORY_MIN_MB: u64 = 1024;
+/// Memory of a sandbox that names none, MiB.
+pub const MEMORY_DEFAULT_MB: u64 = 1024;
+/// Most memory per cpu, MiB; a sandbox with less than one cpu counts as having one.
+pub const MEMORY_MAX_PER_CPU_MB: u64 = 8 * 1024;
+/// Smallest disk, MiB.
+pub const DISK_MIN_MB: u64 = 10 * 1024;
+/// Disk of a sandbox that names none, MiB; sparse.
+pub const DISK_DEFAULT_MB: u64 = 10 * 1024;
+/// Largest disk, MiB.
+pub const DISK_MAX_MB: u64 = 100 * 1024;
+
+/// Idle seconds after which a sandbox that names no timeout ends.
+pub const TIMEOUT_DEFAULT_SECS: u64 = 600;
+/// Longest idle timeout: one year. Longer is a mistake; 0 means none.
+pub const TIMEOUT_MAX_SECS: u64 = 366 * 24 * 3600;
+
+/// Most ports that a sandbox exposes.
+pub const EXPOSED_PORTS_MAX: usize = 64;
+/// The guest agent's port in every sandbox: reserved, never exposed.
+pub const AGENT_PORT: u16 = 9501;
+
+/// Most bytes of a JSON request body on any plane; files and stdin are streamed and not bound by it.
+pub const JSON_BODY_MAX: usize = 1024 * 1024;
+/// Most arguments, environment variables or entrypoint words in one request.
+pub const WORDS_MAX: usize = 4096;
+
+/// Terminal sessions that live at once in a sandbox.
+pub const PTY_SESSIONS_MAX: usize = 64;
+/// Bytes of terminal output kept for reattaching clients.
+pub const PTY_REPLAY_BYTES: usize = 1024 * 1024;
+/// Largest WebSocket message of a terminal or tunnel.
+pub const WS_MESSAGE_MAX: usize = 64 * 1024;
+/// Largest terminal, rows and columns; a request for 0 gets the smallest.
+pub const PTY_ROWS_MAX: u16 = 500;
+/// See [`PTY_ROWS_MAX`].
+pub const PTY_COLS_MAX: u16 = 1000;
+
+const _: () = assert!(MEMORY_DEFAULT_MB >= MEMORY_MIN_MB && DISK_DEFAULT_MB >= DISK_MIN_MB);

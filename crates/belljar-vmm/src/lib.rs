@@ -1,1 +1,37 @@
-//! See ARCHITECTURE.md.
+//! Starts and drives **one** virtual machine process.
+//!
+//! It is: a [`Driver`] per virtual machine monitor, the [`Vm`] that a driver hands out, and the probes that
+//! tell which driver a machine can use. It is not: storage, network policy or anything about tenants; it gets paths and
+//! numbers. The node agent calls it, one [`Vm`] per sandbox.
+//!
+//! ```text
+//!              launch                         guest ends / process ends
+//!   (nothing) --------> running ------------------------------------------> ended (why: VmExit)
+//!      ^   \-- error: nothing is left behind  ^   |                            |
+//!      |                                      |   | our own process dies       | kill
+//!      |                                adopt |   v                            |
+//!      |                                     (orphan: keeps running)           |
+//!      +----------------------------- kill ------------------------------------+
+//! ```
+//!
+//! A VM process is its own session and holds nothing of ours, so it outlives us; what is needed to find it again is in
+//! its run directory (`run_dir` module). A guest that resets or panics does not end its process: the VM stays, stopped, so
+//! that the reason and the console can be read, until [`Vm::kill`].
+
+mod child;
+mod driver;
+mod error;
+mod guard;
+pub mod limits;
+mod log;
+mod memory;
+pub mod probe;
+#[cfg(feature = "process-driver")]
+pub mod process;
+pub mod qemu;
+mod run_dir;
+mod spawn;
+
+pub use driver::{Accelerator, Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
+pub use error::VmmError;
+pub use memory::MemoryUse;

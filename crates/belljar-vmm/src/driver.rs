@@ -1,0 +1,171 @@
+//! The two traits at the seam, and the plain values that cross it.
+
+use crate::{MemoryUse, VmmError};
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// One way to run a VM. Cheap to share; holds no VM.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// Which driver this is.
+    fn kind(&self) -> DriverKind;
+
+    /// What VMs of this driver can do; placement compares it with what a sandbox asks for.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Version of the VM program, as it names itself, e.g. `10.0.2`.
+    fn version(&self) -> &str;
+
+    /// Starts a VM and returns once it can be driven (not: once the guest has booted). On error, and when the
+    /// future is dropped, nothing is left behind.
+    async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError>;
+
+    /// Finds the VM that an earlier process of ours launched with this run directory. `None` when it is gone; what it
+    /// left in the directory is then removed.
+    async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Vm>>, VmmError>;
+}
+
+/// One VM. Dropping it lets go of the VM process and does not end it.
+#[async_trait]
+pub trait Vm: Send + Sync {
+    /// Process id of the VM process.
+    fn pid(&self) -> u32;
+
+    /// Opens the byte stream to the guest agent. One at a time: a second stream is served after the first is closed. A
+    /// new stream may begin in the middle of what the guest was saying.
+    async fn connect_link(&self) -> Result<tokio::net::UnixStream, VmmError>;
+
+    /// Resolves when the VM has ended, with the reason; may be called often and by many. Except for
+    /// [`VmExit::Process`] the VM process is still there, stopped, and waits for [`Vm::kill`].
+    async fn wait(&self) -> VmExit;
+
+    /// Ends the VM process if it still runs, waits until it is gone, and removes the files it had in its run directory.
+    /// Calling it again is fine.
+    async fn kill(&self) -> Result<(), VmmError>;
+
+    /// The last console output, at most [`CONSOLE_BYTES`](crate::limits::CONSOLE_BYTES). Written by the guest, so
+    /// untrusted bytes.
+    async fn console(&self) -> Result<Vec<u8>, VmmError>;
+
+    /// Plugs the guest's network card in or out. With the plug out nothing leaves and nothing arrives, DNS included;
+    /// connections that were open hang until it is back. A VM starts plugged in; where it has no card, or the driver
+    /// does not restrict networks ([`Capabilities::restricts_network`]), this is an error.
+    async fn set_network(&self, connected: bool) -> Result<(), VmmError>;
+
+    /// What memory the VM process occupies and what for. Reads `/proc`; a few milliseconds for a large VM.
+    fn memory(&self) -> Result<MemoryUse, VmmError>;
+}
+
+/// Which program and which way to execute guest code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverKind {
+    /// QEMU's `microvm` machine.
+    Qemu { accel: Accelerator },
+    /// The guest agent as a plain child. Isolates nothing; only with the feature `process-driver`.
+    Process,
+}
+
+/// How QEMU executes guest code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    /// In hardware, through `/dev/kvm`.
+    Kvm,
+    /// In software. Needs nothing from the machine.
+    Tcg,
+}
+
+impl fmt::Display for DriverKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Qemu { accel: Accelerator::Kvm } => "qemu-kvm",
+            Self::Qemu { accel: Accelerator::Tcg } => "qemu-tcg",
+            Self::Process => "process",
+        })
+    }
+}
+
+/// What differs between drivers, as data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// A guest cannot reach the host other than through its devices.
+    pub isolates: bool,
+    /// Guest code runs on the hardware.
+    pub hardware: bool,
+    /// [`NetworkSpec::User`] works.
+    pub user_network: bool,
+    /// `NetworkSpec::None` and `restrict: true` really keep the guest off the network.
+    pub restricts_network: bool,
+    /// `vcpus` and `memory_mib` are enforced.
+    pub limits_resources: bool,
+    /// Most virtual CPUs of one VM.
+    pub max_vcpus: u32,
+    /// Most memory of one VM, MiB.
+    pub max_memory_mib: u64,
+}
+
+/// Everything a driver needs to start one VM.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Name of the VM in process listings and errors: letters, digits, `-`, `_`.
+    pub id: String,
+    /// An existing private (0700) directory that is this VM's alone; sockets, log and record are made there and removed
+    /// by [`Vm::kill`]. Its path may be of any length.
+    pub run_dir: PathBuf,
+    /// Guest kernel, an ELF `vmlinux` with a PVH entry.
+    pub kernel: PathBuf,
+    /// Initial RAM file system holding the guest agent.
+    pub initrd: Option<PathBuf>,
+    /// Raw disk image, opened for writing; the guest sees `/dev/vda`.
+    pub disk: Option<PathBuf>,
+    /// Appended to the kernel command line, parted by blanks.
+    pub cmdline_extra: String,
+    /// Virtual CPUs, 1 to [`MAX_VCPUS`](crate::limits::MAX_VCPUS).
+    pub vcpus: u32,
+    /// Guest memory, MiB.
+    pub memory_mib: u64,
+    /// The guest's network card.
+    pub network: NetworkSpec,
+}
+
+/// The guest's network card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkSpec {
+    /// No network card.
+    None,
+    /// Outgoing connections are made by the VM process itself, with the host's identity: the guest also reaches what
+    /// listens on the host's loopback. The guest is 10.0.2.15/24, its router 10.0.2.2, its DNS server 10.0.2.3.
+    User {
+        /// A card that leads nowhere, for a guest that expects one.
+        restrict: bool,
+    },
+}
+
+/// Why a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmExit {
+    /// The guest powered itself off.
+    GuestShutdown,
+    /// The guest rebooted, which is also how a guest without ACPI ends itself.
+    GuestReset,
+    /// The guest's kernel gave up. The message is the guest's own, so untrusted, and capped.
+    GuestPanic { message: String },
+    /// The VM process ended, by itself or killed. Both are `None` when it was an adopted one: only a parent is told.
+    Process { code: Option<i32>, signal: Option<i32> },
+}
+
+impl fmt::Display for VmExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GuestShutdown => f.write_str("the guest powered off"),
+            Self::GuestReset => f.write_str("the guest rebooted"),
+            Self::GuestPanic { message } => write!(f, "the guest kernel panicked: {message}"),
+            Self::Process { code: Some(code), .. } => write!(f, "the VM process ended with exit code {code}"),
+            Self::Process { signal: Some(signal), .. } => write!(f, "the VM process was ended by signal {signal}"),
+            Self::Process { code: None, signal: None } => f.write_str("the VM process ended"),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Every bound of this crate, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Bytes of console output kept per VM. A boot with a panic fits; a guest that floods its console costs no more.
+/// A power of two, because QEMU's ring buffer asks for one.
+pub const CONSOLE_BYTES: usize = 64 * 1024;
+
+/// Bytes kept of what a VM process writes to its standard error; it can write no more. A few lines are usual.
+pub const LOG_BYTES: u64 = 64 * 1024;
+
+/// Bytes of that which go into an error message.
+pub const LOG_TAIL_BYTES: u64 = 4 * 1024;
+
+/// Bytes read of a `vm.json`; ours have about 200.
+pub const RECORD_BYTES: u64 = 4 * 1024;
+
+/// Bytes of one QMP message. The largest is a full console in base64 (88 KiB).
+pub const QMP_LINE_BYTES: usize = 256 * 1024;
+
+/// How long QEMU may take to answer one QMP command. It answers from its main loop in about a millisecond; the rest is
+/// for a host that is overloaded.
+pub const QMP_REPLY: Duration = Duration::from_secs(10);
+
+/// How long a started VM process may take until it is ready to be driven. 50 ms are usual.
+pub const LAUNCH: Duration = Duration::from_secs(30);
+
+/// Characters of a guest's last words that become part of an exit reason. They are the guest's, hence untrusted.
+pub const PANIC_CHARS: usize = 200;
+
+/// Bytes of kernel command line a caller may add. The kernel takes 2048 in all; ours and QEMU's device list need the rest.
+pub const CMDLINE_EXTRA_BYTES: usize = 1024;
+
+/// Virtual CPUs of one VM. The guest kernel is built for 64.
+pub const MAX_VCPUS: u32 = 64;
+
+/// Smallest guest memory, MiB: kernel, agent and one shell fit.
+pub const MIN_MEMORY_MIB: u64 = 64;
+
+/// Largest guest memory, MiB (1 TiB): the machine's address map ends far above; nothing larger was ever tried.
+pub const MAX_MEMORY_MIB: u64 = 1024 * 1024;
+
+/// Size of QEMU's translation cache, MiB. It bounds what emulated code can make the VM process use; smaller ones are
+/// flushed again and again by interpreters such as Python or Node.
+pub const TRANSLATION_CACHE_MIB: u32 = 256;
+
+/// Rounds of "stop every descendant" before giving up on a process that forks faster than it can be stopped.
+pub const KILL_ROUNDS: usize = 64;
+
+/// Instructions in the KVM probe's loop: long enough that the cost of entering the guest disappears, short enough (6 ms)
+/// where they are interpreted.
+pub const PROBE_INSTRUCTIONS: u32 = 20_000;
+
+/// How long the KVM probe may take before it is interrupted.
+pub const PROBE: Duration = Duration::from_secs(2);
+
+/// Nanoseconds per ring-0 instruction above which KVM is called unusable. Hardware needs below 1; interpretation
+/// hundreds, and it lacks instructions that a kernel needs.
+pub const USABLE_NS_PER_INSTRUCTION: f64 = 20.0;
+
+/// Oldest QEMU (major version) that has what we use.
+pub const MIN_QEMU_MAJOR: u32 = 9;
+
+const _: () = assert!(CONSOLE_BYTES.is_power_of_two());
+const _: () = assert!(QMP_LINE_BYTES > CONSOLE_BYTES / 3 * 4 + 1024);
+const _: () = assert!(CMDLINE_EXTRA_BYTES <= 1024);

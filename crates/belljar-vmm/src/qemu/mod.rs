@@ -1,0 +1,272 @@
+//! QEMU's `microvm` machine, in hardware or in software.
+//!
+//! Launching is a row of steps, each of which may fail; what was made so far is undone by the guards `Files` and
+//! `Started` when they are dropped, hence also when the caller gives up waiting:
+//!
+//! ```text
+//! validate -> claim run dir -> sockets, log -> process -> record -> control connection -> running
+//!                          \__________ Files __________________________________________/
+//!                                                     \__ Started ____________________/
+//! ```
+//!
+//! The sockets are made here and given to QEMU as descriptors: they exist before QEMU runs, so connecting needs no retry.
+
+mod arguments;
+mod qmp;
+mod tsc;
+mod vm;
+
+use crate::child::Process;
+use crate::driver::{Accelerator, Capabilities, Driver, DriverKind, Vm, VmExit, VmSpec};
+use crate::error::VmmError;
+use crate::guard::{Files, Started};
+use crate::limits::{LAUNCH, MAX_MEMORY_MIB, MAX_VCPUS, QMP_REPLY, TRANSLATION_CACHE_MIB};
+use crate::log::Log;
+use crate::probe::QemuProgram;
+use crate::run_dir::{LINK, QMP, Record, RunDir};
+use crate::spawn::{Start, spawn};
+pub use arguments::LINK_PORT;
+use async_trait::async_trait;
+use qmp::Qmp;
+pub use qmp::QmpError;
+use serde_json::json;
+use std::fs::OpenOptions;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tsc::Tsc;
+use vm::QemuVm;
+
+/// How to run QEMU.
+#[derive(Debug, Clone)]
+pub struct QemuConfig {
+    /// The program, as [`probe::qemu`](crate::probe::qemu) found it.
+    pub program: QemuProgram,
+    /// How guest code is executed.
+    pub accel: Accelerator,
+    /// Size of the translation cache, MiB (software emulation only).
+    pub translation_cache_mib: u32,
+    /// How long a launch may take.
+    pub launch_limit: Duration,
+}
+
+impl QemuConfig {
+    /// The usual settings.
+    #[must_use]
+    pub fn new(program: QemuProgram, accel: Accelerator) -> Self {
+        Self { program, accel, translation_cache_mib: TRANSLATION_CACHE_MIB, launch_limit: LAUNCH }
+    }
+}
+
+/// Runs VMs with QEMU.
+#[derive(Debug)]
+pub struct QemuDriver {
+    config: QemuConfig,
+    tsc: Tsc,
+}
+
+impl QemuDriver {
+    #[must_use]
+    pub fn new(config: QemuConfig) -> Self {
+        Self { config, tsc: Tsc::new() }
+    }
+
+    fn start(&self, args: &[String], dir: &RunDir, log: &Log) -> Result<Process, VmmError> {
+        let program = &self.config.program.path;
+        let qmp = dir.listen(QMP)?;
+        let link = dir.listen(LINK)?;
+        let failed = |source| VmmError::Spawn { program: program.clone(), source };
+        let pid = spawn(&Start {
+            program,
+            args,
+            cwd: dir.path(),
+            stdout: log.as_fd(),
+            stderr: log.as_fd(),
+            fds: &[qmp.as_fd(), link.as_fd()],
+        })
+        .map_err(failed)?;
+        Process::watch(pid).map_err(failed)
+    }
+
+    /// Waits until QEMU can be driven, or has ended, or took too long.
+    async fn connect(&self, dir: &RunDir, process: &Process, log: &Log) -> Result<(Qmp, Option<VmExit>), VmmError> {
+        let program = || self.config.program.path.clone();
+        let limit = self.config.launch_limit;
+        let ended = async {
+            let ended = process.ended().await;
+            VmmError::EndedEarly { program: program(), ended: VmExit::from(ended).to_string(), log: log.message() }
+        };
+        tokio::select! {
+            biased;
+            error = ended => Err(error),
+            result = tokio::time::timeout(limit, drive(dir)) => match result {
+                Ok(Ok(driven)) => Ok(driven),
+                // The connection of a process that is ending breaks a moment before the process is gone.
+                Ok(Err(QmpError::Closed | QmpError::Io(_))) => {
+                    process.kill().await?;
+                    Err(VmmError::EndedEarly {
+                        program: program(),
+                        ended: "it closed its control connection".to_owned(),
+                        log: log.message(),
+                    })
+                }
+                Ok(Err(source)) => Err(VmmError::Monitor { pid: process.pid(), source }),
+                Err(_) => Err(VmmError::NotReady { program: program(), limit, log: log.message() }),
+            },
+        }
+    }
+
+    async fn adopt_recorded(&self, dir: RunDir, record: Record) -> Result<Option<Box<dyn Vm>>, VmmError> {
+        if !matches!(record.driver, DriverKind::Qemu { .. }) {
+            return Err(VmmError::OtherDriver {
+                path: dir.path().to_owned(),
+                found: record.driver.to_string(),
+                expected: self.kind().to_string(),
+            });
+        }
+        let pid = record.pid;
+        let failed = |operation| move |source| VmmError::Process { operation, pid, source };
+        let Some(process) = Process::find(&record).map_err(failed("watch"))? else {
+            dir.clear()?;
+            return Ok(None);
+        };
+        let log = Log::of_process(pid).map_err(failed("read the log of"))?;
+        let monitor = |source| VmmError::Monitor { pid, source };
+        let (qmp, stopped) = tokio::time::timeout(QMP_REPLY, drive(&dir))
+            .await
+            .map_err(|_| monitor(QmpError::Silent { command: "connect" }))?
+            .map_err(monitor)?;
+        Ok(Some(Box::new(QemuVm::new(Arc::new(dir), process, qmp, log, record.memory_mib, stopped))))
+    }
+}
+
+/// Connects to a QEMU, and asks whether its guest has stopped already: the event that tells goes to whoever is in
+/// command mode at that moment, which may have been an earlier process of ours, or nobody yet.
+async fn drive(dir: &RunDir) -> Result<(Qmp, Option<VmExit>), QmpError> {
+    let qmp = Qmp::start(dir.connect(QMP).await?).await?;
+    let status = qmp.command("query-status", json!({})).await?;
+    let stopped = match status.get("status").and_then(serde_json::Value::as_str) {
+        // A guest without ACPI can only stop by resetting.
+        Some("shutdown") => Some(VmExit::GuestReset),
+        _ => None,
+    };
+    Ok((qmp, stopped))
+}
+
+#[async_trait]
+impl Driver for QemuDriver {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Qemu { accel: self.config.accel }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            isolates: true,
+            hardware: self.config.accel == Accelerator::Kvm,
+            user_network: true,
+            restricts_network: true,
+            limits_resources: true,
+            max_vcpus: MAX_VCPUS,
+            max_memory_mib: MAX_MEMORY_MIB,
+        }
+    }
+
+    fn version(&self) -> &str {
+        &self.config.program.version
+    }
+
+    async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
+        arguments::validate(spec)?;
+        check_files(spec)?;
+        let args = arguments::arguments(&self.config, spec, self.tsc.khz().await);
+        let dir = Arc::new(RunDir::open(&spec.run_dir)?);
+        claim(&dir).await?;
+        let files = Files::of(&dir);
+        let operation = "create the log for";
+        let log =
+            Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
+        let started = Started::of(self.start(&args, &dir, &log)?);
+        let attempt = async {
+            let process = started.process.clone();
+            // The record comes before anything that takes time: should we die now, it is how the process is found.
+            // (There is none of a process that has ended already; connecting reports that.)
+            let record = Record::of(&spec.id, process.pid(), self.kind(), self.version(), spec.memory_mib);
+            if let Some(record) = record {
+                dir.write_record(&record)?;
+            }
+            self.connect(&dir, &process, &log).await
+        };
+        match attempt.await {
+            Ok((qmp, stopped)) => {
+                files.keep();
+                Ok(Box::new(QemuVm::new(dir, started.keep(), qmp, log, spec.memory_mib, stopped)))
+            }
+            Err(error) => {
+                started.process.kill().await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Vm>>, VmmError> {
+        let dir = RunDir::open(run_dir)?;
+        match dir.read_record() {
+            Some(record) => self.adopt_recorded(dir, record).await,
+            None => {
+                end_unrecorded(&dir).await;
+                dir.clear()?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// QEMU would name a missing file too, but this way the error is typed and nothing had to be started.
+fn check_files(spec: &VmSpec) -> Result<(), VmmError> {
+    let files = [
+        ("kernel", Some(&spec.kernel), false),
+        ("initial RAM file system", spec.initrd.as_ref(), false),
+        ("disk", spec.disk.as_ref(), true),
+    ];
+    for (what, path, write) in files {
+        let Some(path) = path else { continue };
+        let check = || match OpenOptions::new().read(true).write(write).open(path)?.metadata()?.is_file() {
+            true => Ok(()),
+            false => Err(std::io::Error::from(std::io::ErrorKind::InvalidInput)),
+        };
+        check().map_err(|source| VmmError::File { id: spec.id.clone(), what, path: path.clone(), source })?;
+    }
+    Ok(())
+}
+
+/// Makes sure no VM runs with this directory, and removes what an earlier one left.
+async fn claim(dir: &RunDir) -> Result<(), VmmError> {
+    match dir.read_record() {
+        Some(record) if record.is_alive() => Err(VmmError::Occupied { path: dir.path().to_owned(), pid: record.pid }),
+        Some(_) => dir.clear(),
+        None => {
+            end_unrecorded(dir).await;
+            dir.clear()
+        }
+    }
+}
+
+/// Ends a VM whose launcher died between starting it and writing the record: nobody was ever told of it. Its socket
+/// is the only trace, so it is asked to end through that; where nobody listens the connection is refused at once.
+async fn end_unrecorded(dir: &RunDir) {
+    let quit = async {
+        let qmp = Qmp::start(dir.connect(QMP).await?).await?;
+        // It ends before or after answering.
+        let _ = qmp.command("quit", json!({})).await;
+        qmp.closed().await;
+        Ok::<(), QmpError>(())
+    };
+    if let Ok(Ok(())) = tokio::time::timeout(QMP_REPLY, quit).await {
+        tracing::warn!(run_dir = %dir.path().display(), "ended a VM whose launch had been interrupted");
+    }
+}
+
+#[cfg(test)]
+#[path = "qemu_test.rs"]
+mod tests;

@@ -1,0 +1,160 @@
+//! The run directory of one VM: what is in it, who the VM process was, and sockets with long paths.
+//!
+//! ```text
+//! run_dir/  link.sock     to the guest agent
+//!           qmp.sock      to QEMU's control interface (QEMU only)
+//!           console.tail  console output that was already fetched from QEMU
+//!           vm.json       which process it is: written once it runs, removed last
+//! ```
+//!
+//! Sockets are bound and connected through `/proc/self/fd/N/name`: a Unix socket address holds 107 bytes, a data directory
+//! may be deeper than that.
+
+use crate::child;
+use crate::driver::DriverKind;
+use crate::error::VmmError;
+use crate::limits::RECORD_BYTES;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+pub(crate) const LINK: &str = "link.sock";
+pub(crate) const QMP: &str = "qmp.sock";
+pub(crate) const CONSOLE: &str = "console.tail";
+const RECORD: &str = "vm.json";
+const RECORD_NEW: &str = "vm.json.new";
+
+/// In the order of removal: the record goes last, so that an interrupted removal is finished by the next adoption.
+const ALL: [&str; 5] = [LINK, QMP, CONSOLE, RECORD_NEW, RECORD];
+
+/// Format of `vm.json`; another number is not ours to read.
+const RECORD_VERSION: u32 = 1;
+
+/// Which process runs the VM of this directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    version: u32,
+    pub id: String,
+    pub pid: u32,
+    /// Clock ticks since boot.
+    start_time: u64,
+    boot_id: String,
+    pub driver: DriverKind,
+    /// Version of the VM program, for whoever looks at the file.
+    program_version: String,
+    /// Guest memory, MiB: tells the guest's memory from the process's own.
+    pub memory_mib: u64,
+}
+
+impl Record {
+    /// Describes a process that was just started; `None` when it has ended already.
+    pub(crate) fn of(id: &str, pid: u32, driver: DriverKind, program_version: &str, memory_mib: u64) -> Option<Self> {
+        let start_time = child::start_time(pid)?;
+        let boot_id = child::boot_id()?;
+        let (id, program_version) = (id.to_owned(), program_version.to_owned());
+        Some(Self { version: RECORD_VERSION, id, pid, start_time, boot_id, driver, program_version, memory_mib })
+    }
+
+    /// Whether that very process (not a later one with its number) still runs.
+    pub(crate) fn is_alive(&self) -> bool {
+        child::boot_id().is_some_and(|id| id == self.boot_id) && child::start_time(self.pid) == Some(self.start_time)
+    }
+}
+
+/// An opened run directory.
+#[derive(Debug)]
+pub(crate) struct RunDir {
+    path: PathBuf,
+    /// Opened as a path only; gives sockets in it a short name.
+    handle: File,
+}
+
+impl RunDir {
+    /// Opens an existing directory that only its owner can enter.
+    pub(crate) fn open(path: &Path) -> Result<Self, VmmError> {
+        let error = |source| VmmError::RunDir { operation: "open run directory", path: path.to_owned(), source };
+        let handle =
+            OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path).map_err(error)?;
+        let mode = handle.metadata().map_err(error)?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(VmmError::RunDirOpen { path: path.to_owned(), mode });
+        }
+        Ok(Self { path: std::path::absolute(path).map_err(error)?, handle })
+    }
+
+    /// Absolute path of the directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Path of a file in it, for messages and ordinary file access.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// A short path of a socket in it, valid while `self` lives and in this process only.
+    fn short(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd()))
+    }
+
+    fn fail(&self, operation: &'static str, name: &str, source: io::Error) -> VmmError {
+        VmmError::RunDir { operation, path: self.file(name), source }
+    }
+
+    /// Makes a listening socket.
+    pub(crate) fn listen(&self, name: &'static str) -> Result<UnixListener, VmmError> {
+        UnixListener::bind(self.short(name)).map_err(|source| self.fail("create socket", name, source))
+    }
+
+    /// Connects to a socket in the directory.
+    pub(crate) async fn connect(&self, name: &str) -> io::Result<tokio::net::UnixStream> {
+        tokio::net::UnixStream::connect(self.short(name)).await
+    }
+
+    /// The last `limit` bytes of a file.
+    pub(crate) fn tail(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let mut file = File::open(self.file(name))?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
+        let mut bytes = Vec::new();
+        file.take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Replaces a file's content.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), VmmError> {
+        std::fs::write(self.file(name), bytes).map_err(|source| self.fail("write", name, source))
+    }
+
+    /// Writes the record; whoever reads it finds all of it or none.
+    pub(crate) fn write_record(&self, record: &Record) -> Result<(), VmmError> {
+        let write = || {
+            let mut file = File::create(self.file(RECORD_NEW))?;
+            file.set_permissions(Permissions::from_mode(0o600))?;
+            file.write_all(&serde_json::to_vec(record)?)?;
+            std::fs::rename(self.file(RECORD_NEW), self.file(RECORD))
+        };
+        write().map_err(|source| self.fail("write", RECORD, source))
+    }
+
+    /// The record, or `None` when there is none or it cannot be read as one.
+    pub(crate) fn read_record(&self) -> Option<Record> {
+        let bytes = self.tail(RECORD, RECORD_BYTES).ok()?;
+        serde_json::from_slice::<Record>(&bytes).ok().filter(|record| record.version == RECORD_VERSION)
+    }
+
+    /// Removes every file a VM may have left. Missing ones are fine.
+    pub(crate) fn clear(&self) -> Result<(), VmmError> {
+        for name in ALL {
+            match std::fs::remove_file(self.file(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.fail("remove", name, error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,1 +1,31 @@
-//! See ARCHITECTURE.md.
+//! Images: from a Debian suite to an immutable ext4 root file system, and the store that keeps them by name.
+//!
+//! [`build`] makes one: apt's solver names the packages, mmdebstrap installs them into a directory, mkfs.ext4 packs it.
+//! The same package versions give the same bytes, so an image's name is only a pointer to a content address. [`Store`]
+//! is a directory that the CLI writes and the node reads; there is no server in between.
+//!
+//! This crate knows nothing of VMs, sandboxes or the server: it hands out paths and numbers. The node converts
+//! [`RuntimeConfig`] into the wire type of the same shape. Everything here blocks; an async caller uses a thread.
+
+mod build;
+mod date;
+mod digest;
+mod error;
+mod ext4;
+mod import;
+pub mod limits;
+mod name;
+mod packages;
+mod recipe;
+mod record;
+mod sources;
+mod store;
+mod tool;
+mod tree;
+
+pub use build::{BuildRequest, BuiltImage, Progress, build};
+pub use error::ImageError;
+pub use name::{DEFAULT_IMAGE, canonical};
+pub use record::{Image, RuntimeConfig};
+pub use sources::SUITES;
+pub use store::Store;

@@ -1,0 +1,93 @@
+//! What can go wrong with an image. One enum for the crate: its callers show the message and go on.
+
+use std::{io, path::PathBuf};
+
+/// An image operation that failed. Each message names what was asked for and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A name that no image can have.
+    #[error("image name {name:?} {reason}; a name looks like `team/tool` or `team/tool:v2`")]
+    BadName {
+        /// As given.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// No image is registered under this name.
+    #[error("image {name:?} not found; {}", available(.images))]
+    NotFound {
+        /// As asked for, before aliases.
+        name: String,
+        /// The names that exist.
+        images: Vec<String>,
+    },
+    /// The image's files do not match its record.
+    #[error("image {digest} is damaged: {reason}; remove {} and build it again", .path.display())]
+    Damaged {
+        /// Content address.
+        digest: String,
+        /// The image's directory.
+        path: PathBuf,
+        /// What does not match.
+        reason: String,
+    },
+    /// A build request that cannot be met.
+    #[error("cannot build the image: {0}")]
+    BadRequest(String),
+    /// Building keeps owners and device nodes of the file tree.
+    #[error("building an image needs root; run it again with sudo")]
+    NeedsRoot,
+    /// A program this crate runs is not installed.
+    #[error("`{program}` is not installed; install the Debian package `{package}`")]
+    MissingProgram {
+        /// Program that was looked for.
+        program: String,
+        /// Debian package that has it.
+        package: &'static str,
+    },
+    /// A program this crate runs failed.
+    #[error("`{program}` failed ({status}):\n{tail}")]
+    Tool {
+        /// Program that ran.
+        program: String,
+        /// How it ended.
+        status: String,
+        /// End of its error output.
+        tail: String,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {operation} {}", .path.display())]
+    Io {
+        /// Verb: `read`, `create`, ...
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A record in the store is not what this version writes.
+    #[error("cannot use {}: {reason}; remove it and build the image again", .path.display())]
+    BadRecord {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl ImageError {
+    /// For `map_err` on an operation on one path.
+    pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { operation, path, source }
+    }
+}
+
+fn available(images: &[String]) -> String {
+    if images.is_empty() {
+        "there is none yet: `belljar image build` makes the default one".to_owned()
+    } else {
+        format!("there are: {}", images.join(", "))
+    }
+}

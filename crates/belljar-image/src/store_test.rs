@@ -1,0 +1,140 @@
+use std::{collections::BTreeMap, os::unix::fs::FileExt};
+
+use super::*;
+use crate::record::{RECORD, ROOTFS, RuntimeConfig};
+
+/// A store in a temporary directory, and images of a few kilobytes in it.
+struct Fixture {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        Self { dir, store }
+    }
+
+    fn build(&self, name: &str, content: u8) -> Image {
+        let (stage, _lock) = self.store.stage().unwrap();
+        let out = stage.join("image");
+        fs::create_dir(&out).unwrap();
+        let rootfs = out.join(ROOTFS);
+        let file = File::create(&rootfs).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(&[0x53, 0xEF], 1080).unwrap();
+        file.write_all_at(&[content], 5000).unwrap();
+        let image = Image {
+            digest: digest::of_file(&rootfs).unwrap(),
+            rootfs,
+            size_bytes: 1 << 20,
+            disk_bytes: 8192,
+            created_at: "2025-09-06T09:51:06Z".into(),
+            suite: "bookworm".into(),
+            packages: BTreeMap::from([("bash".into(), "5.2".into())]),
+            config: RuntimeConfig::default(),
+        };
+        image.write(&out).unwrap();
+        self.store.commit(&out, &image, name, &format!("key{content}")).unwrap()
+    }
+
+    fn check(&self, names: &[&str], images: usize) {
+        let listed: Vec<String> = self.store.list().unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(listed, names);
+        assert_eq!(entries(&self.dir.path().join("images")).unwrap().len(), images);
+    }
+}
+
+#[test]
+fn names_come_and_go_and_files_with_the_last_one() {
+    let it = Fixture::new();
+    it.check(&[], 0);
+    let one = it.build("belljar/debian", 1);
+    it.build("team/tool:v2", 2);
+    it.check(&["belljar/debian", "team/tool:v2"], 2);
+    assert_eq!(it.store.lookup("tensorlake/ubuntu-minimal").unwrap(), one);
+    assert_eq!(it.store.built("key1"), Some(one.clone()));
+
+    it.store.register("other", &one.digest).unwrap();
+    it.store.remove("belljar/debian").unwrap();
+    it.check(&["other", "team/tool:v2"], 2);
+    it.store.remove("other").unwrap();
+    it.check(&["team/tool:v2"], 1);
+    assert_eq!(it.store.built("key1"), None);
+
+    // A name that moves on lets go of its old image.
+    it.build("team/tool:v2", 3);
+    it.check(&["team/tool:v2"], 1);
+    // The same content again is the same image.
+    it.build("again", 3);
+    it.check(&["again", "team/tool:v2"], 1);
+}
+
+#[test]
+fn what_is_not_there_is_named_with_what_is() {
+    let it = Fixture::new();
+    let error = |name: &str| it.store.lookup(name).unwrap_err().to_string();
+    assert_eq!(
+        error("belljar/debian"),
+        "image \"belljar/debian\" not found; there is none yet: `belljar image build` makes the default one"
+    );
+    it.build("belljar/debian", 1);
+    assert_eq!(error("tensorlake/ubuntu-vnc"), "image \"tensorlake/ubuntu-vnc\" not found; there are: belljar/debian");
+    assert!(it.store.remove("nope").unwrap_err().to_string().contains("image \"nope\" not found"));
+    assert!(it.store.register("x", "blake3:../..").unwrap_err().to_string().contains("not found"));
+    assert!(error("../names").contains("does not start with"));
+}
+
+#[test]
+fn damage_is_found() {
+    let it = Fixture::new();
+    let image = it.build("a", 1);
+    image.verify_content().unwrap();
+    fs::set_permissions(&image.rootfs, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let check = |expect: &str| {
+        let error = image.verify_content().unwrap_err().to_string();
+        assert!(error.contains(expect) && error.contains("build it again"), "{error}");
+    };
+    let file = File::options().write(true).open(&image.rootfs).unwrap();
+    file.write_all_at(b"!", 9000).unwrap();
+    check("the content of rootfs.ext4 has the address blake3:");
+    image.verify().unwrap();
+    file.write_all_at(b"!", 1080).unwrap();
+    check("is not an ext4 file system");
+    file.set_len(5).unwrap();
+    check("has 5 bytes instead of 1048576");
+    fs::remove_file(&image.rootfs).unwrap();
+    check("No such file");
+    assert_eq!(it.store.built("key1"), None);
+    // Building it again mends it.
+    it.build("a", 1).verify_content().unwrap();
+}
+
+#[test]
+fn bad_records_are_refused() {
+    let it = Fixture::new();
+    let image = it.build("a", 1);
+    let record = image.rootfs.with_file_name(RECORD);
+    let good = fs::read_to_string(&record).unwrap();
+    for (bad, expect) in [
+        (good.replace("\"format\": 1", "\"format\": 9"), "has format 9, this version of belljar reads format 1"),
+        (good.replace("blake3:", "blake3:0"), "describes another image"),
+        ("{".into(), "EOF while parsing"),
+        (" ".repeat(5 << 20), "more than"),
+    ] {
+        fs::write(&record, bad).unwrap();
+        let error = it.store.lookup("a").unwrap_err().to_string();
+        assert!(error.contains(expect), "{error}");
+    }
+}
+
+#[test]
+fn a_build_finds_an_empty_stage() {
+    let it = Fixture::new();
+    let (stage, lock) = it.store.stage().unwrap();
+    fs::write(stage.join("left-over"), "").unwrap();
+    drop(lock);
+    let (stage, _lock) = it.store.stage().unwrap();
+    assert!(entries(&stage).unwrap().is_empty());
+}

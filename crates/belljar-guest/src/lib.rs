@@ -1,1 +1,119 @@
-//! See ARCHITECTURE.md.
+//! The guest agent: PID 1 of every VM, and the only thing in it that the node talks to.
+//!
+//! ```text
+//! node ══ link (virtio-serial, vsock, Unix socket) ══► serve ─┬─ port 0     system: configure, logs
+//!                                                            ├─ port 9501  agent: processes, files, terminals, …
+//!                                                            └─ others     connect: 127.0.0.1 of the guest
+//! ```
+//!
+//! It comes in two modes ([`Config`]): *init*, from the kernel to a running machine, and *hosted*, a plain process for
+//! tests. Both serve the same APIs; what differs is in [`launch::Place`], and stays out of the handlers.
+//!
+//! It knows nothing of tenants, TLS or network policy: whoever reaches the link may do everything here, and reaching it
+//! is the node's to guard. It protects nothing from the sandbox's own root, and it trusts the node.
+//!
+//! Modules, from the outside in: [`init`] and [`hosted`] make the place, [`port`], [`vsock`] and [`serve`] the
+//! connection; [`system`], [`process_api`], [`pty_api`], [`files`], [`archive`] and [`tunnel`] answer;
+//! [`process`], [`managed`] and [`pty`] hold what runs; [`launch`], [`reaper`] and [`cgroup`] start and end it.
+
+mod agent;
+mod archive;
+mod cgroup;
+mod connect;
+mod error;
+mod files;
+mod grow;
+mod health;
+mod hosted;
+mod init;
+mod ioctl;
+mod launch;
+mod limits;
+mod logs;
+mod managed;
+mod output;
+mod paths;
+mod port;
+mod process;
+mod process_api;
+mod pty;
+mod pty_api;
+mod random;
+mod reaper;
+mod serve;
+mod setup;
+mod sse;
+mod sync;
+mod system;
+mod tunnel;
+mod uevent;
+mod user;
+mod vsock;
+
+use std::{convert::Infallible, path::PathBuf};
+
+use anyhow::Context;
+use nix::sys::reboot::{RebootMode, reboot};
+use tracing::Level;
+
+/// How to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Config {
+    /// As PID 1 of a VM; everything else stands on the kernel command line: `belljar.root=DEVICE`
+    /// (`/dev/vda`), `belljar.link=virtio|vsock:PORT` (`virtio`).
+    Init,
+    /// As a plain process on a host.
+    Hosted {
+        /// Unix socket on which links are accepted, one at a time; a new one takes over.
+        listen: PathBuf,
+        /// Directory that processes start in and that is their HOME. It must exist.
+        root: PathBuf,
+    },
+}
+
+/// Runs the agent. In init mode it does not return: when the machine cannot go on it reboots, which ends the VM.
+///
+/// # Errors
+/// Hosted mode: the directory or the socket cannot be used.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    match config {
+        Config::Init => {
+            let Err(error) = run_init();
+            tracing::error!("cannot go on: {error:#}");
+            // Nothing that the guest wrote is lost with it.
+            nix::unistd::sync();
+            reboot(RebootMode::RB_AUTOBOOT).context("reboot")?;
+            Ok(())
+        }
+        Config::Hosted { listen, root } => {
+            log_to_stderr();
+            runtime()?.block_on(hosted::run(&listen, &root))
+        }
+    }
+}
+
+fn run_init() -> anyhow::Result<Infallible> {
+    log_to_stderr();
+    let machine = init::set_up()?;
+    runtime()?.block_on(machine.run())?;
+    anyhow::bail!("the agent has ended")
+}
+
+/// One thread: a guest has one processor most of the time, and everything that takes long is a thread of its own.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(limits::BLOCKING_THREADS_MAX)
+        .thread_stack_size(limits::THREAD_STACK)
+        .build()
+        .context("tokio")
+}
+
+fn log_to_stderr() {
+    tracing_subscriber::fmt()
+        .with_max_level(Level::INFO)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .init();
+}

@@ -1,0 +1,147 @@
+//! The agent: everything its two APIs share.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use belljar_api::{
+    error::code,
+    guest::{AgentInfo, Configure, Configured, Health},
+};
+use tokio::sync::Semaphore;
+
+use crate::{
+    archive,
+    cgroup::Cgroups,
+    error::{ApiError, unknown_route, wrong_method},
+    files,
+    launch::{Place, Settings},
+    limits::ARCHIVES_MAX,
+    logs::Logs,
+    process::Table,
+    process_api, pty, pty_api,
+    reaper::Reaper,
+    sync::lock,
+    tunnel,
+};
+
+/// Version that health, info and configure tell.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Shared by every request.
+pub(crate) struct Agent {
+    pub(crate) place: Place,
+    pub(crate) table: Arc<Table>,
+    pub(crate) terminals: Arc<pty::Sessions>,
+    pub(crate) logs: Arc<Logs>,
+    /// Permits for archive threads.
+    pub(crate) archives: Arc<Semaphore>,
+    /// Held while a configuration is applied.
+    pub(crate) configuring: tokio::sync::Mutex<()>,
+    configured: Mutex<Option<Configuration>>,
+    started: Instant,
+}
+
+/// What `configure` left behind.
+#[derive(Clone)]
+pub(crate) struct Configuration {
+    pub(crate) wanted: Configure,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) answer: Configured,
+}
+
+impl Agent {
+    /// An agent that waits to be configured. Must be called within the runtime.
+    pub(crate) fn new(place: Place, cgroups: Cgroups) -> io::Result<Arc<Self>> {
+        let reaper = Reaper::start()?;
+        let cgroups = Arc::new(cgroups);
+        let logs = Arc::new(Logs::default());
+        tokio::spawn(sweep(Arc::clone(&reaper), Arc::clone(&cgroups)));
+        let table = Arc::new(Table::new(Arc::clone(&reaper), Arc::clone(&cgroups), Arc::clone(&logs)));
+        Ok(Arc::new(Self {
+            place,
+            table,
+            terminals: Arc::new(pty::Sessions::new(reaper, cgroups)),
+            logs,
+            archives: Arc::new(Semaphore::new(ARCHIVES_MAX)),
+            configuring: tokio::sync::Mutex::default(),
+            configured: Mutex::default(),
+            started: Instant::now(),
+        }))
+    }
+
+    /// What every process starts from.
+    pub(crate) fn settings(&self) -> Result<Arc<Settings>, ApiError> {
+        self.configuration().map(|configuration| configuration.settings).ok_or_else(|| {
+            ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                code::SANDBOX_NOT_READY,
+                "the sandbox is still being set up; try again",
+            )
+        })
+    }
+
+    pub(crate) fn configuration(&self) -> Option<Configuration> {
+        lock(&self.configured).clone()
+    }
+
+    pub(crate) fn set_configuration(&self, configuration: Configuration) {
+        *lock(&self.configured) = Some(configuration);
+    }
+}
+
+/// Removes cgroups that outlived their process: all that is ever in them becomes our child in the end.
+async fn sweep(reaper: Arc<Reaper>, cgroups: Arc<Cgroups>) {
+    let mut collections = reaper.collections();
+    while collections.changed().await.is_ok() {
+        cgroups.sweep();
+    }
+}
+
+/// The public guest API.
+pub(crate) fn router(agent: &Arc<Agent>) -> Router {
+    Router::new()
+        .route("/api/v1/health", get(health))
+        .route("/api/v1/info", get(info))
+        .merge(process_api::routes())
+        .merge(files::routes())
+        .merge(archive::routes())
+        .merge(pty_api::routes())
+        .merge(tunnel::routes())
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(agent), require_configured))
+        .with_state(Arc::clone(agent))
+}
+
+/// Before `configure` nothing may run: not even with the right answer would it be this sandbox's.
+async fn require_configured(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Response {
+    match agent.settings() {
+        Ok(_) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn health() -> Json<Health> {
+    Json(Health { healthy: true })
+}
+
+async fn info(State(agent): State<Arc<Agent>>) -> Json<AgentInfo> {
+    let (running_processes, total_processes) = agent.table.counts();
+    Json(AgentInfo {
+        version: VERSION.to_owned(),
+        uptime_secs: agent.started.elapsed().as_secs(),
+        running_processes,
+        total_processes,
+    })
+}

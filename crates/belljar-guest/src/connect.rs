@@ -1,0 +1,34 @@
+//! Connections to the guest's own TCP ports: for the link's other ports, for tunnels and for health checks.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::limits::{CONNECT_TIMEOUT, SPLICE_BUFFER};
+
+/// Connects to 127.0.0.1, or to `[::1]` when nobody listens there.
+pub(crate) async fn connect_local(port: u16) -> io::Result<TcpStream> {
+    let connect = async {
+        match TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await {
+            Ok(stream) => Ok(stream),
+            // The first error is the one to tell: a guest may have no IPv6 at all.
+            Err(error) => TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, port))).await.map_err(|_| error),
+        }
+    };
+    let stream = timeout(CONNECT_TIMEOUT, connect).await??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Carries bytes both ways until both directions have ended.
+pub(crate) async fn splice(mut link: impl AsyncRead + AsyncWrite + Unpin, mut tcp: TcpStream) {
+    // Whoever broke off, the other side learns it from its closed connection.
+    let _ = copy_bidirectional_with_sizes(&mut link, &mut tcp, SPLICE_BUFFER, SPLICE_BUFFER).await;
+}

@@ -1,0 +1,214 @@
+//! Init mode: from a bare kernel to the agent, as PID 1.
+//!
+//! ```text
+//! initramfs: /dev /proc /sys ─► root device ─► mount ─► move over, chroot
+//! root fs:   /dev/pts /dev/shm /run cgroups ─► loopback, limits ─► link ─► agent, for ever
+//! ```
+//!
+//! Every step either works or the machine ends: [`crate::run`] prints the reason on the console and reboots, which the
+//! VMM takes as the end.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use belljar_api::guest::LINK_PORT_NAME;
+use nix::{
+    mount::{MsFlags, mount},
+    sys::{
+        reboot::set_cad_enabled,
+        resource::{Resource, setrlimit},
+    },
+    unistd::{chdir, chroot, dup2_stderr, dup2_stdin, dup2_stdout},
+};
+
+use crate::{
+    agent::Agent,
+    cgroup::Cgroups,
+    ioctl,
+    launch::Place,
+    limits::{DEVICE_PATIENCE, OPEN_FILES_HARD, OPEN_FILES_SOFT},
+    port::Port,
+    serve::Service,
+    uevent, vsock,
+};
+
+const NEW_ROOT: &str = "/newroot";
+
+/// What a sandbox's programs may expect of a machine of their own. A kernel without one of them is no reason to stop.
+const SYSCTLS: [(&str, &str); 6] = [
+    // Without it `ping` needs root.
+    ("net/ipv4/ping_group_range", "0 2147483647"),
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    // File watchers of editors and bundlers.
+    ("fs/inotify/max_user_watches", "524288"),
+    ("fs/inotify/max_user_instances", "1024"),
+    // Databases and search engines map many files.
+    ("vm/max_map_count", "1048576"),
+    ("kernel/pid_max", "4194304"),
+];
+
+/// What the kernel command line says to us.
+#[derive(Debug, PartialEq, Eq)]
+struct CommandLine {
+    root: String,
+    link: Link,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Link {
+    Virtio,
+    Vsock { port: u32 },
+}
+
+/// Makes the machine. Must run before there are threads.
+pub(crate) fn set_up() -> anyhow::Result<Machine> {
+    mount_on("devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=755")?;
+    use_console();
+    mount_on("proc", "/proc", "proc", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, "")?;
+    mount_on("sysfs", "/sys", "sysfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, "")?;
+    let line = parse(&fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?)?;
+    enter_root(&line.root)?;
+    mount_rest()?;
+    for (name, value) in SYSCTLS {
+        warn(name, fs::write(Path::new("/proc/sys").join(name), value));
+    }
+    warn("loopback", ioctl::loopback_up());
+    warn("oom_score_adj", fs::write("/proc/self/oom_score_adj", "-1000"));
+    warn("open files", setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_SOFT, OPEN_FILES_HARD).map_err(io::Error::from));
+    // Ctrl-Alt-Del becomes a signal, and PID 1 has no handler for it: nothing happens.
+    warn("ctrl-alt-del", set_cad_enabled(false).map_err(io::Error::from));
+    Ok(Machine { link: line.link })
+}
+
+/// A machine that is ready for the agent.
+pub(crate) struct Machine {
+    link: Link,
+}
+
+impl Machine {
+    /// Serves the link; returns only when that cannot go on.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let agent = Agent::new(Place::Machine, Cgroups::set_up())?;
+        let service = Service::new(&agent);
+        match self.link {
+            Link::Virtio => {
+                let device = uevent::wait_for(LINK_PORT_NAME, DEVICE_PATIENCE, link_device)?;
+                let port = Port::open(&device).with_context(|| device.display().to_string())?;
+                service.serve_link(port).await;
+            }
+            Link::Vsock { port } => vsock::serve(port, service).await.with_context(|| format!("vsock port {port}"))?,
+        }
+        bail!("the link device is gone")
+    }
+}
+
+fn warn(step: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!("{step}: {error}");
+    }
+}
+
+/// The kernel gives PID 1 a console only if the initramfs has the node.
+fn use_console() {
+    let Ok(console) = File::options().read(true).write(true).open("/dev/console") else { return };
+    let console = console.as_fd();
+    // Where it fails nobody could be told.
+    let _ = dup2_stdin(console).and_then(|()| dup2_stdout(console)).and_then(|()| dup2_stderr(console));
+}
+
+fn parse(line: &str) -> anyhow::Result<CommandLine> {
+    let value = |key: &str| line.split_whitespace().filter_map(|word| word.strip_prefix(key)).next_back();
+    let link = match value("belljar.link=") {
+        None | Some("virtio") => Link::Virtio,
+        Some(other) => match other.strip_prefix("vsock:").and_then(|port| port.parse().ok()) {
+            Some(port) => Link::Vsock { port },
+            None => bail!("kernel command line: belljar.link={other}: write `virtio` or `vsock:PORT`"),
+        },
+    };
+    Ok(CommandLine { root: value("belljar.root=").unwrap_or("/dev/vda").to_owned(), link })
+}
+
+fn mount_on(source: &str, target: &str, kind: &str, flags: MsFlags, data: &str) -> anyhow::Result<()> {
+    fs::create_dir_all(target).with_context(|| target.to_owned())?;
+    match mount(Some(source), target, Some(kind), flags, Some(data)) {
+        // The kernel may have mounted /dev by itself.
+        Ok(()) | Err(nix::errno::Errno::EBUSY) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("mount {kind} on {target}")),
+    }
+}
+
+/// Mounts the root file system and makes it `/`. What is left of the initramfs is this program, which lies under the
+/// new root where nobody sees it.
+fn enter_root(device: &str) -> anyhow::Result<()> {
+    uevent::wait_for(device, DEVICE_PATIENCE, || Path::new(device).exists().then_some(()))?;
+    fs::create_dir_all(NEW_ROOT).context(NEW_ROOT)?;
+    mount(Some(device), NEW_ROOT, Some("ext4"), MsFlags::MS_NOATIME, None::<&str>)
+        .with_context(|| format!("mount the root file system {device}"))?;
+    for moved in ["/dev", "/proc", "/sys"] {
+        let target = format!("{NEW_ROOT}{moved}");
+        fs::create_dir_all(&target).with_context(|| target.clone())?;
+        mount(Some(moved), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .with_context(|| format!("move {moved} to {target}"))?;
+    }
+    // Gives its memory back as far as it is not the running program.
+    warn("/init", fs::remove_file("/init"));
+    chdir(NEW_ROOT).context(NEW_ROOT)?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("move the root")?;
+    chroot(".").context("chroot")?;
+    chdir("/").context("chdir")
+}
+
+fn mount_rest() -> anyhow::Result<()> {
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let strict = plain | MsFlags::MS_NOEXEC;
+    let no_devices = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount_on("devpts", "/dev/pts", "devpts", no_devices, "gid=5,mode=620,ptmxmode=666")?;
+    mount_on("tmpfs", "/dev/shm", "tmpfs", plain, "mode=1777")?;
+    mount_on("tmpfs", "/run", "tmpfs", plain, "mode=755")?;
+    mount_on("cgroup2", "/sys/fs/cgroup", "cgroup2", strict, "")?;
+    if let Err(error) = mount_on("mqueue", "/dev/mqueue", "mqueue", strict, "") {
+        tracing::warn!("{error:#}");
+    }
+    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        match symlink(target, Path::new("/dev").join(link)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => tracing::warn!("/dev/{link}: {error}"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The device of the port that the host named for us.
+fn link_device() -> Option<PathBuf> {
+    let ports = fs::read_dir("/sys/class/virtio-ports").ok()?;
+    let is_ours = |entry: &fs::DirEntry| {
+        fs::read_to_string(entry.path().join("name")).is_ok_and(|name| name.trim() == LINK_PORT_NAME)
+    };
+    let device = Path::new("/dev").join(ports.flatten().find(is_ours)?.file_name());
+    device.exists().then_some(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(line: &str, root: &str, link: Link) {
+        assert_eq!(parse(line).expect(line), CommandLine { root: root.to_owned(), link });
+    }
+
+    #[test]
+    fn the_command_line_has_defaults_and_the_last_word_counts() {
+        check("console=ttyS0 quiet", "/dev/vda", Link::Virtio);
+        check("belljar.link=virtio belljar.root=/dev/vdb", "/dev/vdb", Link::Virtio);
+        check("belljar.link=virtio belljar.link=vsock:52\n", "/dev/vda", Link::Vsock { port: 52 });
+        assert!(parse("belljar.link=carrier-pigeon").is_err());
+        assert!(parse("belljar.link=vsock:x").is_err());
+    }
+}

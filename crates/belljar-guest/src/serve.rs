@@ -1,0 +1,126 @@
+//! One link, from its handshake to its end: each stream goes to the API or the port that it asks for.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use axum::Router;
+use belljar_api::{guest::SYSTEM_PORT, limits::AGENT_PORT};
+use belljar_link::{Incoming, LinkStream};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    agent::{Agent, router},
+    connect::{connect_local, splice},
+    limits::STREAMS_MAX,
+    system,
+};
+
+/// Both APIs and the permits of their streams.
+#[derive(Clone)]
+pub(crate) struct Service {
+    public: Router,
+    system: Router,
+    permits: Arc<Semaphore>,
+}
+
+impl Service {
+    pub(crate) fn new(agent: &Arc<Agent>) -> Self {
+        Self { public: router(agent), system: system::router(agent), permits: Arc::new(Semaphore::new(STREAMS_MAX)) }
+    }
+
+    /// Serves a link until its peer is gone. Streams that are under way end with it, processes do not.
+    pub(crate) async fn serve_link(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let (mut acceptor, link) = belljar_link::serve(io);
+        // Dropped with us when another link takes over.
+        let link = AbortOnDropHandle::new(tokio::spawn(link));
+        while let Some(incoming) = acceptor.accept().await {
+            match Arc::clone(&self.permits).try_acquire_owned() {
+                Ok(permit) => drop(tokio::spawn(self.clone().serve_stream(incoming, permit))),
+                Err(_) => incoming.refuse(belljar_link::RefuseCode::TooManyStreams),
+            }
+        }
+        match link.await {
+            Ok(reason) => tracing::info!("{reason}"),
+            Err(error) => tracing::error!("the link's task: {error}"),
+        }
+    }
+
+    async fn serve_stream(self, incoming: Incoming, _permit: OwnedSemaphorePermit) {
+        match incoming.port {
+            SYSTEM_PORT => serve_http(incoming.accept(), self.system).await,
+            AGENT_PORT => serve_http(incoming.accept(), self.public).await,
+            port => match connect_local(port).await {
+                Ok(tcp) => splice(incoming.accept(), tcp).await,
+                Err(_) => incoming.refuse(belljar_link::RefuseCode::Refused),
+            },
+        }
+    }
+}
+
+async fn serve_http(stream: LinkStream, router: Router) {
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .half_close(true)
+        .serve_connection(TokioIo::new(Polite(stream)), service)
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        tracing::debug!("a connection broke off: {error}");
+    }
+}
+
+/// A stream that ends like a socket when it is dropped: what was written is still sent. A bare [`LinkStream`] takes a
+/// drop for a failure and is reset, and a WebSocket's Close would be lost with it.
+struct Polite(LinkStream);
+
+impl Drop for Polite {
+    fn drop(&mut self) {
+        // Only marks the end and never waits. A stream that has already failed has nothing to send.
+        let _ = Pin::new(&mut self.0).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+impl AsyncRead for Polite {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Polite {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

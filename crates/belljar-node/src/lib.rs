@@ -1,1 +1,199 @@
-//! See ARCHITECTURE.md.
+//! The node: runs the sandboxes of one host.
+//!
+//! It owns the host's part of every sandbox ([`sandbox`]), their disks ([`storage`]), logs ([`logs`]) and links to the
+//! guests, and dials out to a server ([`uplink`]) that tells it what to run. It is not the server: it knows no users,
+//! keys, quotas or other nodes, and has no database; what it must remember lies in each sandbox's own directory.
+//! VMs are processes of their own: they outlive the node, and the next one finds them again.
+//!
+//! Called by the `belljar` binary (`up`).
+
+mod config;
+mod driver;
+mod guest;
+mod idle;
+mod images;
+mod limits;
+mod logs;
+mod record;
+mod registry;
+mod sandbox;
+pub mod storage;
+mod uplink;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use belljar_api::{node::Capacity, sandbox::TerminationReason};
+use belljar_vmm::{Driver, DriverKind};
+use tokio::sync::{Semaphore, watch};
+
+pub use self::{
+    config::{Artifacts, DriverSetting, NodeConfig},
+    driver::DriverError,
+};
+use self::{idle::ConnectionSlots, images::Images, record::Ending, registry::Registry, storage::Storage};
+
+/// How a node stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shutdown {
+    /// It does not.
+    #[default]
+    No,
+    /// The VMs go on; the next node finds them again.
+    KeepSandboxes,
+    /// Every sandbox ends first.
+    EndSandboxes,
+}
+
+/// A node that cannot start or stop.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A file or directory of the node failed.
+    #[error("cannot use {path}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A kernel or initramfs is missing.
+    #[error("{what} {path} is missing or not readable; make it with `cargo xtask {task}`")]
+    Artifact {
+        /// `kernel` or `initramfs`.
+        what: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+        /// What makes it.
+        task: &'static str,
+    },
+    /// The data directory.
+    #[error(transparent)]
+    Storage(#[from] storage::StorageError),
+    /// No driver works here.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+}
+
+/// What every part of the node shares.
+pub(crate) struct Context {
+    pub(crate) node_id: String,
+    pub(crate) node_token: String,
+    pub(crate) server_address: String,
+    pub(crate) capacity: Capacity,
+    pub(crate) storage: Storage,
+    pub(crate) images: Images,
+    pub(crate) driver: Box<dyn Driver>,
+    pub(crate) artifacts: Artifacts,
+    /// Whether guests have QEMU's user-mode network.
+    pub(crate) user_network: bool,
+    /// Boots at once: more only slow each other down.
+    pub(crate) boot_slots: Semaphore,
+    pub(crate) connections: ConnectionSlots,
+    pub(crate) registry: Registry,
+}
+
+impl Context {
+    pub(crate) fn forget(&self, id: &str) {
+        self.registry.forget(id);
+    }
+}
+
+/// Runs a node until `shutdown` says otherwise.
+pub async fn run(config: NodeConfig, shutdown: watch::Receiver<Shutdown>) -> Result<(), NodeError> {
+    let driver = driver::open(&config.driver)?;
+    run_with(config, driver, shutdown).await
+}
+
+async fn run_with(
+    config: NodeConfig,
+    driver: Box<dyn Driver>,
+    mut shutdown: watch::Receiver<Shutdown>,
+) -> Result<(), NodeError> {
+    let ctx = Arc::new(open(config, driver)?);
+    ctx.registry.load(&ctx)?;
+    let alive = |id: &str| ctx.registry.get(id).is_some();
+    if let Err(error) = logs::file::sweep(&ctx.storage.logs(), alive).and_then(|()| ctx.images.sweep(&ctx.storage)) {
+        tracing::warn!(%error, "cannot remove what is no longer needed");
+    }
+    let mode = tokio::select! {
+        () = uplink::run(ctx.clone()) => Shutdown::No,
+        // A dropped sender means that the program is going away: the VMs are not ours to end.
+        mode = shutdown.wait_for(|mode| *mode != Shutdown::No) => mode.map_or(Shutdown::KeepSandboxes, |mode| *mode),
+    };
+    if mode == Shutdown::EndSandboxes {
+        ctx.registry.end_all(&Ending::new(TerminationReason::User, "the node was shut down")).await;
+        ctx.storage.close()?;
+    }
+    Ok(())
+}
+
+fn open(config: NodeConfig, driver: Box<dyn Driver>) -> Result<Context, NodeError> {
+    let is_vm = driver.kind() != DriverKind::Process;
+    if is_vm {
+        check_artifact("kernel", &config.artifacts.kernel, "kernel")?;
+        check_artifact("initramfs", &config.artifacts.initrd, "guest")?;
+    }
+    let storage = Storage::open(&config.data_dir)?;
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    #[expect(clippy::cast_precision_loss, reason = "no host has 2^52 cpus")]
+    let capacity = Capacity { cpus: cpus as f64, memory_mb: config.memory_mb.map_or_else(host_memory, Ok)? };
+    let user_network = driver.capabilities().user_network;
+    Ok(Context {
+        node_id: node_id(&config.data_dir)?,
+        node_token: config.node_token,
+        server_address: config.server_address,
+        capacity,
+        storage,
+        images: Images::new(config.image_store),
+        driver,
+        artifacts: config.artifacts,
+        user_network,
+        boot_slots: Semaphore::new(cpus.max(2)),
+        connections: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
+        registry: Registry::new(),
+    })
+}
+
+fn check_artifact(what: &'static str, path: &Path, task: &'static str) -> Result<(), NodeError> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_file() && meta.len() > 0 => Ok(()),
+        _ => Err(NodeError::Artifact { what, path: path.to_owned(), task }),
+    }
+}
+
+/// The node's stable id, made on its first start.
+fn node_id(data_dir: &Path) -> Result<String, NodeError> {
+    let path = data_dir.join("node-id");
+    let failed = |source| NodeError::Io { path: path.clone(), source };
+    match fs::read_to_string(&path) {
+        Ok(text) if belljar_api::id::is_id(text.trim()) => Ok(text.trim().to_owned()),
+        Ok(_) => Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it holds no node id"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let id = belljar_api::id::new_id();
+            fs::write(&path, &id).map_err(failed)?;
+            Ok(id)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The host's memory less a gigabyte, MiB.
+fn host_memory() -> Result<u64, NodeError> {
+    let path = PathBuf::from("/proc/meminfo");
+    let text = fs::read_to_string(&path).map_err(|source| NodeError::Io { path: path.clone(), source })?;
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    let kib = kib.ok_or_else(|| NodeError::Io {
+        path,
+        source: io::Error::new(io::ErrorKind::InvalidData, "it has no MemTotal"),
+    })?;
+    Ok((kib / 1024).saturating_sub(1024))
+}
+
+#[cfg(test)]
+#[path = "node_test.rs"]
+mod tests;

@@ -1,0 +1,146 @@
+//! The node's images: names from the image store, files cloned into the node's own storage.
+//!
+//! The store may lie on another file system, from which no disk can be reflinked; so each root file system is brought
+//! into the node's storage once, and every sandbox clones that copy.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use belljar_api::image::{ImageInfo, RuntimeConfig};
+use belljar_image::{Image, ImageError, Store};
+
+use crate::storage::{Storage, StorageError};
+
+/// An image that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeImageError {
+    /// It is not there, or damaged.
+    #[error(transparent)]
+    Store(#[from] ImageError),
+    /// It cannot be brought into the node's storage.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Whether the name is at fault, not the store.
+pub(crate) fn is_not_found(error: &ImageError) -> bool {
+    matches!(error, ImageError::NotFound { .. } | ImageError::BadName { .. })
+}
+
+/// An image, ready to be cloned.
+#[derive(Debug, Clone)]
+pub(crate) struct LocalImage {
+    pub(crate) rootfs: PathBuf,
+    pub(crate) runtime: RuntimeConfig,
+}
+
+/// Looks images up and brings them in.
+#[derive(Debug)]
+pub(crate) struct Images {
+    store: PathBuf,
+    /// One import at a time: the second of two asks finds the first one's file.
+    importing: tokio::sync::Mutex<()>,
+}
+
+impl Images {
+    pub(crate) fn new(store: PathBuf) -> Self {
+        Self { store, importing: tokio::sync::Mutex::new(()) }
+    }
+
+    /// All images, read from disk now.
+    pub(crate) fn list(&self) -> Result<Vec<ImageInfo>, ImageError> {
+        Ok(Store::open(&self.store)?.list()?.into_iter().map(|(name, image)| info(name, &image)).collect())
+    }
+
+    /// One image by name or alias.
+    pub(crate) fn find(&self, name: &str) -> Result<ImageInfo, ImageError> {
+        Ok(info(name.to_owned(), &Store::open(&self.store)?.lookup(name)?))
+    }
+
+    /// The image's file in the node's storage; cloned from the store when it is not there yet.
+    pub(crate) async fn ensure(&self, name: &str, storage: &Storage) -> Result<LocalImage, NodeImageError> {
+        let _turn = self.importing.lock().await;
+        let image = Store::open(&self.store)?.lookup(name)?;
+        let dir = storage.images().join(image.digest.replace(':', "-"));
+        let rootfs = dir.join("rootfs.ext4");
+        if !is_size(&rootfs, image.size_bytes) {
+            image.verify()?;
+            import(&image.rootfs, &dir, storage)?;
+        }
+        Ok(LocalImage { rootfs, runtime: runtime(&image) })
+    }
+
+    /// The runtime configuration of an image that is in use; it may have been removed meanwhile.
+    pub(crate) fn find_runtime(&self, name: &str) -> Result<RuntimeConfig, ImageError> {
+        Ok(runtime(&Store::open(&self.store)?.lookup(name)?))
+    }
+
+    /// Removes files that no image of the store stands for any more.
+    pub(crate) fn sweep(&self, storage: &Storage) -> io::Result<()> {
+        let Ok(kept) = Store::open(&self.store).and_then(|store| store.list()) else {
+            // An unreadable store says nothing about what is in use.
+            return Ok(());
+        };
+        let kept: Vec<String> = kept.into_iter().map(|(_, image)| image.digest.replace(':', "-")).collect();
+        for entry in fs::read_dir(storage.images())? {
+            let entry = entry?;
+            if !kept.iter().any(|name| entry.file_name() == name.as_str()) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn info(name: String, image: &Image) -> ImageInfo {
+    let hex = image.digest.rsplit(':').next().unwrap_or_default();
+    ImageInfo {
+        id: format!("image_{}", hex.chars().take(21).collect::<String>()),
+        name,
+        snapshot_id: image.digest.clone(),
+        global: true,
+        physical_size_bytes: image.disk_bytes,
+        logical_size_bytes: image.size_bytes,
+        created_at: image.created_at.clone(),
+        updated_at: image.created_at.clone(),
+    }
+}
+
+fn runtime(image: &Image) -> RuntimeConfig {
+    let config = image.config.clone();
+    RuntimeConfig {
+        env: config.env,
+        workdir: config.workdir,
+        user: config.user,
+        entrypoint: config.entrypoint,
+        cmd: config.cmd,
+    }
+}
+
+fn is_size(path: &Path, size: u64) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.len() == size)
+}
+
+fn import(from: &Path, dir: &Path, storage: &Storage) -> Result<(), StorageError> {
+    storage.check_free()?;
+    let new = storage.images().join(".import");
+    remove_if_there(&new).map_err(StorageError::io("remove", &new))?;
+    fs::create_dir_all(&new).map_err(StorageError::io("create", &new))?;
+    let result = storage.clone_disk(from, &new.join("rootfs.ext4"), 0).and_then(|()| {
+        remove_if_there(dir).map_err(StorageError::io("remove", dir))?;
+        fs::rename(&new, dir).map_err(StorageError::io("rename an image to", dir))
+    });
+    if result.is_err() {
+        let _ = remove_if_there(&new);
+    }
+    result
+}
+
+fn remove_if_there(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,98 @@
+//! One XFS file system in a sparse file, loop-mounted: reflinks on a host whose file system has none.
+//!
+//! ```text
+//! (absent) -> made (mkfs.xfs) -> mounted -> closed (unmounted; the file stays)
+//! ```
+//! Needs root, `mkfs.xfs` and a loop device. It stays mounted when the node dies, because VMs go on using it; the next
+//! node finds it mounted.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::{StorageError, clone::free_bytes};
+
+/// Share of the free space that the volume may grow to: the rest stays for the host.
+const SHARE_PERCENT: u64 = 80;
+/// XFS refuses less than 300 MB; a volume that holds no image is of no use.
+const SIZE_MIN: u64 = 2 << 30;
+
+/// A mounted volume.
+#[derive(Debug)]
+pub(super) struct Volume {
+    mount_point: PathBuf,
+}
+
+impl Volume {
+    /// Mounts the volume of `data`, making it first where there is none.
+    pub(super) fn open(data: &Path) -> Result<Self, StorageError> {
+        let (file, mount_point) = (data.join("volume.xfs"), data.join("volume"));
+        fs::create_dir_all(&mount_point).map_err(StorageError::io("create", &mount_point))?;
+        if is_mount_point(&mount_point)? {
+            return Ok(Self { mount_point });
+        }
+        if !file.exists() {
+            make(data, &file)?;
+        }
+        run("mount", &["-t", "xfs", "-o", "loop,noatime,discard"], &[&file, &mount_point])?;
+        // Without it every page of a disk would be cached twice. Not every host file system can.
+        if let Err(error) = direct_io(&file) {
+            tracing::warn!(%error, "the volume's loop device uses no direct I/O");
+        }
+        Ok(Self { mount_point })
+    }
+
+    pub(super) fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+
+    pub(super) fn close(&self) -> Result<(), StorageError> {
+        run("umount", &[], &[&self.mount_point]).map(drop)
+    }
+}
+
+fn make(data: &Path, file: &Path) -> Result<(), StorageError> {
+    let free = free_bytes(data).map_err(StorageError::io("ask the free space of", data))?;
+    let size = (free / 100 * SHARE_PERCENT).max(SIZE_MIN);
+    let new = data.join(".volume.xfs.new");
+    let made = File::create(&new)
+        .and_then(|file| file.set_len(size))
+        .map_err(StorageError::io("create", &new))
+        .and_then(|()| run("mkfs.xfs", &["-q", "-f", "-m", "reflink=1"], &[&new]));
+    let result = made.and_then(|_| fs::rename(&new, file).map_err(StorageError::io("rename the new volume to", file)));
+    if result.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    result
+}
+
+fn direct_io(file: &Path) -> Result<(), StorageError> {
+    let listed = run("losetup", &["--noheadings", "--output", "NAME", "--associated"], &[file])?;
+    let Some(device) = listed.lines().next().map(str::trim).filter(|name| name.starts_with("/dev/loop")) else {
+        return Err(StorageError::Program {
+            program: "losetup",
+            output: format!("no loop device for {}", file.display()),
+        });
+    };
+    run("losetup", &["--direct-io=on"], &[Path::new(device)]).map(drop)
+}
+
+fn is_mount_point(path: &Path) -> Result<bool, StorageError> {
+    let path = fs::canonicalize(path).map_err(StorageError::io("resolve", path))?;
+    let table = Path::new("/proc/self/mountinfo");
+    let text = fs::read_to_string(table).map_err(StorageError::io("read", table))?;
+    Ok(text.lines().filter_map(|line| line.split(' ').nth(4)).any(|point| Path::new(point) == path))
+}
+
+fn run(program: &'static str, options: &[&str], paths: &[&Path]) -> Result<String, StorageError> {
+    let result = Command::new(program).args(options).args(paths).env("LC_ALL", "C").output();
+    let failed = |output: String| StorageError::Program { program, output };
+    let output = result.map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(text.trim().chars().take(500).collect()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,150 @@
+//! The node's routes, see [`belljar_api::node`].
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use belljar_api::{
+    error::{ErrorBody, code},
+    node::{Command, LogQuery, NodeHello, Report},
+};
+use bytes::Bytes;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+
+use crate::{Context, images::is_not_found, limits::COMMAND_MAX, logs, registry::ApplyError, sandbox::boot::chain};
+
+pub(super) fn router(ctx: Arc<Context>) -> Router {
+    Router::new()
+        .route("/v1/hello", get(hello))
+        .route("/v1/commands", post(command))
+        .route("/v1/reports", get(reports))
+        .route("/v1/images", get(images))
+        .route("/v1/logs", post(log_page))
+        .route("/v1/logs/{id}/processes", get(log_processes))
+        .layer(DefaultBodyLimit::max(COMMAND_MAX))
+        .with_state(ctx)
+}
+
+/// An error answer.
+pub(super) fn failure(status: StatusCode, code: &str, text: impl Into<String>) -> Response {
+    (status, Json(ErrorBody::new(code, text))).into_response()
+}
+
+fn internal(error: &dyn std::error::Error) -> Response {
+    failure(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL_ERROR, chain(error))
+}
+
+async fn hello(State(ctx): State<Arc<Context>>) -> Response {
+    match ctx.images.list() {
+        Ok(images) => Json(NodeHello {
+            node_id: ctx.node_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            driver: ctx.driver.kind().to_string(),
+            capacity: ctx.capacity,
+            images,
+        })
+        .into_response(),
+        Err(error) => internal(&error),
+    }
+}
+
+async fn command(State(ctx): State<Arc<Context>>, Json(command): Json<Command>) -> Response {
+    match ctx.registry.apply(&ctx, command).await {
+        Ok(ack) => Json(ack).into_response(),
+        Err(error @ ApplyError::Id(_)) => failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, error.to_string()),
+        Err(error @ ApplyError::TooMany) => failure(StatusCode::TOO_MANY_REQUESTS, code::TOO_MANY, error.to_string()),
+        // 5xx: the server tries again.
+        Err(error @ (ApplyError::Record(_) | ApplyError::Directory(_) | ApplyError::Gone)) => internal(&error),
+    }
+}
+
+/// Everything first, then what changes; told anew from the start when the reader lags too far behind.
+async fn reports(State(ctx): State<Arc<Context>>) -> Response {
+    let (sender, receiver) = mpsc::channel::<Bytes>(64);
+    tokio::spawn(async move {
+        'resync: loop {
+            let (views, mut changes) = ctx.registry.watch();
+            let all = views.into_iter().map(|view| Report::Sandbox(view.report)).chain([Report::Synced]);
+            for report in all {
+                if sender.send(line(&report)).await.is_err() {
+                    return;
+                }
+            }
+            loop {
+                let id = tokio::select! {
+                    () = sender.closed() => return,
+                    change = changes.recv() => match change {
+                        Ok(id) => id,
+                        Err(RecvError::Lagged(_)) => continue 'resync,
+                        Err(RecvError::Closed) => return,
+                    },
+                };
+                let Some(handle) = ctx.registry.get(&id) else { continue };
+                let report = handle.view.borrow().report.clone();
+                if sender.send(line(&Report::Sandbox(report))).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    let body = ReceiverStream::new(receiver).map(Ok::<_, Infallible>);
+    ([(http::header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response()
+}
+
+fn line(report: &impl Serialize) -> Bytes {
+    // Reports hold nothing that JSON cannot say; an empty line would be skipped by the reader.
+    let mut text = serde_json::to_vec(report).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
+#[derive(Deserialize)]
+struct ImageQuery {
+    name: Option<String>,
+}
+
+async fn images(State(ctx): State<Arc<Context>>, Query(query): Query<ImageQuery>) -> Response {
+    let answer = match query.name {
+        Some(name) => ctx.images.find(&name).map(|image| Json(image).into_response()),
+        None => ctx.images.list().map(|images| Json(images).into_response()),
+    };
+    match answer {
+        Ok(response) => response,
+        Err(error) if is_not_found(&error) => failure(StatusCode::NOT_FOUND, code::NOT_FOUND, chain(&error)),
+        Err(error) => internal(&error),
+    }
+}
+
+async fn log_page(State(ctx): State<Arc<Context>>, Json(query): Json<LogQuery>) -> Response {
+    let id = query.sandbox_id.clone();
+    let namespace = ctx.registry.get(&id).map_or_else(String::new, |handle| handle.view.borrow().namespace.clone());
+    from_file(&ctx, &id, move |path| logs::page(path, &namespace, &query)).await
+}
+
+async fn log_processes(State(ctx): State<Arc<Context>>, Path(id): Path<String>) -> Response {
+    from_file(&ctx, &id, logs::processes).await
+}
+
+async fn from_file<T: Serialize + Send + 'static>(
+    ctx: &Context,
+    id: &str,
+    read: impl FnOnce(&std::path::Path) -> std::io::Result<T> + Send + 'static,
+) -> Response {
+    if !belljar_api::id::is_id(id) {
+        return failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, format!("{id:?} is not a sandbox id"));
+    }
+    let path = logs::file::path(&ctx.storage.logs(), id);
+    match tokio::task::spawn_blocking(move || read(&path)).await {
+        Ok(Ok(answer)) => Json(answer).into_response(),
+        Ok(Err(error)) => internal(&error),
+        Err(panic) => internal(&panic),
+    }
+}

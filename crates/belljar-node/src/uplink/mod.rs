@@ -1,0 +1,109 @@
+//! The node's connection to the server: dialled out, then turned round, so that the node serves HTTP/2 on it.
+//!
+//! ```text
+//! dialling ──101──> serving ──(connection ends)──> pause (50 ms, doubling to 5 s) ──> dialling
+//! ```
+//! Format and routes: [`belljar_api::node`]. Sandboxes do not notice whether a server is connected.
+
+mod api;
+mod tunnel;
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::body::Body;
+use belljar_api::node::{CONNECT_PATH, UPGRADE};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::Empty;
+use hyper::{client::conn::http1, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tower::ServiceExt;
+
+use crate::{
+    Context,
+    limits::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, REDIAL},
+};
+
+/// Why the server could not be reached.
+#[derive(Debug, thiserror::Error)]
+enum UplinkError {
+    #[error("cannot connect to {address}")]
+    Connect { address: String, source: std::io::Error },
+    #[error("the server broke off")]
+    Http(#[from] hyper::Error),
+    #[error("the server answered {0} to the node's connection; is the node token right?")]
+    Refused(StatusCode),
+    #[error("the request cannot be built")]
+    Request(#[from] http::Error),
+}
+
+/// Keeps a connection to the server for as long as the future lives.
+pub(crate) async fn run(ctx: Arc<Context>) {
+    let mut pause = REDIAL.0;
+    loop {
+        let begun = tokio::time::Instant::now();
+        match connect(&ctx).await {
+            Ok(()) => tracing::info!("the server closed the connection"),
+            Err(error) => tracing::warn!(error = crate::sandbox::boot::chain(&error), "no server"),
+        }
+        if begun.elapsed() > REDIAL.1 {
+            pause = REDIAL.0;
+        }
+        // Jitter keeps a fleet of nodes from coming back in step.
+        let jitter = pause.mul_f64(rand::random_range(0.5..1.0));
+        tokio::time::sleep(jitter).await;
+        pause = (pause * 2).min(REDIAL.1);
+    }
+}
+
+async fn connect(ctx: &Arc<Context>) -> Result<(), UplinkError> {
+    let address = ctx.server_address.clone();
+    let stream = TcpStream::connect(&address).await;
+    let stream = stream.map_err(|source| UplinkError::Connect { address: address.clone(), source })?;
+    // A small frame must not wait for a large one's acknowledgement: 40 ms on every hop.
+    stream.set_nodelay(true).map_err(|source| UplinkError::Connect { address: address.clone(), source })?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let driving = tokio::spawn(connection.with_upgrades());
+    let request = Request::post(CONNECT_PATH)
+        .header(header::HOST, &address)
+        .header(header::AUTHORIZATION, format!("Bearer {}", ctx.node_token))
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, UPGRADE)
+        .body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        driving.abort();
+        return Err(UplinkError::Refused(response.status()));
+    }
+    let upgraded = hyper::upgrade::on(response).await?;
+    serve(ctx, upgraded).await.map_err(UplinkError::Http)
+}
+
+async fn serve(ctx: &Arc<Context>, io: hyper::upgrade::Upgraded) -> hyper::Result<()> {
+    let router = api::router(ctx.clone());
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+        let (ctx, router) = (ctx.clone(), router.clone());
+        async move {
+            let request = request.map(Body::new);
+            Ok::<_, Infallible>(if request.method() == Method::CONNECT {
+                tunnel::open(ctx, request).await
+            } else {
+                match router.oneshot(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            })
+        }
+    });
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_frame_size(64 * 1024)
+        .max_send_buf_size(512 * 1024)
+        .max_concurrent_streams(u32::try_from(crate::limits::CONNECTIONS_MAX).unwrap_or(u32::MAX))
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20));
+    http.serve_connection(TokioIo::new(TokioIo::new(io)), service).await
+}

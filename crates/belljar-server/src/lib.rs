@@ -1,1 +1,168 @@
-//! See ARCHITECTURE.md.
+//! The control plane: HTTP API, authentication, store, placement, and the proxy to the guests.
+//!
+//! ```text
+//! listener -> edge (id, key) -+-> router -> handler -> app -> store -> commit -> table, outbox
+//!                             +-> ingress ------------------(node connection)----------> guest port
+//!                             +-> node connection: outbox out, reports in
+//! ```
+//!
+//! `belljar up` and `belljar server` call [`prepare`], show what it returns, and then [`Server::run`]. The server knows
+//! no VMM, no host path and no guest but through the node that holds it; see [`belljar_api::node`].
+
+mod app;
+mod auth;
+mod clock;
+mod config;
+mod error;
+mod http;
+mod ingress;
+mod life;
+mod limits;
+mod listen;
+mod node_link;
+mod openapi;
+mod placement;
+mod routes;
+mod store;
+mod table;
+mod visible;
+
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    config::{ConfigError, ServerConfig},
+    openapi::openapi,
+    store::{OpenError, StoreError},
+};
+use crate::{
+    app::{App, Live, place},
+    store::{SqliteStore, Store},
+};
+
+/// Label of the key that the first start makes.
+const FIRST_KEY_NAME: &str = "default";
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A value of the configuration.
+    #[error("configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// The database file.
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    /// The database.
+    #[error("the store: {0}")]
+    Store(#[from] StoreError),
+    /// The operating system gives no random bytes.
+    #[error("no randomness: {0}")]
+    Randomness(String),
+}
+
+/// A server that is ready to run.
+pub struct Server {
+    app: Arc<App>,
+    first_key: Option<String>,
+    node_token: String,
+}
+
+impl std::fmt::Debug for Server {
+    /// Without its secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+/// Opens the store, checks the configuration and makes what a first start needs.
+pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
+    let urls = config.check()?;
+    let live = Arc::new(Live::default());
+    let observer = Arc::clone(&live);
+    let database = config.database.clone();
+    let open = move || SqliteStore::open(&database, Arc::new(move |change| observer.committed(change)));
+    let opened = tokio::task::spawn_blocking(open).await.map_err(|_| StoreError::Closed)?;
+    let sqlite = Arc::new(opened?);
+    let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(&sqlite);
+    for row in store.held_sandboxes().await? {
+        live.table.apply(&row);
+    }
+    for node in store.nodes().await? {
+        live.nodes.set_driver(node.id, node.driver);
+    }
+    let keys = store.keys().await?;
+    let is_first_start = keys.is_empty();
+    keys.into_iter().for_each(|key| live.keys.add(key));
+    let node_token = match config.node_token {
+        Some(token) => token,
+        None => auth::new_node_token().map_err(|error| ServerError::Randomness(error.to_string()))?,
+    };
+    let app = Arc::new(App {
+        store,
+        live,
+        urls,
+        default_image: config.default_image,
+        ingress_domain: config.ingress_domain,
+        node_token: auth::NodeToken::new(&node_token),
+        guests: ingress::Pool::default(),
+        #[cfg(test)]
+        sqlite,
+    });
+    let first_key = if is_first_start { Some(make_first_key(&app).await?) } else { None };
+    Ok(Server { app, first_key, node_token })
+}
+
+async fn make_first_key(app: &App) -> Result<String, ServerError> {
+    let key = auth::new_key().map_err(|error| ServerError::Randomness(error.to_string()))?;
+    let row = store::KeyRow {
+        id: auth::new_key_id(),
+        name: FIRST_KEY_NAME.to_owned(),
+        hash: auth::hash(&key),
+        created_at: clock::now_ms(),
+    };
+    app.store.create_key(row).await?;
+    Ok(key)
+}
+
+impl Server {
+    /// The API key that this start made, when the store had none. It is shown now or never.
+    pub fn first_key(&self) -> Option<&str> {
+        self.first_key.as_deref()
+    }
+
+    /// The token with which nodes join.
+    pub fn node_token(&self) -> &str {
+        &self.node_token
+    }
+
+    /// Serves on every listener until `shutdown` resolves, then lets open requests end for a few seconds.
+    pub async fn run(self, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
+        let stop = CancellationToken::new();
+        let serve = listen::serve(Arc::clone(&self.app), listeners, stop.clone());
+        let stopping = async {
+            shutdown.await;
+            stop.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = serve => {}
+            () = place::run(Arc::clone(&self.app)) => {}
+            () = stopping => {}
+        }
+    }
+}
+
+/// [`prepare`] and [`Server::run`] for a caller that needs nothing from between.
+pub async fn run(
+    config: ServerConfig,
+    listeners: Vec<TcpListener>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServerError> {
+    prepare(config).await?.run(listeners, shutdown).await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,116 @@
+//! What a failed request answers: one type for every plane, turned into the wire's error body at the edge.
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use belljar_api::error::{ErrorBody, code};
+use http::{HeaderValue, StatusCode, header};
+
+use crate::store::StoreError;
+
+/// A failed request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) code: String,
+    pub(crate) message: String,
+    /// Words for the log only; set for faults of ours.
+    pub(crate) internal: Option<String>,
+}
+
+/// Travels in the extensions of a response, so that the edge can log it with the request's id.
+#[derive(Debug, Clone)]
+pub(crate) struct InternalError(pub(crate) String);
+
+impl ApiError {
+    /// An error that the caller can do something about.
+    pub(crate) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self { status, code: code.to_owned(), message: message.into(), internal: None }
+    }
+
+    /// 400 with a wrong value.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, message)
+    }
+
+    /// 404 for a sandbox.
+    pub(crate) fn sandbox_not_found(reference: &str) -> Self {
+        let message = format!("Sandbox not found: {reference:?}; GET /sandboxes lists those that are live");
+        Self::new(StatusCode::NOT_FOUND, code::SANDBOX_NOT_FOUND, message)
+    }
+
+    /// 503: nothing was delivered, the node is away.
+    pub(crate) fn unreachable(node_id: &str) -> Self {
+        let message = format!("node {node_id}, which has this sandbox, is not connected; try again");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code::SANDBOX_UNREACHABLE, message)
+    }
+
+    /// 500: a fault of ours; the text goes to the log only.
+    pub(crate) fn internal(text: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL_ERROR, "internal error");
+        error.internal = Some(text.into());
+        error
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NameInUse(name) => Self::new(
+                StatusCode::CONFLICT,
+                code::NAME_IN_USE,
+                format!("a live sandbox is named {name:?}; choose another name or terminate that one"),
+            ),
+            StoreError::TooMany { what, max } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                code::TOO_MANY,
+                format!("there are {max} {what}, the most that this server keeps; remove some"),
+            ),
+            StoreError::LastKey => Self::new(
+                StatusCode::CONFLICT,
+                code::CONFLICT,
+                "this is the only API key; create another one before removing it",
+            ),
+            StoreError::Full => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                code::NO_SPACE,
+                "the server's disk is full: nothing was changed; free some space and try again",
+            ),
+            StoreError::Failed(text) => Self::internal(format!("store: {text}")),
+            StoreError::Closed => Self::internal("store: its thread has ended"),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = ErrorBody { error: self.message, code: self.code };
+        let mut response = json(self.status, &body);
+        if let Some(text) = self.internal {
+            response.extensions_mut().insert(InternalError(text));
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// A JSON answer.
+pub(crate) fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => {
+            let mut response = Response::new(Body::from(bytes));
+            *response.status_mut() = status;
+            let kind = HeaderValue::from_static("application/json");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
+        }
+        // No type of the wire has a map with keys other than text, so this is a fault of ours.
+        Err(error) => ApiError::internal(format!("cannot write an answer: {error}")).into_response(),
+    }
+}

@@ -1,0 +1,82 @@
+//! Every limit of the server, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Longest a create blocks when the client names no time: the published clients' own request timeout.
+pub(crate) const CREATE_WAIT_DEFAULT: Duration = Duration::from_secs(300);
+/// Longest a create blocks, whatever the client asks for: a connection is not held for ever.
+pub(crate) const CREATE_WAIT_MAX: Duration = Duration::from_secs(600);
+/// How long a proxied request waits for a sandbox that boots, before the client is told to replay it. Below the
+/// 30 s for which the published clients replay.
+pub(crate) const READY_WAIT: Duration = Duration::from_secs(20);
+
+/// Live sandboxes of one server: bounds the memory of the route table.
+pub(crate) const LIVE_SANDBOXES_MAX: u64 = 50_000;
+/// Most rows of one page.
+pub(crate) const PAGE_MAX: usize = 1000;
+/// Rows of an archive page when the client names no number.
+pub(crate) const PAGE_DEFAULT: usize = 100;
+/// API keys in all: the cache holds every one of them.
+pub(crate) const KEYS_MAX: u64 = 10_000;
+/// Longest label of a key, in characters.
+pub(crate) const KEY_NAME_MAX: usize = 100;
+
+/// Client connections at once, all listeners together: below the usual limit on open files.
+pub(crate) const CONNECTIONS_MAX: usize = 4096;
+/// How long a client may take to send a request's head, the idle time before it included. Above the 90 s for which
+/// the published clients keep an idle connection, so that they and not we close it.
+pub(crate) const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(100);
+/// How long open connections may go on after the shutdown began.
+pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// Pause after the operating system refused to accept a connection: it is out of descriptors, and spinning does not help.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Longest head of a request or of a guest's answer, bytes.
+pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Most header lines of a request or of a guest's answer.
+pub(crate) const HEADERS_MAX: usize = 128;
+
+/// Jobs that wait for the store's thread; a full queue makes the next caller wait.
+pub(crate) const STORE_QUEUE: usize = 256;
+/// Most jobs in one transaction: bounds how long the first of them waits for its answer.
+pub(crate) const STORE_BATCH: usize = 64;
+/// How long SQLite waits for another process's lock.
+pub(crate) const STORE_BUSY: Duration = Duration::from_secs(5);
+
+/// Flow-control window of one stream to a node, bytes: a proxied file fills a fast link.
+pub(crate) const NODE_STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+/// Flow-control window of a node connection, bytes: several such streams, and no more memory than this.
+pub(crate) const NODE_CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Pause between two pings of a node connection.
+pub(crate) const NODE_PING: Duration = Duration::from_secs(30);
+/// How long a node may take to answer a ping before its connection counts as dead.
+pub(crate) const NODE_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a node may take for one answer.
+pub(crate) const NODE_CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most bytes of a node's answer: a page of logs.
+pub(crate) const NODE_ANSWER_MAX: usize = 32 * 1024 * 1024;
+/// Longest report line, bytes.
+pub(crate) const REPORT_LINE_MAX: usize = 64 * 1024;
+/// Sandboxes that one node may report: no node is that large.
+pub(crate) const NODE_SANDBOXES_MAX: usize = 20_000;
+/// Pause before a command is repeated that the node could not take just now.
+pub(crate) const COMMAND_RETRY: Duration = Duration::from_secs(1);
+/// Commands read from the outbox at once.
+pub(crate) const OUTBOX_BATCH: usize = 64;
+/// Image names remembered per node connection.
+pub(crate) const IMAGE_NAMES_MAX: usize = 1000;
+
+/// How long an unused guest connection is kept. Short, because a node counts an open connection as activity.
+pub(crate) const GUEST_IDLE: Duration = Duration::from_secs(2);
+/// Unused guest connections kept per sandbox.
+pub(crate) const GUEST_IDLE_MAX: usize = 8;
+/// How long the guest may keep a request without a byte in either direction before its answer begins.
+pub(crate) const GUEST_ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long opening a connection to a guest port may take.
+pub(crate) const GUEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Buffer of each direction of a spliced connection, bytes.
+pub(crate) const SPLICE_BUFFER: usize = 64 * 1024;
+
+const _: () = assert!(CREATE_WAIT_DEFAULT.as_secs() <= CREATE_WAIT_MAX.as_secs());
+const _: () = assert!(READY_WAIT.as_secs() < 30);
+const _: () = assert!(NODE_STREAM_WINDOW <= NODE_CONNECTION_WINDOW);
+const _: () = assert!(PAGE_DEFAULT <= PAGE_MAX);

@@ -1,0 +1,225 @@
+//! One node, as the rest of the server sees it: typed calls over its connection.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+
+use axum::body::Body;
+use belljar_api::{
+    error::{ErrorBody, code},
+    image::ImageInfo,
+    log::{LogPage, LogProcessList},
+    node::{Command, CommandAck, LogQuery, NodeHello},
+};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::{body::Incoming, client::conn::http2::SendRequest, upgrade::Upgraded};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::Notify;
+
+use crate::{
+    error::ApiError,
+    limits::{GUEST_CONNECT_TIMEOUT, IMAGE_NAMES_MAX, NODE_ANSWER_MAX, NODE_CALL_TIMEOUT},
+    placement::ImagePresence,
+};
+
+/// Why a node did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NodeError {
+    /// The connection failed or the node took too long.
+    #[error("the node cannot be reached: {0}")]
+    Transport(String),
+    /// It answered with an error.
+    #[error("the node answered {status}: {}", body.error)]
+    Answer {
+        /// Its status.
+        status: StatusCode,
+        /// What it said.
+        body: ErrorBody,
+    },
+}
+
+impl From<NodeError> for ApiError {
+    fn from(error: NodeError) -> Self {
+        match error {
+            NodeError::Transport(text) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                code::SANDBOX_UNREACHABLE,
+                format!("the node that has this cannot be reached ({text}); try again"),
+            ),
+            NodeError::Answer { status, body } => Self::new(status, &body.code, body.error),
+        }
+    }
+}
+
+/// A connected node.
+#[derive(Debug)]
+pub(crate) struct NodeLink {
+    hello: NodeHello,
+    caller: Caller,
+    wake: Notify,
+    /// Names that the node is known to have. A removed image is noticed when the node makes the sandbox.
+    images: Mutex<HashSet<String>>,
+}
+
+/// Sends requests over a node's connection.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    send: SendRequest<Body>,
+}
+
+impl Caller {
+    pub(super) fn new(send: SendRequest<Body>) -> Self {
+        Self { send }
+    }
+
+    /// Sends a request and returns the head of the answer.
+    pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, NodeError> {
+        let mut send = self.send.clone();
+        let answer = async {
+            send.ready().await?;
+            send.send_request(request).await
+        };
+        match tokio::time::timeout(NODE_CALL_TIMEOUT, answer).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(NodeError::Transport(error.to_string())),
+            Err(_) => Err(NodeError::Transport(format!("no answer in {} s", NODE_CALL_TIMEOUT.as_secs()))),
+        }
+    }
+
+    /// Asks for JSON.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, NodeError> {
+        self.json(Method::GET, path, Body::empty()).await
+    }
+
+    /// Sends JSON and asks for JSON.
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, NodeError> {
+        let body = serde_json::to_vec(body).map_err(|error| NodeError::Transport(error.to_string()))?;
+        self.json(Method::POST, path, Body::from(body)).await
+    }
+
+    async fn json<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, NodeError> {
+        let request = request(method, path, body)?;
+        let response = self.send(request).await?;
+        let status = response.status();
+        let bytes = read(response).await?;
+        if !status.is_success() {
+            return Err(refusal(status, &bytes));
+        }
+        serde_json::from_slice(&bytes)
+            .map_err(|error| NodeError::Transport(format!("its answer to {path} cannot be read: {error}")))
+    }
+}
+
+/// A request to a node. The host name says nothing on this connection.
+pub(super) fn request(method: Method, path: &str, body: Body) -> Result<Request<Body>, NodeError> {
+    Request::builder()
+        .method(method)
+        .uri(format!("http://node{path}"))
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(body)
+        .map_err(|error| NodeError::Transport(error.to_string()))
+}
+
+async fn read(response: Response<Incoming>) -> Result<Bytes, NodeError> {
+    let body = Limited::new(response.into_body(), NODE_ANSWER_MAX).collect();
+    match tokio::time::timeout(NODE_CALL_TIMEOUT, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) => Err(NodeError::Transport(error.to_string())),
+        Err(_) => Err(NodeError::Transport("its answer came too slowly".to_owned())),
+    }
+}
+
+/// The error in an answer that is not a success.
+fn refusal(status: StatusCode, bytes: &[u8]) -> NodeError {
+    let body = serde_json::from_slice(bytes)
+        .unwrap_or_else(|_| ErrorBody::new(code::PROXY_ERROR, format!("the node answered {status} without words")));
+    NodeError::Answer { status, body }
+}
+
+impl NodeLink {
+    pub(super) fn new(hello: NodeHello, caller: Caller) -> Self {
+        let images = hello.images.iter().map(|image| image.name.clone()).take(IMAGE_NAMES_MAX).collect();
+        Self { hello, caller, wake: Notify::new(), images: Mutex::new(images) }
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> &str {
+        &self.hello.node_id
+    }
+
+    /// What it said when it came.
+    pub(crate) fn hello(&self) -> &NodeHello {
+        &self.hello
+    }
+
+    /// Signalled when there is a command for it.
+    pub(super) fn wake(&self) -> &Notify {
+        &self.wake
+    }
+
+    /// Delivers a command.
+    pub(super) async fn command(&self, command: &Command) -> Result<CommandAck, NodeError> {
+        self.caller.post("/v1/commands", command).await
+    }
+
+    /// Its images, read anew.
+    pub(crate) async fn images(&self) -> Result<Vec<ImageInfo>, NodeError> {
+        self.caller.get("/v1/images").await
+    }
+
+    /// The image with this name or alias.
+    pub(crate) async fn image(&self, name: &str) -> Result<ImageInfo, NodeError> {
+        let query: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();
+        let found = self.caller.get(&format!("/v1/images?name={query}")).await?;
+        let mut known = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < IMAGE_NAMES_MAX {
+            known.insert(name.to_owned());
+        }
+        Ok(found)
+    }
+
+    /// Whether it has an image; asks only when the name is new.
+    pub(crate) async fn image_presence(&self, name: &str) -> Result<ImagePresence, NodeError> {
+        if self.images.lock().unwrap_or_else(PoisonError::into_inner).contains(name) {
+            return Ok(ImagePresence::Present);
+        }
+        match self.image(name).await {
+            Ok(_) => Ok(ImagePresence::Present),
+            Err(NodeError::Answer { status: StatusCode::NOT_FOUND, body }) => Ok(ImagePresence::Absent(body.error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A page of a sandbox's log.
+    pub(crate) async fn logs(&self, query: &LogQuery) -> Result<LogPage, NodeError> {
+        self.caller.post("/v1/logs", query).await
+    }
+
+    /// The processes in a sandbox's log.
+    pub(crate) async fn log_processes(&self, sandbox_id: &str) -> Result<LogProcessList, NodeError> {
+        self.caller.get(&format!("/v1/logs/{sandbox_id}/processes")).await
+    }
+
+    /// Opens a byte stream to a port of a sandbox.
+    pub(crate) async fn connect(&self, sandbox_id: &str, port: u16) -> Result<Upgraded, NodeError> {
+        let request = Request::builder()
+            .method(Method::CONNECT)
+            .uri(format!("{sandbox_id}:{port}"))
+            .body(Body::empty())
+            .map_err(|error| NodeError::Transport(error.to_string()))?;
+        let open = async {
+            let response = self.caller.send(request).await?;
+            let status = response.status();
+            if !status.is_success() {
+                return Err(refusal(status, &read(response).await?));
+            }
+            hyper::upgrade::on(response).await.map_err(|error| NodeError::Transport(error.to_string()))
+        };
+        let late =
+            || NodeError::Transport(format!("port {port} was not open in {} s", GUEST_CONNECT_TIMEOUT.as_secs()));
+        tokio::time::timeout(GUEST_CONNECT_TIMEOUT, open).await.unwrap_or_else(|_| Err(late()))
+    }
+}

@@ -1,0 +1,210 @@
+//! The life of one node connection; see the parent module for its phases.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use belljar_api::{
+    node::{Command, NodeHello, Op, Report, SandboxReport, UPGRADE},
+    sandbox::TerminationReason,
+};
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::BodyDataStream;
+use hyper::{body::Incoming, upgrade::Upgraded};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use super::{
+    NodeError, NodeLink,
+    link::{Caller, request},
+};
+use crate::{
+    app::App,
+    clock::now_ms,
+    error::ApiError,
+    life::Ending,
+    limits::{
+        COMMAND_RETRY, NODE_CALL_TIMEOUT, NODE_CONNECTION_WINDOW, NODE_PING, NODE_PING_TIMEOUT, NODE_SANDBOXES_MAX,
+        NODE_STREAM_WINDOW, OUTBOX_BATCH, REPORT_LINE_MAX,
+    },
+    store::StoreError,
+};
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("{0}")]
+    Node(#[from] NodeError),
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    #[error("a report cannot be read: {0}")]
+    Report(String),
+    #[error("the node closed its reports")]
+    ReportsEnded,
+    #[error("a newer connection of the same node came")]
+    Replaced,
+}
+
+/// Answers `POST /node/v1/connect` and goes on with the connection in a task of its own.
+pub(crate) fn accept<B>(app: &Arc<App>, mut request: Request<B>) -> Result<Response<Body>, ApiError> {
+    app.node_token.check(request.headers())?;
+    let asked = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    if request.method() != Method::POST || asked != Some(UPGRADE) {
+        return Err(ApiError::invalid(format!(
+            "a node connects with POST and `Upgrade: {UPGRADE}`; use a node and a server of the same release"
+        )));
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    let app = Arc::clone(app);
+    tokio::spawn(async move {
+        let io = match upgrade.await {
+            Ok(io) => io,
+            Err(error) => return tracing::warn!(%error, "a node connection was not upgraded"),
+        };
+        if let Err(error) = run(&app, io).await {
+            tracing::info!(%error, "a node connection ended");
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(UPGRADE));
+    Ok(response)
+}
+
+async fn run(app: &Arc<App>, io: Upgraded) -> Result<(), SessionError> {
+    let (send, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(NODE_STREAM_WINDOW)
+        .initial_connection_window_size(NODE_CONNECTION_WINDOW)
+        .max_frame_size(Some(64 * 1024))
+        .max_send_buf_size(1024 * 1024)
+        .keep_alive_interval(NODE_PING)
+        .keep_alive_timeout(NODE_PING_TIMEOUT)
+        .handshake::<_, Body>(io)
+        .await?;
+    // When this ends no request is sent any more; guest streams that are open go on until they end themselves.
+    tokio::select! {
+        result = connection => Ok(result?),
+        result = speak(app, Caller::new(send)) => result,
+    }
+}
+
+async fn speak(app: &Arc<App>, caller: Caller) -> Result<(), SessionError> {
+    let hello: NodeHello = caller.get("/v1/hello").await?;
+    let node_id = hello.node_id.clone();
+    let seat = app.live.nodes.take_seat(&node_id).await;
+    let work = async {
+        let mut reports = Reports::open(&caller).await?;
+        let told = tokio::time::timeout(NODE_CALL_TIMEOUT, reports.all())
+            .await
+            .map_err(|_| SessionError::Report(format!("no full account in {} s", NODE_CALL_TIMEOUT.as_secs())))??;
+        let sandboxes = told.len();
+        app.store.sync_node(hello.clone(), told, now_ms()).await?;
+        let link = Arc::new(NodeLink::new(hello, caller));
+        let _connected = app.live.nodes.connect(&link);
+        app.live.retry.notify_one();
+        tracing::info!(node = node_id, sandboxes, "a node is connected");
+        tokio::select! {
+            result = deliver(app, &link) => result,
+            result = listen(app, &node_id, &mut reports) => result,
+        }
+    };
+    tokio::select! {
+        result = work => result,
+        () = seat.replaced.cancelled() => Err(SessionError::Replaced),
+    }
+}
+
+/// Delivers the outbox in order, for as long as the session lives.
+async fn deliver(app: &App, link: &NodeLink) -> Result<(), SessionError> {
+    loop {
+        let commands = app.store.outbox(link.id(), OUTBOX_BATCH).await?;
+        if commands.is_empty() {
+            link.wake().notified().await;
+        }
+        for command in commands {
+            deliver_one(app, link, command).await?;
+        }
+    }
+}
+
+/// Delivers one command until the node has it on disk or has refused it for good.
+async fn deliver_one(app: &App, link: &NodeLink, command: Command) -> Result<(), SessionError> {
+    loop {
+        match link.command(&command).await {
+            Ok(_) => return Ok(app.store.acknowledge(link.id(), command.seq).await?),
+            Err(NodeError::Answer { status, body }) if status.is_client_error() => {
+                tracing::warn!(node = link.id(), sandbox = command.sandbox_id, %status, error = body.error,
+                    "a node refused a command");
+                let reason = match &command.op {
+                    Op::Create { .. } => TerminationReason::ConfigurationError,
+                    Op::Update { .. } | Op::Terminate { .. } => TerminationReason::NodeLost,
+                };
+                let ending = Ending { reason, detail: body.error, at: now_ms() };
+                return Ok(app.store.refuse(link.id(), command, ending).await?);
+            }
+            Err(error @ NodeError::Answer { .. }) => {
+                tracing::warn!(node = link.id(), sandbox = command.sandbox_id, %error, "a node cannot take a command now");
+                tokio::time::sleep(COMMAND_RETRY).await;
+            }
+            Err(error @ NodeError::Transport(_)) => return Err(error.into()),
+        }
+    }
+}
+
+/// Takes over reports as they come.
+async fn listen(app: &App, node_id: &str, reports: &mut Reports) -> Result<(), SessionError> {
+    loop {
+        match reports.next().await? {
+            Report::Sandbox(report) => app.store.report(node_id, report, now_ms()).await?,
+            Report::Synced => {}
+        }
+    }
+}
+
+/// The endless answer of `GET /v1/reports`, cut into lines.
+struct Reports {
+    body: BodyDataStream<Incoming>,
+    buffer: BytesMut,
+}
+
+impl Reports {
+    async fn open(caller: &Caller) -> Result<Self, SessionError> {
+        let response = caller.send(request(Method::GET, "/v1/reports", Body::empty())?).await?;
+        if !response.status().is_success() {
+            return Err(SessionError::Report(format!("the node answered {}", response.status())));
+        }
+        Ok(Self { body: BodyDataStream::new(response.into_body()), buffer: BytesMut::new() })
+    }
+
+    /// Everything up to `Synced`.
+    async fn all(&mut self) -> Result<Vec<SandboxReport>, SessionError> {
+        let mut told = Vec::new();
+        while let Report::Sandbox(report) = self.next().await? {
+            if told.len() == NODE_SANDBOXES_MAX {
+                return Err(SessionError::Report(format!("more than {NODE_SANDBOXES_MAX} sandboxes")));
+            }
+            told.push(report);
+        }
+        Ok(told)
+    }
+
+    async fn next(&mut self) -> Result<Report, SessionError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end + 1);
+                return serde_json::from_slice(&line).map_err(|error| SessionError::Report(error.to_string()));
+            }
+            if self.buffer.len() > REPORT_LINE_MAX {
+                return Err(SessionError::Report(format!("a line of more than {REPORT_LINE_MAX} bytes")));
+            }
+            match self.body.next().await {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk?),
+                None => return Err(SessionError::ReportsEnded),
+            }
+        }
+    }
+}

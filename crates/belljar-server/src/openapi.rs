@@ -1,0 +1,215 @@
+//! The OpenAPI document: paths from the table of routes, schemas from the wire types.
+
+use belljar_api::{error, file, guest, image, key, log, process, pty, sandbox};
+use serde_json::{Map, Value, json};
+use utoipa::OpenApi;
+
+use crate::routes::{Auth, BYTES, EVENTS, Op, ROUTES, Route, Scope};
+
+/// Carries the schemas.
+#[derive(OpenApi)]
+#[openapi(components(schemas(
+    error::ErrorBody,
+    file::DirectoryList,
+    guest::AgentInfo,
+    guest::Health,
+    image::ImageInfo,
+    image::ImageList,
+    key::CreateKey,
+    key::CreatedKey,
+    key::Introspection,
+    key::KeyList,
+    log::LogPage,
+    log::LogProcessList,
+    process::OutputLines,
+    process::ProcessInfo,
+    process::ProcessList,
+    process::RunEvent,
+    process::RunProcess,
+    process::SendSignal,
+    process::SignalSent,
+    process::StartProcess,
+    pty::CreatePty,
+    pty::CreatedPty,
+    pty::PtyInfo,
+    pty::PtyList,
+    pty::ResizePty,
+    sandbox::AcceptedSandbox,
+    sandbox::ArchivedList,
+    sandbox::CreateSandbox,
+    sandbox::CreatedSandbox,
+    sandbox::PatchSandbox,
+    sandbox::SandboxInfo,
+    sandbox::SandboxList,
+)))]
+struct Schemas;
+
+/// The document, as JSON for people.
+pub fn openapi() -> String {
+    let mut text = serde_json::to_string_pretty(&document()).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// The document.
+pub(crate) fn document() -> Value {
+    let schemas = serde_json::to_value(Schemas::openapi()).unwrap_or_default();
+    let mut paths = Map::new();
+    for route in ROUTES {
+        let operation_id = operation_id(route);
+        add(&mut paths, route.path, route, &operation_id);
+        if route.scope == Scope::Lifecycle {
+            let path = format!("/v1/namespaces/{{ns}}{}", route.path);
+            add(&mut paths, &path, route, &format!("{operation_id}_in_namespace"));
+        }
+    }
+    let bearer = |words: &str| json!({ "type": "http", "scheme": "bearer", "description": words });
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Belljar",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Self-hosted microVM sandboxes. Every operation answers errors as `ErrorBody`.",
+            "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas["components"]["schemas"],
+            "securitySchemes": {
+                "key": bearer("An API key, `belljar_` and 43 characters."),
+                "node": bearer("The node token."),
+            },
+        },
+    })
+}
+
+fn add(paths: &mut Map<String, Value>, path: &str, route: &Route, operation_id: &str) {
+    let entry = paths.entry(path.to_owned()).or_insert_with(|| json!({}));
+    entry[route.verb.word()] = operation(path, route, operation_id);
+}
+
+/// `get /platform/v1/keys/{id}` becomes `get_platform_v1_keys_id`.
+fn operation_id(route: &Route) -> String {
+    let path: String = route.path.chars().filter(|c| !matches!(c, '{' | '}')).collect();
+    format!("{}{}", route.verb.word(), path.replace(['/', '-'], "_"))
+}
+
+fn operation(path: &str, route: &Route, operation_id: &str) -> Value {
+    let mut operation = json!({
+        "operationId": operation_id,
+        "summary": route.summary,
+        "tags": [tag(route)],
+        "parameters": parameters(path, route),
+        "responses": responses(route),
+        "security": match route.auth {
+            Auth::Key => json!([{ "key": [] }]),
+            Auth::Node => json!([{ "node": [] }]),
+            Auth::Nobody => json!([]),
+        },
+    });
+    if let Some(body) = route.body {
+        operation["requestBody"] = json!({ "content": content(body), "required": body != "CreateSandbox" });
+    }
+    operation
+}
+
+fn tag(route: &Route) -> &'static str {
+    match (route.op, route.scope) {
+        (Op::NotYet(_), _) => "not in this release",
+        (_, Scope::Guest) => "guest",
+        (_, Scope::Lifecycle) => "sandboxes",
+        (_, Scope::Host) => "server",
+    }
+}
+
+fn parameters(path: &str, route: &Route) -> Vec<Value> {
+    let text = json!({ "type": "string" });
+    let in_path = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let mut all: Vec<Value> =
+        in_path.map(|name| json!({ "name": name, "in": "path", "required": true, "schema": text })).collect();
+    all.extend(route.query.iter().map(
+        |(name, words)| json!({ "name": name, "in": "query", "required": false, "schema": text, "description": words }),
+    ));
+    if route.scope == Scope::Guest {
+        let words = "Id or name of the sandbox; not needed where the host name says it.";
+        let name = "X-Tensorlake-Sandbox-Id";
+        all.push(json!({ "name": name, "in": "header", "required": false, "schema": text, "description": words }));
+    }
+    all
+}
+
+fn responses(route: &Route) -> Value {
+    let error = |words: &str| json!({ "description": words, "content": content("ErrorBody") });
+    let mut all = Map::new();
+    for (status, schema, words) in route.answers {
+        let mut answer = json!({ "description": words });
+        if !schema.is_empty() {
+            answer["content"] = content(schema);
+        }
+        all.insert(status.to_string(), answer);
+    }
+    if let Op::NotYet(words) = route.op {
+        all.insert("501".to_owned(), error(words));
+    }
+    if route.auth != Auth::Nobody {
+        all.insert("401".to_owned(), error("The key is missing or not known."));
+    }
+    all.insert("default".to_owned(), error("What was wrong and what to do."));
+    Value::Object(all)
+}
+
+fn content(schema: &str) -> Value {
+    let reference = |name: &str| json!({ "schema": { "$ref": format!("#/components/schemas/{name}") } });
+    match schema {
+        BYTES => json!({ "application/octet-stream": { "schema": { "type": "string", "format": "binary" } } }),
+        EVENTS => json!({ "text/event-stream": reference("RunEvent") }),
+        name => json!({ "application/json": reference(name) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn references(value: &Value, into: &mut HashSet<String>) {
+        match value {
+            Value::Object(map) => {
+                if let Some(Value::String(reference)) = map.get("$ref") {
+                    into.insert(reference.clone());
+                }
+                map.values().for_each(|value| references(value, into));
+            }
+            Value::Array(list) => list.iter().for_each(|value| references(value, into)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere_and_every_operation_has_its_own_id() {
+        let document = document();
+        let mut found = HashSet::new();
+        references(&document, &mut found);
+        assert!(found.len() > 30, "{found:?}");
+        for reference in found {
+            let pointer = reference.trim_start_matches('#');
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+        let mut ids = HashSet::new();
+        for (path, operations) in document["paths"].as_object().expect("paths") {
+            for (verb, operation) in operations.as_object().expect("operations") {
+                let id = operation["operationId"].as_str().expect("id");
+                assert!(ids.insert(id.to_owned()), "{verb} {path}: {id}");
+            }
+        }
+        let routes: usize = ROUTES.iter().map(|r| if r.scope == Scope::Lifecycle { 2 } else { 1 }).sum();
+        assert_eq!(ids.len(), routes);
+    }
+
+    #[test]
+    fn the_text_is_the_same_every_time() {
+        assert_eq!(openapi(), openapi());
+        assert!(openapi().ends_with("}\n"));
+    }
+}

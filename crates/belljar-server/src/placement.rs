@@ -1,0 +1,148 @@
+//! Where a sandbox goes: a pure decision over what the nodes said.
+//!
+//! Cpus are shared and only bound the size of one sandbox; memory adds up. The store repeats the memory check inside
+//! the transaction that reserves it, so a decision made on a stale view places nothing twice.
+
+use belljar_api::{
+    node::Capacity,
+    sandbox::{PendingReason, Resources, TerminationReason},
+};
+
+/// A connected node.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct NodeView {
+    /// Its id.
+    pub(crate) id: String,
+    /// What it has in all.
+    pub(crate) capacity: Capacity,
+    /// Memory that its sandboxes take, MiB.
+    pub(crate) used_memory_mb: u64,
+    /// Whether it has the image.
+    pub(crate) image: ImagePresence,
+}
+
+/// Whether a node has an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ImagePresence {
+    /// It does.
+    Present,
+    /// It does not; the text names the image and what there is.
+    Absent(String),
+}
+
+/// What to do with a sandbox that has no node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Give it to this node, if that much memory is still free there.
+    Place {
+        /// The node.
+        node_id: String,
+        /// Its memory in all, MiB.
+        capacity_mb: u64,
+    },
+    /// Not now.
+    Wait(PendingReason),
+    /// Never on these nodes.
+    Never(TerminationReason, String),
+}
+
+/// Decides for one sandbox. The node with the most free memory wins, then the smaller id.
+pub(crate) fn decide(nodes: &[NodeView], wanted: &Resources) -> Decision {
+    if nodes.is_empty() {
+        return Decision::Wait(PendingReason::NoExecutorsAvailable);
+    }
+    let mut with_image = Vec::new();
+    let mut missing = None;
+    for node in nodes {
+        match &node.image {
+            ImagePresence::Present => with_image.push(node),
+            ImagePresence::Absent(words) => missing = missing.or(Some(words)),
+        }
+    }
+    if with_image.is_empty() {
+        let words = missing.cloned().unwrap_or_default();
+        return Decision::Never(TerminationReason::ImageNotFound, words);
+    }
+    let fitting: Vec<_> = with_image
+        .iter()
+        .filter(|node| wanted.cpus <= node.capacity.cpus && wanted.memory_mb <= node.capacity.memory_mb)
+        .collect();
+    if fitting.is_empty() {
+        let cpus = with_image.iter().map(|node| node.capacity.cpus).fold(0.0, f64::max);
+        let memory = with_image.iter().map(|node| node.capacity.memory_mb).max().unwrap_or(0);
+        let detail = format!(
+            "no node is large enough for {} cpus and {} MiB of memory; the largest have {cpus} cpus and {memory} MiB; \
+             ask for less",
+            wanted.cpus, wanted.memory_mb
+        );
+        return Decision::Never(TerminationReason::NoCapacity, detail);
+    }
+    let free = |node: &NodeView| node.capacity.memory_mb.saturating_sub(node.used_memory_mb);
+    fitting
+        .into_iter()
+        .filter(|node| free(node) >= wanted.memory_mb)
+        .max_by(|a, b| free(a).cmp(&free(b)).then_with(|| b.id.cmp(&a.id)))
+        .map_or(Decision::Wait(PendingReason::NoResourcesAvailable), |node| Decision::Place {
+            node_id: node.id.clone(),
+            capacity_mb: node.capacity.memory_mb,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(id: &str, cpus: f64, memory_mb: u64, used_memory_mb: u64, present: bool) -> NodeView {
+        let image = if present { ImagePresence::Present } else { ImagePresence::Absent("no image x".into()) };
+        NodeView { id: id.into(), capacity: Capacity { cpus, memory_mb }, used_memory_mb, image }
+    }
+
+    #[track_caller]
+    fn check(nodes: &[NodeView], cpus: f64, memory_mb: u64, expected: &str) {
+        let wanted = Resources { cpus, memory_mb, disk_mb: 10240, ephemeral_disk_mb: 10240 };
+        let got = match decide(nodes, &wanted) {
+            Decision::Place { node_id, .. } => node_id,
+            Decision::Wait(reason) => format!("{reason:?}"),
+            Decision::Never(reason, _) => format!("{reason:?}"),
+        };
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn the_reasons_come_in_order() {
+        check(&[], 1.0, 1024, "NoExecutorsAvailable");
+        check(&[node("a", 2.0, 4096, 0, false)], 64.0, 1024, "ImageNotFound");
+        check(&[node("a", 2.0, 4096, 0, true)], 4.0, 1024, "NoCapacity");
+        check(&[node("a", 2.0, 4096, 4096, true)], 1.0, 8192, "NoCapacity");
+        check(&[node("a", 2.0, 4096, 3500, true)], 1.0, 1024, "NoResourcesAvailable");
+        check(&[node("a", 2.0, 4096, 3072, true)], 1.0, 1024, "a");
+        check(&[node("a", 2.0, 4096, 3072, true), node("b", 2.0, 4096, 0, true)], 1.0, 1024, "b");
+        check(&[node("b", 2.0, 4096, 0, true), node("a", 2.0, 4096, 0, true)], 1.0, 1024, "a");
+        check(&[node("a", 8.0, 4096, 0, true), node("b", 2.0, 9999, 0, false)], 1.0, 8192, "NoCapacity");
+    }
+
+    proptest! {
+        #[test]
+        fn a_placement_always_fits(
+            nodes in prop::collection::vec((1u32..16, 1024u64..65536, 0u64..70000, any::<bool>()), 0..6),
+            cpus in 1u32..16,
+            memory_mb in 1024u64..32768,
+        ) {
+            let nodes: Vec<_> = nodes
+                .into_iter()
+                .enumerate()
+                .map(|(i, (c, m, used, present))| node(&format!("n{i}"), f64::from(c), m, used, present))
+                .collect();
+            let wanted = Resources { cpus: f64::from(cpus), memory_mb, disk_mb: 1, ephemeral_disk_mb: 1 };
+            let fits = |n: &NodeView| n.image == ImagePresence::Present
+                && n.capacity.cpus >= wanted.cpus
+                && n.used_memory_mb + memory_mb <= n.capacity.memory_mb;
+            match decide(&nodes, &wanted) {
+                Decision::Place { node_id, .. } => prop_assert!(nodes.iter().any(|n| n.id == node_id && fits(n))),
+                Decision::Wait(_) | Decision::Never(..) => prop_assert!(!nodes.iter().any(fits)),
+            }
+        }
+    }
+}

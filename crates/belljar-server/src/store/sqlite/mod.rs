@@ -1,0 +1,159 @@
+//! The embedded store: one SQLite file in WAL mode, one thread that writes and one that reads.
+//!
+//! It is not shared between processes; a second server on the same file waits for the lock and then fails.
+
+mod key;
+mod outbox;
+mod sandbox;
+mod schema;
+mod worker;
+
+use std::{path::Path, sync::Arc};
+
+use async_trait::async_trait;
+use belljar_api::node::{Command, NodeHello, SandboxReport};
+
+pub use self::schema::OpenError;
+use self::worker::{Mode, Worker};
+#[cfg(test)]
+use super::Committed;
+use super::{KeyRow, NodeRow, Observer, Page, Reservation, Start, Store, StoreError};
+use crate::life::{Change, Ending, SandboxRow};
+
+/// The store in a SQLite file.
+#[derive(Debug)]
+pub(crate) struct SqliteStore {
+    writer: Worker,
+    reader: Worker,
+}
+
+impl SqliteStore {
+    /// Opens the file, makes it or brings its schema up to date, and refuses one that is not ours or too new.
+    pub(crate) fn open(path: &Path, observer: Observer) -> Result<Self, OpenError> {
+        let mut write = schema::connect(path)?;
+        schema::migrate(&mut write, path)?;
+        let read = schema::connect(path)?;
+        let start = |mode, connection| {
+            Worker::start(mode, connection, Arc::clone(&observer)).map_err(|source| OpenError::Thread { source })
+        };
+        Ok(Self { writer: start(Mode::Write, write)?, reader: start(Mode::Read, read)? })
+    }
+
+    /// Runs SQL as it stands: tests break the database with it.
+    #[cfg(test)]
+    pub(crate) async fn execute(&self, sql: &'static str) {
+        let run = move |connection: &rusqlite::Connection, _: &mut Vec<Committed>| {
+            Ok(connection.query_row(sql, [], |_| Ok(())).or_else(|error| match error {
+                rusqlite::Error::QueryReturnedNoRows => Ok(()),
+                other => Err(other),
+            })?)
+        };
+        self.writer.run(run).await.expect(sql);
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn create_sandbox(&self, row: SandboxRow, start: Start) -> Result<Arc<SandboxRow>, StoreError> {
+        self.writer.run(move |db, changes| sandbox::create(db, changes, row, start)).await
+    }
+
+    async fn sandbox(&self, id: &str) -> Result<Option<Arc<SandboxRow>>, StoreError> {
+        let id = id.to_owned();
+        self.reader.run(move |db, _| Ok(sandbox::load(db, &id)?.map(Arc::new))).await
+    }
+
+    async fn sandbox_named(&self, namespace: &str, name: &str) -> Result<Option<Arc<SandboxRow>>, StoreError> {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        self.reader.run(move |db, _| sandbox::named(db, &namespace, &name)).await
+    }
+
+    async fn held_sandboxes(&self) -> Result<Vec<Arc<SandboxRow>>, StoreError> {
+        self.reader.run(|db, _| sandbox::held(db)).await
+    }
+
+    async fn live_sandboxes(&self, namespace: &str, page: Page) -> Result<Vec<Arc<SandboxRow>>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.reader.run(move |db, _| sandbox::live(db, &namespace, &page)).await
+    }
+
+    async fn ended_sandboxes(&self, namespace: &str, page: Page) -> Result<Vec<Arc<SandboxRow>>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.reader.run(move |db, _| sandbox::ended(db, &namespace, &page)).await
+    }
+
+    async fn place_sandbox(&self, id: &str, on: Reservation) -> Result<Option<Arc<SandboxRow>>, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, changes| sandbox::place(db, changes, &id, &on)).await
+    }
+
+    async fn change_sandbox(&self, id: &str, change: Change) -> Result<Option<Arc<SandboxRow>>, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, changes| sandbox::change(db, changes, &id, &change)).await
+    }
+
+    async fn terminate_sandbox(&self, id: &str, ending: Ending) -> Result<Option<Arc<SandboxRow>>, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, changes| sandbox::terminate(db, changes, &id, ending)).await
+    }
+
+    async fn sync_node(&self, hello: NodeHello, reports: Vec<SandboxReport>, at: i64) -> Result<(), StoreError> {
+        self.writer.run(move |db, changes| sandbox::sync(db, changes, &hello, &reports, at)).await
+    }
+
+    async fn report(&self, node_id: &str, report: SandboxReport, at: i64) -> Result<(), StoreError> {
+        let node_id = node_id.to_owned();
+        self.writer.run(move |db, changes| sandbox::report(db, changes, &node_id, &report, at, false)).await
+    }
+
+    async fn outbox(&self, node_id: &str, limit: usize) -> Result<Vec<Command>, StoreError> {
+        let node_id = node_id.to_owned();
+        self.reader.run(move |db, _| outbox::next(db, &node_id, limit)).await
+    }
+
+    async fn acknowledge(&self, node_id: &str, seq: u64) -> Result<(), StoreError> {
+        let node_id = node_id.to_owned();
+        self.writer.run(move |db, _| outbox::remove(db, &node_id, seq)).await
+    }
+
+    async fn refuse(&self, node_id: &str, command: Command, ending: Ending) -> Result<(), StoreError> {
+        let node_id = node_id.to_owned();
+        self.writer.run(move |db, changes| sandbox::refuse(db, changes, &node_id, &command, ending)).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
+        self.reader.run(|db, _| outbox::nodes(db)).await
+    }
+
+    async fn keys(&self) -> Result<Vec<KeyRow>, StoreError> {
+        self.reader.run(|db, _| key::all(db)).await
+    }
+
+    async fn create_key(&self, row: KeyRow) -> Result<(), StoreError> {
+        self.writer.run(move |db, changes| key::create(db, changes, row)).await
+    }
+
+    async fn delete_key(&self, id: &str) -> Result<bool, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, changes| key::delete(db, changes, id)).await
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// A value that SQLite can hold; what is larger than it can hold never occurs and is cut.
+fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The way back; a negative number never occurs and counts as 0.
+fn uint(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}

@@ -1,0 +1,122 @@
+//! The live sandboxes in memory: what the ingress routes by and what waiters watch.
+//!
+//! It is fed by the store, commit by commit, and by nobody else, so it never knows more than the store. A lookup takes
+//! a short lock and never waits for the store.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use tokio::sync::watch;
+
+use crate::life::{Phase, SandboxRow};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Sandboxes that are live or take a node's memory.
+    rows: HashMap<String, watch::Sender<Arc<SandboxRow>>>,
+    /// (namespace, name) of the live ones.
+    names: HashMap<(String, String), String>,
+    /// Memory that is taken, MiB, by node.
+    used_mb: HashMap<String, u64>,
+}
+
+impl Table {
+    // A panic while the lock is held cannot leave half a change behind that matters more than going on.
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over a committed row; returns the node whose memory it freed.
+    pub(crate) fn apply(&self, row: &Arc<SandboxRow>) -> Option<String> {
+        let mut inner = self.write();
+        let before = inner.rows.get(&row.id).map(|sender| Arc::clone(&sender.borrow()));
+        let freed = inner.account(before.as_deref(), row);
+        if let Some((name, before)) = before.as_ref().and_then(|b| Some((b.name.clone()?, b))) {
+            let key = (before.namespace.clone(), name);
+            // The name may belong to another one since this one ended.
+            if inner.names.get(&key) == Some(&row.id) {
+                inner.names.remove(&key);
+            }
+        }
+        if let (None, Some(name)) = (row.ending(), &row.name) {
+            inner.names.insert((row.namespace.clone(), name.clone()), row.id.clone());
+        }
+        let gone = row.ending().is_some() && row.held_by().is_none();
+        if let Some(sender) = inner.rows.get(&row.id) {
+            sender.send_replace(Arc::clone(row));
+        } else if !gone {
+            inner.rows.insert(row.id.clone(), watch::Sender::new(Arc::clone(row)));
+        }
+        if gone {
+            // Those who watch still see the last value.
+            inner.rows.remove(&row.id);
+        }
+        freed
+    }
+
+    /// The sandbox with this id, as long as it is live or takes memory.
+    pub(crate) fn get(&self, id: &str) -> Option<watch::Receiver<Arc<SandboxRow>>> {
+        self.read().rows.get(id).map(watch::Sender::subscribe)
+    }
+
+    /// The live sandbox with this name.
+    pub(crate) fn named(&self, namespace: &str, name: &str) -> Option<watch::Receiver<Arc<SandboxRow>>> {
+        let inner = self.read();
+        let id = inner.names.get(&(namespace.to_owned(), name.to_owned()))?;
+        inner.rows.get(id).map(watch::Sender::subscribe)
+    }
+
+    /// Memory that sandboxes take on a node, MiB.
+    pub(crate) fn used_mb(&self, node_id: &str) -> u64 {
+        self.read().used_mb.get(node_id).copied().unwrap_or(0)
+    }
+
+    /// Sandboxes that are not running yet, in the order of their creation.
+    pub(crate) fn pending(&self) -> Vec<Arc<SandboxRow>> {
+        let is_pending = |row: &SandboxRow| match &row.phase {
+            Phase::Waiting => true,
+            Phase::Placed { .. } => !row.is_running(),
+            Phase::Ended { .. } => false,
+        };
+        let inner = self.read();
+        let mut rows: Vec<_> =
+            inner.rows.values().filter(|s| is_pending(&s.borrow())).map(|s| Arc::clone(&s.borrow())).collect();
+        drop(inner);
+        rows.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        rows
+    }
+}
+
+impl Inner {
+    /// Moves the memory of a row from where it was to where it is; returns the node that has more now.
+    fn account(&mut self, before: Option<&SandboxRow>, after: &SandboxRow) -> Option<String> {
+        let (old, new) = (before.and_then(SandboxRow::held_by), after.held_by());
+        if old == new {
+            return None;
+        }
+        if let Some(node) = new {
+            *self.used_mb.entry(node.to_owned()).or_default() += after.spec.resources.memory_mb;
+        }
+        let (node, before) = (old?, before?);
+        if let Some(used) = self.used_mb.get_mut(node) {
+            *used = used.saturating_sub(before.spec.resources.memory_mb);
+        }
+        Some(node.to_owned())
+    }
+}
+
+#[cfg(test)]
+#[path = "table_test.rs"]
+mod tests;

@@ -1,0 +1,181 @@
+//! The whole server on a real listener, with a node that is a test double: one file per area.
+
+mod auth;
+mod guest;
+mod ingress;
+mod input;
+mod node;
+mod node_link;
+mod sandbox;
+mod speed;
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+};
+
+use self::node::FakeNode;
+use crate::{Server, ServerConfig, app::App, prepare};
+
+pub(super) const NODE_TOKEN: &str = "belljar_node_of_the_tests_0123456789abcdef";
+
+/// A running server.
+pub(super) struct Harness {
+    pub(super) addr: SocketAddr,
+    pub(super) key: String,
+    pub(super) app: Arc<App>,
+    dir: tempfile::TempDir,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl Reply {
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+
+    /// Status and error code.
+    pub(super) fn error(&self) -> (u16, String) {
+        (self.status, self.json()["code"].as_str().unwrap_or_default().to_owned())
+    }
+}
+
+fn config(dir: &Path) -> ServerConfig {
+    ServerConfig {
+        database: dir.join("server.db"),
+        sandbox_url_base: "http://localhost:9443".into(),
+        ingress_domain: Some("sb.test".into()),
+        default_image: "debian-minimal".into(),
+        node_token: Some(NODE_TOKEN.into()),
+    }
+}
+
+impl Harness {
+    /// A new server with an empty store.
+    pub(super) async fn start() -> Self {
+        Self::on(tempfile::tempdir().expect("directory"), None).await
+    }
+
+    /// A new server with a connected node.
+    pub(super) async fn with_node() -> (Self, FakeNode) {
+        let (harness, node) = (Self::start().await, FakeNode::new());
+        node.connect(&harness).await;
+        (harness, node)
+    }
+
+    async fn on(dir: tempfile::TempDir, key: Option<String>) -> Self {
+        let server: Server = prepare(config(dir.path())).await.expect("server");
+        assert_eq!(server.first_key().is_none(), key.is_some(), "the first key is made on the first start only");
+        let key = key.or_else(|| server.first_key().map(str::to_owned)).expect("key");
+        let app = Arc::clone(&server.app);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let addr = listener.local_addr().expect("address");
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(server.run(vec![listener], async {
+            let _ = stopped.await;
+        }));
+        Self { addr, key, app, dir, stop, task }
+    }
+
+    /// Stops the server and starts another one on the same store.
+    pub(super) async fn restart(self) -> Self {
+        let Self { key, app, dir, stop, task, .. } = self;
+        let _ = stop.send(());
+        task.await.expect("server");
+        drop(app);
+        Self::on(dir, Some(key)).await
+    }
+
+    /// A request with the key.
+    pub(super) fn request(&self, method: &str, path: &str) -> http::request::Builder {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.key))
+    }
+
+    /// Sends a request over a connection of its own and returns the head of the answer.
+    pub(super) async fn send(&self, request: Request<Body>) -> Response<Incoming> {
+        let stream = TcpStream::connect(self.addr).await.expect("connect");
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("handshake");
+        tokio::spawn(connection.with_upgrades());
+        sender.send_request(request).await.expect("answer")
+    }
+
+    /// Sends a request and reads the answer to its end.
+    pub(super) async fn ask(&self, request: http::request::Builder, body: impl Into<Body>) -> Reply {
+        let response = self.send(request.body(body.into()).expect("request")).await;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.expect("body").to_bytes();
+        assert!(parts.headers.contains_key("x-request-id"), "no request id");
+        Reply { status: parts.status.as_u16(), headers: parts.headers, body }
+    }
+
+    pub(super) async fn get(&self, path: &str) -> Reply {
+        self.ask(self.request("GET", path), Body::empty()).await
+    }
+
+    pub(super) async fn call(&self, method: &str, path: &str, body: &str) -> Reply {
+        let request = self.request(method, path).header(header::CONTENT_TYPE, "application/json");
+        self.ask(request, body.to_owned()).await
+    }
+
+    /// Creates a sandbox, which must come to run, and returns its id.
+    pub(super) async fn create(&self, body: &str) -> String {
+        let reply = self.call("POST", "/sandboxes", body).await;
+        assert_eq!(reply.status, 200, "{:?}", reply.body);
+        reply.json()["sandbox_id"].as_str().expect("id").to_owned()
+    }
+
+    /// Waits until a sandbox is no longer in the table or matches.
+    pub(super) async fn until(&self, id: &str, matches: impl Fn(&Value) -> bool) -> Value {
+        // The table tells every change; the store holds what to look at.
+        let mut changes = self.app.live.table.get(id);
+        loop {
+            let info = self.get(&format!("/sandboxes/{id}")).await.json();
+            if matches(&info) {
+                return info;
+            }
+            let receiver = changes.as_mut().unwrap_or_else(|| panic!("it never came: {info}"));
+            if receiver.changed().await.is_err() {
+                changes = None;
+            }
+        }
+    }
+}
+
+/// What may be said of every error.
+#[track_caller]
+pub(super) fn check_error(reply: &Reply, status: StatusCode, code: &str, words: &str) {
+    let json = reply.json();
+    let text = json["error"].as_str().unwrap_or_default();
+    assert_eq!((reply.status, json["code"].as_str()), (status.as_u16(), Some(code)), "{text}");
+    assert!(text.contains(words), "{text:?} does not say {words:?}");
+}
+
+impl Harness {
+    /// Runs SQL on the store's writing connection, to break it.
+    pub(super) async fn break_store(&self, sql: &'static str) {
+        self.app.sqlite.execute(sql).await;
+    }
+}

@@ -1,0 +1,369 @@
+//! A node that is a test double: it speaks the node protocol over a real connection and does what it is told.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use axum::body::Body;
+use belljar_api::{
+    error::{ErrorBody, code},
+    image::ImageInfo,
+    log::{LogLine, LogPage, LogProcessList},
+    node::{CONNECT_PATH, Capacity, Command, CommandAck, NodeHello, NodeState, Op, Report, SandboxReport, UPGRADE},
+    sandbox::TerminationReason,
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    net::TcpStream,
+    sync::{broadcast, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Harness, NODE_TOKEN, guest};
+
+pub(super) const NODE_ID: &str = "node-1";
+
+/// What the double does with the next `Create`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Boot {
+    /// It runs at once.
+    Run,
+    /// It starts and stays so.
+    Hang,
+    /// It ends at once.
+    Fail(TerminationReason, &'static str),
+}
+
+/// Keeps what a node keeps on disk; connections come and go.
+#[derive(Clone)]
+pub(crate) struct FakeNode {
+    inner: Arc<Mutex<Inner>>,
+    reports: broadcast::Sender<Report>,
+    /// Commands taken so far.
+    taken: watch::Sender<Vec<Command>>,
+    connection: Arc<Mutex<Option<JoinHandle<()>>>>,
+    /// Guest connections opened so far.
+    pub(super) opened: watch::Sender<usize>,
+    pub(super) end_events: CancellationToken,
+}
+
+struct Inner {
+    sandboxes: BTreeMap<String, (u64, NodeState)>,
+    images: Vec<String>,
+    boot: Boot,
+    capacity: Capacity,
+    /// Answer to commands instead of taking them.
+    refuse: Option<StatusCode>,
+    /// Take the next command but let the connection break before the acknowledgement.
+    break_next: bool,
+}
+
+impl FakeNode {
+    pub(super) fn new() -> Self {
+        let inner = Inner {
+            sandboxes: BTreeMap::new(),
+            images: vec!["debian-minimal".into()],
+            boot: Boot::Run,
+            capacity: Capacity { cpus: 4.0, memory_mb: 4096 },
+            refuse: None,
+            break_next: false,
+        };
+        Self {
+            inner: Arc::new(Mutex::new(inner)),
+            reports: broadcast::Sender::new(1024),
+            taken: watch::Sender::new(Vec::new()),
+            connection: Arc::default(),
+            opened: watch::Sender::new(0),
+            end_events: CancellationToken::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("node")
+    }
+
+    pub(super) fn set_boot(&self, boot: Boot) {
+        self.lock().boot = boot;
+    }
+
+    pub(super) fn set_refuse(&self, status: Option<StatusCode>) {
+        self.lock().refuse = status;
+    }
+
+    pub(super) fn set_break_next(&self) {
+        self.lock().break_next = true;
+    }
+
+    /// Forgets a sandbox without a word.
+    pub(super) fn lose(&self, id: &str) {
+        self.lock().sandboxes.remove(id);
+    }
+
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.lock().sandboxes.contains_key(id)
+    }
+
+    /// Puts a sandbox into a state and tells so.
+    pub(super) fn set(&self, id: &str, state: NodeState) {
+        let generation = {
+            let mut inner = self.lock();
+            let generation = inner.sandboxes.get(id).map_or(1, |(generation, _)| *generation);
+            inner.sandboxes.insert(id.to_owned(), (generation, state.clone()));
+            generation
+        };
+        let _ = self.reports.send(Report::Sandbox(SandboxReport { sandbox_id: id.to_owned(), generation, state }));
+    }
+
+    /// Waits for the first command that matches.
+    pub(super) async fn command(&self, matches: impl Fn(&Command) -> bool) -> Command {
+        let mut taken = self.taken.subscribe();
+        let found = taken.wait_for(|commands| commands.iter().any(&matches)).await.expect("node");
+        found.iter().find(|command| matches(command)).cloned().expect("command")
+    }
+
+    pub(super) fn commands(&self) -> Vec<Command> {
+        self.taken.borrow().clone()
+    }
+
+    /// Breaks the connection and waits until the server has noticed.
+    pub(super) async fn disconnect(&self, harness: &Harness) {
+        let connection = self.connection.lock().expect("connection").take();
+        if let Some(connection) = connection {
+            connection.abort();
+            let _ = connection.await;
+        }
+        while harness.app.live.nodes.any() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Connects and waits until the server counts it as connected.
+    pub(super) async fn connect(&self, harness: &Harness) {
+        let before = harness.app.live.nodes.get(NODE_ID);
+        self.dial(harness).await;
+        loop {
+            match (&before, harness.app.live.nodes.get(NODE_ID)) {
+                (Some(before), Some(now)) if !Arc::ptr_eq(before, &now) => return,
+                (None, Some(_)) => return,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    async fn dial(&self, harness: &Harness) {
+        let stream = TcpStream::connect(harness.addr).await.expect("connect");
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.expect("handshake");
+        let dialing = tokio::spawn(connection.with_upgrades());
+        let request = Request::post(CONNECT_PATH)
+            .header(header::HOST, "server")
+            .header(header::AUTHORIZATION, format!("Bearer {NODE_TOKEN}"))
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, UPGRADE)
+            .body(Body::empty())
+            .expect("request");
+        let response = sender.send_request(request).await.expect("answer");
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+        let io = hyper::upgrade::on(response).await.expect("upgrade");
+        let _ = dialing.await;
+        let node = self.clone();
+        let serving = tokio::spawn(async move {
+            let broken = CancellationToken::new();
+            let token = broken.clone();
+            let service = service_fn(move |request| {
+                let (node, broken) = (node.clone(), token.clone());
+                async move { Ok::<_, Infallible>(node.answer(request, &broken).await) }
+            });
+            let connection =
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service);
+            tokio::select! {
+                _ = connection => {}
+                () = broken.cancelled() => {}
+            }
+        });
+        *self.connection.lock().expect("connection") = Some(serving);
+    }
+
+    async fn answer(&self, request: Request<Incoming>, broken: &CancellationToken) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        match (request.method(), path.as_str()) {
+            (&Method::CONNECT, _) => self.open(request),
+            (_, "/v1/hello") => json(StatusCode::OK, &self.hello()),
+            (_, "/v1/commands") => {
+                let body = request.into_body().collect().await.expect("body").to_bytes();
+                let command = serde_json::from_slice(&body).expect("command");
+                self.take(command, broken).await
+            }
+            (_, "/v1/reports") => self.account(),
+            (_, "/v1/images") => self.images(request.uri().query()),
+            (_, "/v1/logs") => json(StatusCode::OK, &logs()),
+            (_, path) if path.ends_with("/processes") => json(StatusCode::OK, &LogProcessList::default()),
+            (_, path) => json(StatusCode::NOT_FOUND, &ErrorBody::new(code::NOT_FOUND, path)),
+        }
+    }
+
+    fn hello(&self) -> NodeHello {
+        let inner = self.lock();
+        NodeHello {
+            node_id: NODE_ID.into(),
+            version: "1".into(),
+            driver: "process".into(),
+            capacity: inner.capacity,
+            images: inner.images.iter().map(|name| image(name)).collect(),
+        }
+    }
+
+    fn images(&self, query: Option<&str>) -> Response<Body> {
+        let inner = self.lock();
+        let wanted = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+            .find(|(key, _)| key == "name")
+            .map(|(_, name)| name.into_owned());
+        match wanted.as_deref() {
+            None => json(StatusCode::OK, &inner.images.iter().map(|name| image(name)).collect::<Vec<_>>()),
+            // An alias, as nodes know some.
+            Some("tensorlake/debian-minimal") => json(StatusCode::OK, &image("debian-minimal")),
+            Some(name) if inner.images.iter().any(|known| known == name) => json(StatusCode::OK, &image(name)),
+            Some(name) => {
+                let words = format!("image not found: {name}; there is debian-minimal");
+                json(StatusCode::NOT_FOUND, &ErrorBody::new(code::NOT_FOUND, words))
+            }
+        }
+    }
+
+    async fn take(&self, command: Command, broken: &CancellationToken) -> Response<Body> {
+        if let Some(status) = self.lock().refuse {
+            return json(status, &ErrorBody::new(code::INVALID_ARGUMENT, "the node refuses"));
+        }
+        let state = self.apply(&command);
+        self.taken.send_modify(|taken| taken.push(command.clone()));
+        if std::mem::take(&mut self.lock().break_next) {
+            broken.cancel();
+            return std::future::pending().await;
+        }
+        if let Some(state) = state {
+            self.set(&command.sandbox_id, state);
+        }
+        json(StatusCode::OK, &CommandAck { seq: command.seq, applied: true })
+    }
+
+    /// Takes a command over as a node does; returns the state that it leads to.
+    fn apply(&self, command: &Command) -> Option<NodeState> {
+        let mut inner = self.lock();
+        let boot = inner.boot.clone();
+        let known = inner.sandboxes.get(&command.sandbox_id).cloned();
+        if known.as_ref().is_some_and(|(generation, _)| *generation >= command.generation) {
+            return None;
+        }
+        let ended = |reason, detail: &str| NodeState::Terminated { reason, detail: detail.to_owned(), at: 1 };
+        match (&command.op, known) {
+            (Op::Create { .. }, _) => {
+                let state = match boot {
+                    Boot::Run => NodeState::Running,
+                    Boot::Hang => NodeState::Starting,
+                    Boot::Fail(reason, detail) => ended(reason, detail),
+                };
+                inner.sandboxes.insert(command.sandbox_id.clone(), (command.generation, state.clone()));
+                Some(state)
+            }
+            (Op::Update { .. }, Some((_, state))) => {
+                inner.sandboxes.insert(command.sandbox_id.clone(), (command.generation, state));
+                None
+            }
+            (Op::Terminate { .. }, Some((_, NodeState::Terminated { .. }))) => {
+                inner.sandboxes.remove(&command.sandbox_id);
+                None
+            }
+            (Op::Terminate { reason }, Some(_)) => {
+                let state = ended(*reason, "");
+                inner.sandboxes.insert(command.sandbox_id.clone(), (command.generation, state.clone()));
+                Some(state)
+            }
+            (Op::Update { .. } | Op::Terminate { .. }, None) => None,
+        }
+    }
+
+    fn account(&self) -> Response<Body> {
+        let changes = self.reports.subscribe();
+        let mut first: Vec<_> = self
+            .lock()
+            .sandboxes
+            .iter()
+            .map(|(id, (generation, state))| {
+                let report = SandboxReport { sandbox_id: id.clone(), generation: *generation, state: state.clone() };
+                Report::Sandbox(report)
+            })
+            .collect();
+        first.push(Report::Synced);
+        let live = stream::unfold(changes, |mut changes| async {
+            let report = changes.recv().await.ok()?;
+            Some((report, changes))
+        });
+        let lines = stream::iter(first).chain(live).map(|report| {
+            let mut line = serde_json::to_vec(&report).expect("report");
+            line.push(b'\n');
+            Ok::<_, Infallible>(Bytes::from(line))
+        });
+        Response::new(Body::from_stream(lines))
+    }
+
+    fn open(&self, request: Request<Incoming>) -> Response<Body> {
+        let authority = request.uri().authority().expect("authority").clone();
+        let port = authority.port_u16().expect("port");
+        if port == guest::CLOSED_PORT {
+            let words = format!("nobody listens on port {port}");
+            return json(StatusCode::BAD_GATEWAY, &ErrorBody::new(code::CONNECTION_REFUSED, words));
+        }
+        assert!(self.has(authority.host()), "a connection to a sandbox that is not here");
+        self.opened.send_modify(|opened| *opened += 1);
+        let end_events = self.end_events.clone();
+        tokio::spawn(async move {
+            if let Ok(io) = hyper::upgrade::on(request).await {
+                guest::serve(io, port, end_events).await;
+            }
+        });
+        Response::new(Body::empty())
+    }
+}
+
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
+    crate::error::json(status, value)
+}
+
+fn image(name: &str) -> ImageInfo {
+    ImageInfo {
+        id: "image_000000000000000000000".into(),
+        name: name.into(),
+        snapshot_id: "blake3:00".into(),
+        global: true,
+        physical_size_bytes: 1,
+        logical_size_bytes: 1,
+        created_at: "2026-01-01T00:00:00Z".into(),
+        updated_at: "2026-01-01T00:00:00Z".into(),
+    }
+}
+
+fn logs() -> LogPage {
+    let line = LogLine {
+        timestamp: 1,
+        uuid: "00000000-0000-4000-8000-000000000000".into(),
+        namespace: "default".into(),
+        application: String::new(),
+        sandbox_id: "x".into(),
+        resource_attributes: Vec::new(),
+        body: "hello".into(),
+        log_attributes: "{}".into(),
+        allocations: Vec::new(),
+        function_runs: Vec::new(),
+        level: 3,
+        retention: 7,
+    };
+    LogPage { logs: vec![line], next_token: None }
+}

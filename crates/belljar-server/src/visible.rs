@@ -1,0 +1,129 @@
+//! What a user sees of a sandbox: computed here and nowhere else, from the durable row (which carries the node's last
+//! report) and from whether nodes are connected.
+//!
+//! | row | nodes | seen as |
+//! |---|---|---|
+//! | waiting | none connected | pending, `no_executors_available` |
+//! | waiting | some connected | pending, `no_resources_available` |
+//! | placed, not running | - | pending, `waiting_for_container` |
+//! | placed, running | - | running: a node that is away goes on running it |
+//! | ended | - | terminated |
+
+use belljar_api::sandbox::{
+    CreatedSandbox, ErrorDetails, PendingReason, SandboxInfo, SandboxStatus, TerminationReason,
+};
+
+use crate::{
+    config::Urls,
+    life::{Phase, Reported, SandboxRow},
+};
+
+/// Which nodes are connected, as far as it matters to one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct World {
+    /// Any at all.
+    pub(crate) any_node: bool,
+    /// Driver of the row's own node, when it is known.
+    pub(crate) driver: Option<String>,
+}
+
+/// Status and reason of a row.
+pub(crate) fn status(row: &SandboxRow, any_node: bool) -> (SandboxStatus, Option<PendingReason>) {
+    match &row.phase {
+        Phase::Waiting if any_node => (SandboxStatus::Pending, Some(PendingReason::NoResourcesAvailable)),
+        Phase::Waiting => (SandboxStatus::Pending, Some(PendingReason::NoExecutorsAvailable)),
+        Phase::Placed { reported: Reported::Unreported | Reported::Starting, .. } => {
+            (SandboxStatus::Pending, Some(PendingReason::WaitingForContainer))
+        }
+        Phase::Placed { reported: Reported::Running, .. } => (SandboxStatus::Running, None),
+        Phase::Ended { .. } => (SandboxStatus::Terminated, None),
+    }
+}
+
+/// The row as `GET` shows it.
+pub(crate) fn info(row: &SandboxRow, world: World, urls: &Urls) -> SandboxInfo {
+    let (status, pending_reason) = status(row, world.any_node);
+    let ending = row.ending();
+    let spec = &row.spec;
+    SandboxInfo {
+        id: row.id.clone(),
+        namespace: row.namespace.clone(),
+        status,
+        image: spec.image.clone(),
+        runtime: world.driver,
+        resources: spec.resources,
+        timeout_secs: spec.timeout_secs,
+        entrypoint: spec.entrypoint.clone(),
+        name: row.name.clone(),
+        network_policy: spec.network.clone(),
+        network: spec.network.clone(),
+        pool_id: None,
+        outcome: ending.map(|e| e.reason.outcome().to_owned()),
+        termination_reason: ending.map(|e| e.reason),
+        error_details: error_details(row),
+        pending_reason,
+        created_at: row.created_at,
+        terminated_at: ending.map(|e| e.at),
+        archived_at: None,
+        allow_unauthenticated_access: spec.allow_unauthenticated_access,
+        exposed_ports: spec.exposed_ports.clone(),
+        ingress_endpoint: urls.ingress_endpoint(status),
+        sandbox_url: urls.sandbox_url(status, &row.id),
+        file_systems: Vec::new(),
+        auto_resume: spec.auto_resume,
+        executor_id: row.node_id().map(str::to_owned),
+    }
+}
+
+/// The row as a blocking create answers it; `timed_out` when it is still pending at the deadline.
+pub(crate) fn created(row: &SandboxRow, any_node: bool, urls: &Urls, timed_out: bool) -> CreatedSandbox {
+    let (status, pending_reason) = status(row, any_node);
+    let termination_reason = row.ending().map(|e| e.reason);
+    let word = match status {
+        SandboxStatus::Pending if timed_out => "timeout",
+        SandboxStatus::Pending => "pending",
+        SandboxStatus::Running => "running",
+        SandboxStatus::Terminated if termination_reason == Some(TerminationReason::User) => "terminated",
+        SandboxStatus::Terminated => "failed",
+    };
+    CreatedSandbox {
+        sandbox_id: row.id.clone(),
+        status: word.to_owned(),
+        name: row.name.clone(),
+        pending_reason,
+        reason: termination_reason.map(wire_word),
+        termination_reason,
+        error_details: error_details(row),
+        ingress_endpoint: urls.ingress_endpoint(status),
+        sandbox_url: urls.sandbox_url(status, &row.id),
+    }
+}
+
+/// Words on an ending that was not wished for.
+fn error_details(row: &SandboxRow) -> Option<ErrorDetails> {
+    let ending = row.ending()?;
+    let words = match ending.reason {
+        TerminationReason::User | TerminationReason::Timeout => return None,
+        TerminationReason::ImageNotFound => "image not found",
+        TerminationReason::NoCapacity => "no node is large enough for it",
+        TerminationReason::Cancelled => "it was not running within max_pending_secs",
+        TerminationReason::StartupFailedInternalError => "it did not start",
+        TerminationReason::ConfigurationError => "the node cannot do what was asked for",
+        TerminationReason::GuestShutdown => "the guest powered itself off, rebooted or panicked",
+        TerminationReason::VmmExited => "the VM process ended",
+        TerminationReason::GuestUnresponsive => "the guest stopped answering",
+        TerminationReason::NodeLost => "its node lost it",
+        TerminationReason::NoSpace => "the node's disk is full",
+    };
+    let message = if ending.detail.is_empty() { words.to_owned() } else { ending.detail.clone() };
+    Some(ErrorDetails { message })
+}
+
+/// The wire spelling of a reason.
+pub(crate) fn wire_word(reason: TerminationReason) -> String {
+    serde_json::to_value(reason).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "visible_test.rs"]
+mod tests;

@@ -1,0 +1,113 @@
+//! Tests of [`super`].
+
+use belljar_api::sandbox::Resources;
+
+use super::*;
+use crate::{
+    config::ServerConfig,
+    life::{Ending, Spec},
+};
+
+const REASONS: [TerminationReason; 12] = [
+    TerminationReason::User,
+    TerminationReason::Timeout,
+    TerminationReason::ImageNotFound,
+    TerminationReason::NoCapacity,
+    TerminationReason::Cancelled,
+    TerminationReason::StartupFailedInternalError,
+    TerminationReason::ConfigurationError,
+    TerminationReason::GuestShutdown,
+    TerminationReason::VmmExited,
+    TerminationReason::GuestUnresponsive,
+    TerminationReason::NodeLost,
+    TerminationReason::NoSpace,
+];
+
+fn row(phase: Phase) -> SandboxRow {
+    let resources = Resources { cpus: 1.0, memory_mb: 1024, disk_mb: 10240, ephemeral_disk_mb: 10240 };
+    let spec = Spec {
+        image: "i".into(),
+        resources,
+        entrypoint: None,
+        timeout_secs: 600,
+        network: None,
+        allow_unauthenticated_access: false,
+        exposed_ports: Vec::new(),
+        auto_resume: true,
+        max_pending_secs: None,
+    };
+    let (id, namespace) = ("id".into(), "default".into());
+    SandboxRow { id, namespace, name: None, spec, generation: 0, phase, created_at: 1, started_at: None }
+}
+
+fn urls() -> Urls {
+    let config = ServerConfig {
+        database: "x".into(),
+        sandbox_url_base: "http://localhost:9443".into(),
+        ingress_domain: None,
+        default_image: "i".into(),
+        node_token: None,
+    };
+    config.check().expect("configuration")
+}
+
+fn placed(reported: Reported) -> Phase {
+    Phase::Placed { node_id: "n".into(), reported }
+}
+
+#[track_caller]
+fn check(phase: Phase, any_node: bool, status: SandboxStatus, pending: Option<PendingReason>) {
+    let row = row(phase);
+    assert_eq!(super::status(&row, any_node), (status, pending));
+    let info = info(&row, World { any_node, driver: None }, &urls());
+    let ended = status == SandboxStatus::Terminated;
+    assert_eq!(info.sandbox_url.is_none(), ended, "clients refuse a live sandbox without a URL");
+    assert_eq!((info.outcome.is_some(), info.terminated_at.is_some()), (ended, ended));
+    assert_eq!(info.pending_reason.is_some(), status == SandboxStatus::Pending);
+}
+
+#[test]
+fn the_table_of_the_module_holds() {
+    use PendingReason as Why;
+    use SandboxStatus::{Pending, Running, Terminated};
+    check(Phase::Waiting, false, Pending, Some(Why::NoExecutorsAvailable));
+    check(Phase::Waiting, true, Pending, Some(Why::NoResourcesAvailable));
+    for any_node in [false, true] {
+        check(placed(Reported::Unreported), any_node, Pending, Some(Why::WaitingForContainer));
+        check(placed(Reported::Starting), any_node, Pending, Some(Why::WaitingForContainer));
+        check(placed(Reported::Running), any_node, Running, None);
+        for reason in REASONS {
+            let ending = Ending { reason, detail: String::new(), at: 5 };
+            check(Phase::Ended { node_id: None, held: false, ending }, any_node, Terminated, None);
+        }
+    }
+}
+
+#[test]
+fn every_failure_has_words_and_every_reason_its_spelling() {
+    for reason in REASONS {
+        for detail in ["", "more"] {
+            let ending = Ending { reason, detail: detail.into(), at: 5 };
+            let created = created(&row(Phase::Ended { node_id: None, held: false, ending }), true, &urls(), false);
+            let wished = matches!(reason, TerminationReason::User | TerminationReason::Timeout);
+            let words = created.error_details.map(|details| details.message).unwrap_or_default();
+            assert_eq!(words.is_empty(), wished, "{reason:?}");
+            assert!(wished || detail.is_empty() || words == detail);
+            assert_eq!(created.status, if reason == TerminationReason::User { "terminated" } else { "failed" });
+            assert!(!created.reason.unwrap_or_default().is_empty());
+        }
+    }
+    assert_eq!(wire_word(TerminationReason::ImageNotFound), "ImageNotFound");
+    assert_eq!(wire_word(TerminationReason::NoCapacity), "no_capacity");
+}
+
+#[test]
+fn a_create_has_words_of_its_own() {
+    for (phase, timed_out, word) in [
+        (Phase::Waiting, false, "pending"),
+        (placed(Reported::Starting), true, "timeout"),
+        (placed(Reported::Running), true, "running"),
+    ] {
+        assert_eq!(created(&row(phase), true, &urls(), timed_out).status, word);
+    }
+}

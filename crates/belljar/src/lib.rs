@@ -1,1 +1,55 @@
+//! The `belljar` program: the command line, and `up`, which puts server and node together in one process.
 //!
+//! Layers, each knowing only the ones before it: [`cli`] (definitions), [`settings`] (where a value comes from),
+//! [`printer`] (the only place that writes), [`commands`] (one file per verb). A command is a client of the public
+//! API like any other, but for `up`, `down`, `doctor` and `image build|rm`, which are about this machine.
+
+pub mod cli;
+pub mod commands;
+pub mod doctor;
+pub mod env_vars;
+pub mod exit;
+pub mod printer;
+pub mod remote;
+pub mod report;
+pub mod settings;
+pub mod stdin;
+pub mod table;
+pub mod up;
+
+use std::ffi::OsString;
+
+use clap::Parser;
+
+use crate::{
+    cli::{Cli, Command},
+    commands::Context,
+    exit::ExitStatus,
+    printer::Printer,
+    settings::{Settings, Surroundings},
+};
+
+/// Runs the program with its command line, the program's name included.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitStatus {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no mistakes, and go to stdout.
+            let status = if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success };
+            let _ = error.print();
+            return status;
+        }
+    };
+    let printer = Printer::new(cli.global.json, cli.global.quiet);
+    let on_error = match &cli.command {
+        Command::Run(_) | Command::Exec(_) | Command::Shell(_) => ExitStatus::NotRun,
+        _ => ExitStatus::Failure,
+    };
+    let done = Settings::load(&cli.global, &Surroundings::of_this_process())
+        .map_err(anyhow::Error::from)
+        .and_then(|settings| commands::dispatch(Context { printer, settings }, cli.command));
+    match done {
+        Ok(status) => status,
+        Err(error) => report::report(printer, &error, on_error),
+    }
+}

@@ -1,0 +1,114 @@
+//! Arguments of the commands that are about this machine: the server, images and keys.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Subcommand};
+
+use super::value;
+use crate::env_vars;
+
+/// `belljar up`.
+#[derive(Debug, Clone, Default, Args)]
+#[command(after_help = "\
+Ctrl-C (SIGINT) ends every sandbox, then the server. SIGTERM ends the server only: its virtual machines go on, and
+the next `belljar up` takes them over. `belljar down` and `belljar down --keep` do the same from outside.")]
+pub struct UpArgs {
+    /// Return once it is ready; it goes on in the background and logs to DIR/log/belljar.log
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Address to listen on; may be repeated [default: 127.0.0.1:8900 and 127.0.0.1:9443]
+    #[arg(long, value_name = "ADDRESS", env = env_vars::LISTEN, hide_env_values = true, value_delimiter = ',')]
+    pub listen: Vec<SocketAddr>,
+    /// Kernel of the sandboxes [default: the one that `cargo xtask kernel` built]
+    #[arg(long, value_name = "FILE", env = env_vars::KERNEL, hide_env_values = true)]
+    pub kernel: Option<PathBuf>,
+    /// Initramfs with the guest agent [default: the one that `cargo xtask guest` built]
+    #[arg(long, value_name = "FILE", env = env_vars::INITRD, hide_env_values = true)]
+    pub initrd: Option<PathBuf>,
+    /// Directory of the images [default: ~/.cache/belljar/store]
+    #[arg(long, value_name = "DIR", env = env_vars::IMAGE_STORE, hide_env_values = true)]
+    pub image_store: Option<PathBuf>,
+    /// Address under which clients reach sandboxes [default: the first of --listen]
+    #[arg(long, value_name = "URL", env = env_vars::PUBLIC_URL, hide_env_values = true)]
+    pub public_url: Option<String>,
+    /// DNS name under which {id} and {port}-{id} lead here, for sandbox URLs that other machines can use
+    #[arg(long, value_name = "NAME", env = env_vars::INGRESS_DOMAIN, hide_env_values = true)]
+    pub ingress_domain: Option<String>,
+    /// What runs the sandboxes
+    #[arg(long, value_name = "DRIVER", env = env_vars::DRIVER, hide_env_values = true, hide = true)]
+    pub driver: Option<String>,
+    /// Set by `--detach` in the process that it starts.
+    #[arg(long, hide = true)]
+    pub detached: bool,
+}
+
+/// `belljar down`.
+#[derive(Debug, Args)]
+pub struct DownArgs {
+    /// Let the virtual machines go on: the next `belljar up` takes them over
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// `belljar image`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List the images of the server
+    Ls,
+    /// Build an image into the store of this machine
+    Build(ImageBuildArgs),
+    /// Remove an image from the store of this machine
+    Rm {
+        /// Its name
+        name: String,
+        /// Directory of the images [default: ~/.cache/belljar/store]
+        #[arg(long, value_name = "DIR", env = env_vars::IMAGE_STORE, hide_env_values = true)]
+        image_store: Option<PathBuf>,
+    },
+}
+
+/// `belljar image build`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Builds on this machine, into its own store; a server elsewhere does not see it. Needs root, mmdebstrap and e2fsprogs.
+The same package versions give the same image, which is then not built again.")]
+pub struct ImageBuildArgs {
+    /// Name to give it
+    #[arg(default_value = belljar_image::DEFAULT_IMAGE)]
+    pub name: String,
+    /// Debian suite
+    #[arg(long, default_value = belljar_image::SUITES[0], value_parser = belljar_image::SUITES)]
+    pub suite: String,
+    /// Size of its file system in MiB, or with a unit; a sandbox grows it to its disk [default: chosen by the build]
+    #[arg(long, value_name = "SIZE", value_parser = value::megabytes)]
+    pub size: Option<u64>,
+    /// Another Debian package to install; may be repeated
+    #[arg(short, long, value_name = "PACKAGE")]
+    pub package: Vec<String>,
+    /// Debian mirror [default: the one of this machine]
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// Build even when nothing has changed
+    #[arg(long)]
+    pub force: bool,
+    /// Directory of the images [default: ~/.cache/belljar/store]
+    #[arg(long, value_name = "DIR", env = env_vars::IMAGE_STORE, hide_env_values = true)]
+    pub image_store: Option<PathBuf>,
+}
+
+/// `belljar key`.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// List the keys, without their secrets
+    Ls,
+    /// Make a key and print it: it is never shown again
+    Create {
+        /// A label for people
+        name: String,
+    },
+    /// Revoke a key
+    Rm {
+        /// Its id, as `ls` shows it
+        id: String,
+    },
+}

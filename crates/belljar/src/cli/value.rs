@@ -1,0 +1,101 @@
+//! Parsers of single command line values. Their errors name the rule; clap adds the argument and the value.
+
+use belljar_api::id::{check_name, is_id};
+
+/// Id or name of a sandbox.
+pub fn reference(text: &str) -> Result<String, String> {
+    if is_id(text) { Ok(text.to_owned()) } else { name(text) }
+}
+
+/// Name of a sandbox.
+pub fn name(text: &str) -> Result<String, String> {
+    check_name(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// `NAME=VALUE`.
+pub fn environment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write it like NAME=VALUE".to_owned()),
+    }
+}
+
+/// A size in MiB: a number of MiB, or a number with `m`, `g` or `t`.
+pub fn megabytes(text: &str) -> Result<u64, String> {
+    let refuse = || "write a number of MiB, or one with a unit: 2048, 512m, 2g".to_owned();
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &lower[digits.len()..] {
+        "" | "m" | "mb" | "mib" => 1,
+        "g" | "gb" | "gib" => 1024,
+        "t" | "tb" | "tib" => 1024 * 1024,
+        _ => return Err(refuse()),
+    };
+    digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(refuse)
+}
+
+/// A time in seconds: a number of seconds, or a number with `s`, `m`, `h` or `d`.
+pub fn seconds(text: &str) -> Result<u64, String> {
+    let refuse = || "write a number of seconds, or one with a unit: 90, 90s, 10m, 2h, 1d".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(refuse()),
+    };
+    digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(refuse)
+}
+
+/// A signal by number or name, with or without `SIG`.
+pub fn signal(text: &str) -> Result<i32, String> {
+    use std::str::FromStr;
+    let upper = text.to_ascii_uppercase();
+    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    match text.parse::<i32>() {
+        Ok(number) if (1..=64).contains(&number) => Ok(number),
+        Ok(_) => Err("signals are numbered 1 to 64".to_owned()),
+        Err(_) => nix::sys::signal::Signal::from_str(&full)
+            .map(|signal| signal as i32)
+            .map_err(|_| "write a signal like TERM, SIGTERM or 15".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use super::*;
+
+    #[track_caller]
+    fn check<T: PartialEq + Debug>(parse: impl Fn(&str) -> Result<T, String>, cases: &[(&str, Option<T>)]) {
+        for (text, expected) in cases {
+            assert_eq!(parse(text).ok().as_ref(), expected.as_ref(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn values_are_parsed() {
+        check(megabytes, &[("2048", Some(2048)), ("2g", Some(2048)), ("1GiB", Some(1024)), ("512m", Some(512))]);
+        check(
+            megabytes,
+            &[("", None), ("g", None), ("1.5g", None), ("-1", None), ("99999999999999t", None), ("1x", None)],
+        );
+        check(
+            seconds,
+            &[("90", Some(90)), ("10m", Some(600)), ("2h", Some(7200)), ("0", Some(0)), ("1w", None), ("m", None)],
+        );
+        check(
+            signal,
+            &[("9", Some(9)), ("KILL", Some(9)), ("sigterm", Some(15)), ("0", None), ("65", None), ("X", None)],
+        );
+        let pair = |name: &str, value: &str| Some((name.to_owned(), value.to_owned()));
+        check(environment, &[("A=b=c", pair("A", "b=c")), ("A=", pair("A", "")), ("A", None), ("=b", None)]);
+        check(
+            reference,
+            &[("box-1", Some("box-1".into())), ("a23456789012345678901", Some("a23456789012345678901".into()))],
+        );
+        check(reference, &[("Box", None), ("", None), ("a/b", None)]);
+    }
+}

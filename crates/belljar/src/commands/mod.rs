@@ -1,0 +1,82 @@
+//! One file per verb. A command gets a [`Context`] and its arguments, prints through the printer and says how the
+//! program ends; errors travel up and are reported once, in [`crate::main`].
+
+mod attached;
+mod completion;
+mod cp;
+mod create;
+mod doctor;
+mod down;
+mod env;
+mod exec;
+mod image;
+mod interrupt;
+mod key;
+mod kill;
+mod logs;
+mod ls;
+mod openapi;
+mod ps;
+mod rm;
+mod run;
+mod shell;
+mod show;
+mod tunnel;
+mod unpack;
+mod up;
+
+use std::future::Future;
+
+use anyhow::Context as _;
+use belljar_client::Client;
+
+use crate::{cli::Command, exit::ExitStatus, printer::Printer, settings::Settings};
+
+/// What every command works with.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// How to speak.
+    pub printer: Printer,
+    /// Where the server is, and the rest.
+    pub settings: Settings,
+}
+
+impl Context {
+    fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::new(&self.settings.api_url, Some(&self.settings.key()?))?)
+    }
+}
+
+/// Does what the command line says.
+pub fn dispatch(ctx: Context, command: Command) -> anyhow::Result<ExitStatus> {
+    match command {
+        Command::Up(args) => up::up(&ctx, &args),
+        Command::Down(args) => down::down(&ctx, &args),
+        Command::Doctor => doctor::doctor(&ctx),
+        Command::Create(args) => block_on(create::create(&ctx, args)),
+        Command::Ls(args) => block_on(ls::ls(&ctx, &args)),
+        Command::Show { sandbox } => block_on(show::show(&ctx, &sandbox)),
+        Command::Run(args) => block_on(run::run(&ctx, args)),
+        Command::Exec(args) => block_on(exec::exec(&ctx, args)),
+        Command::Shell(args) => block_on(shell::shell(&ctx, args)),
+        Command::Cp(args) => block_on(cp::cp(&ctx, args)),
+        Command::Ps { sandbox } => block_on(ps::ps(&ctx, &sandbox)),
+        Command::Kill(args) => block_on(kill::kill(&ctx, &args)),
+        Command::Logs(args) => block_on(logs::logs(&ctx, args)),
+        Command::Tunnel(args) => block_on(tunnel::tunnel(&ctx, &args)),
+        Command::Rm(args) => block_on(rm::rm(&ctx, args)),
+        Command::Image(command) => image::image(&ctx, command),
+        Command::Key(command) => block_on(key::key(&ctx, command)),
+        Command::Env => env::env(&ctx),
+        Command::Completion { shell } => completion::completion(&ctx, shell),
+        Command::Openapi => openapi::openapi(&ctx),
+    }
+}
+
+/// Runs a command that does little but wait: one thread is enough.
+fn block_on(command: impl Future<Output = anyhow::Result<ExitStatus>>) -> anyhow::Result<ExitStatus> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let done = runtime.block_on(command);
+    runtime.shutdown_background();
+    done
+}

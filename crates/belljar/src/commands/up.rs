@@ -1,0 +1,150 @@
+//! `belljar up`, in the foreground or detached.
+//!
+//! ```text
+//! up                      up --detach
+//!  |                       |-- starts `up --detached` with a pipe as its stdout, waits for one line or the end
+//!  |                       |            |-- a session of its own
+//!  |- check, bind, open    |            |- check, bind, open, prepare; errors still go to the user's stderr
+//!  |- summary on stdout    |<-- JSON ---|- summary into the pipe; from now on stdout and stderr are the log
+//!  |- until a signal       |- summary   |- until a signal
+//! ```
+
+use std::{
+    ffi::OsString,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::Context;
+use crate::{
+    cli::UpArgs,
+    exit::ExitStatus,
+    report::Failure,
+    settings::UpSettings,
+    up::{data_dir::DataDir, instance::Instance, log, summary::Summary, together},
+};
+
+/// Largest summary, bytes.
+const SUMMARY_MAX: u64 = 64 * 1024;
+/// Lines of the log that are shown when a detached start dies without a word.
+const LOG_LINES: usize = 20;
+
+pub(super) fn up(ctx: &Context, args: &UpArgs) -> anyhow::Result<ExitStatus> {
+    let data_dir = absolute(&ctx.settings.data_dir)?;
+    let mut settings = ctx.settings.up(args)?;
+    for path in [&mut settings.kernel, &mut settings.initrd, &mut settings.image_store] {
+        *path = absolute(path)?;
+    }
+    if args.detach {
+        return detach(ctx, &data_dir, &settings);
+    }
+    if args.detached {
+        nix::unistd::setsid().context("cannot begin a session")?;
+        // The directory that we were called from may be unmounted.
+        std::env::set_current_dir("/").context("cannot change to /")?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(run(ctx, &data_dir, &settings, args.detached))?;
+    Ok(ExitStatus::Success)
+}
+
+async fn run(ctx: &Context, data_dir: &Path, settings: &UpSettings, detached: bool) -> anyhow::Result<()> {
+    // Refused before anything is made, so that a refusal leaves nothing behind.
+    DataDir::check(data_dir)?;
+    for (what, path, task) in [("kernel", &settings.kernel, "kernel"), ("initramfs", &settings.initrd, "guest")] {
+        if settings.driver.is_none() && !path.is_file() {
+            return Err(Failure::new(format!("{what} {} is missing", path.display()))
+                .hint(format!("build it with `cargo xtask {task}`, or name another with --{}", path_flag(what)))
+                .into());
+        }
+    }
+    let listeners = together::bind(&settings.listen)?;
+    let dir = DataDir::open(data_dir)?;
+    let _claim = Instance::claim(&dir)?;
+    raise_file_limit();
+    let log_file = if detached { Some(log::open(data_dir).context("cannot open the log")?) } else { None };
+    let stdio = log_file.as_ref().map(std::fs::File::try_clone).transpose().context("cannot open the log")?;
+    log::begin(ctx.settings.log.as_deref(), log_file);
+    let mut together = together::prepare(&dir, settings, listeners).await?;
+    together.summary.log = detached.then(|| log::path(data_dir));
+    together
+        .run(|summary| {
+            let Some(log) = &stdio else { return Ok(summary.print(ctx.printer)?) };
+            serde_json::to_writer(io::stdout().lock(), &summary).context("cannot tell that it is ready")?;
+            io::stdout().flush().context("cannot tell that it is ready")?;
+            nix::unistd::dup2_stdout(log).and_then(|()| nix::unistd::dup2_stderr(log)).context("cannot detach")
+        })
+        .await
+}
+
+fn path_flag(what: &str) -> &'static str {
+    if what == "kernel" { "kernel" } else { "initrd" }
+}
+
+/// Every connection is a file; the usual soft limit of 1024 is for programs that use `select`.
+fn raise_file_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{} is not a path", path.display()))
+}
+
+fn detach(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> anyhow::Result<ExitStatus> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let spinner = ctx.printer.spinner("starting");
+    let mut child = Command::new(program)
+        .args(arguments(ctx, data_dir, settings))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start this program again")?;
+    let mut told = Vec::new();
+    if let Some(pipe) = child.stdout.take() {
+        pipe.take(SUMMARY_MAX).read_to_end(&mut told).context("cannot hear from it")?;
+    }
+    spinner.finish_and_clear();
+    if let Ok(summary) = serde_json::from_slice::<Summary>(&told) {
+        summary.print(ctx.printer)?;
+        return Ok(ExitStatus::Success);
+    }
+    let status = child.wait().context("cannot wait for it")?;
+    match status.code() {
+        // It has said why itself: its stderr was ours.
+        Some(code) if code != 0 => Ok(ExitStatus::Failure),
+        _ => {
+            let failure = Failure::new(format!("it ended before it was ready ({status})"));
+            let lines = log::tail(data_dir, LOG_LINES);
+            let failure = if lines.is_empty() {
+                failure
+            } else {
+                failure.because(format!("its log ends with\n{}", lines.join("\n")))
+            };
+            Err(failure.into())
+        }
+    }
+}
+
+/// The command line of the detached process: every setting as it was resolved here.
+fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsString> {
+    let mut all: Vec<OsString> = vec!["up".into(), "--detached".into()];
+    let mut flag = |name: &str, value: OsString| all.extend([name.into(), value]);
+    flag("--data-dir", data_dir.into());
+    flag("--kernel", settings.kernel.clone().into());
+    flag("--initrd", settings.initrd.clone().into());
+    flag("--image-store", settings.image_store.clone().into());
+    settings.listen.iter().for_each(|address| flag("--listen", address.to_string().into()));
+    settings.public_url.iter().for_each(|url| flag("--public-url", url.into()));
+    settings.ingress_domain.iter().for_each(|name| flag("--ingress-domain", name.into()));
+    settings.driver.iter().for_each(|driver| flag("--driver", driver.into()));
+    all.extend(ctx.printer.is_json().then(|| "--json".into()));
+    all
+}

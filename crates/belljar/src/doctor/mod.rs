@@ -1,0 +1,151 @@
+//! What this machine can do, for `belljar doctor`: probed, not guessed. Nothing is changed, and nothing is left behind.
+//!
+//! It looks at what `up` would use with the same settings. [`machine`] asks the operating system.
+
+mod machine;
+
+use std::{fs::File, io::Read, path::Path};
+
+use belljar_image::{DEFAULT_IMAGE, Store};
+use belljar_vmm::probe::{self, Kvm};
+use serde::Serialize;
+
+use crate::settings::{Settings, UpSettings};
+
+/// What QEMU is called.
+const QEMU: &str = "qemu-system-x86_64";
+/// First bytes of an ELF file.
+const ELF: [u8; 4] = [0x7f, b'E', b'L', b'F'];
+/// First bytes of a cpio archive, as the kernel takes it.
+const CPIO: [u8; 4] = *b"0707";
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mark {
+    /// As it should be.
+    Ok,
+    /// Something works less well, or not at all, but sandboxes run.
+    Warn,
+    /// Without it no sandbox runs.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What.
+    pub name: &'static str,
+    /// How it came out.
+    pub mark: Mark,
+    /// What was found.
+    pub detail: String,
+    /// What a person can do about it.
+    pub remedy: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, mark: Mark::Ok, detail: detail.into(), remedy: None }
+    }
+
+    fn warn(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, mark: Mark::Warn, detail: detail.into(), remedy: Some(remedy.into()) }
+    }
+
+    fn missing(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, mark: Mark::Missing, detail: detail.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+/// Everything that was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// In the order in which a sandbox needs it.
+    pub checks: Vec<Check>,
+    /// Driver that `up` picks; null when none can.
+    pub driver: Option<String>,
+    /// Why that one.
+    pub reason: String,
+    /// How to get a better one.
+    pub better: Option<String>,
+    /// Whether a sandbox can run.
+    pub can_run: bool,
+}
+
+/// Looks at everything. Takes some tens of milliseconds.
+pub fn examine(settings: &Settings, up: &UpSettings) -> Report {
+    let (kvm, qemu) = (probe::kvm(), probe::qemu(Path::new(QEMU)));
+    let choice = probe::choose(&kvm, &qemu);
+    let mut checks = vec![kvm_check(&kvm)];
+    checks.push(match &qemu {
+        Ok(program) => Check::ok("qemu", format!("QEMU {}", program.version)),
+        Err(problem) => Check::missing("qemu", problem.to_string(), problem.remedy()),
+    });
+    checks.push(file("kernel", &up.kernel, ELF, "an ELF kernel", "kernel"));
+    checks.push(file("initramfs", &up.initrd, CPIO, "a cpio archive", "guest"));
+    checks.push(image(&up.image_store));
+    checks.extend(machine::checks(&settings.data_dir));
+    let can_run = checks.iter().all(|check| check.mark != Mark::Missing);
+    Report {
+        checks,
+        driver: choice.driver.map(|driver| driver.to_string()),
+        reason: choice.reason,
+        better: choice.better,
+        can_run,
+    }
+}
+
+fn kvm_check(kvm: &Kvm) -> Check {
+    match kvm.remedy() {
+        None => Check::ok("kvm", kvm.to_string()),
+        Some(remedy) => Check::warn("kvm", kvm.to_string(), remedy),
+    }
+}
+
+fn file(name: &'static str, path: &Path, magic: [u8; 4], kind: &str, task: &str) -> Check {
+    let remedy = format!("cargo xtask {task}");
+    let mut first = [0; 4];
+    match File::open(path).and_then(|mut file| file.read_exact(&mut first)) {
+        Ok(()) if first == magic => Check::ok(name, path.display().to_string()),
+        Ok(()) => Check::missing(name, format!("{} is not {kind}", path.display()), remedy),
+        Err(error) => Check::missing(name, format!("{}: {error}", path.display()), remedy),
+    }
+}
+
+fn image(store: &Path) -> Check {
+    let remedy = "belljar image build (as root)";
+    // Opening a store makes it.
+    if !store.is_dir() {
+        return Check::missing("image", format!("{} does not exist", store.display()), remedy);
+    }
+    match Store::open(store).and_then(|store| store.lookup(DEFAULT_IMAGE)) {
+        Ok(image) => match image.verify() {
+            Ok(()) => Check::ok("image", format!("{DEFAULT_IMAGE} in {}", store.display())),
+            Err(error) => Check::missing("image", error.to_string(), remedy),
+        },
+        Err(error) => Check::missing("image", error.to_string(), remedy),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_told_by_their_first_bytes() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("vmlinux");
+        let check = |content: &[u8], expected: Mark| {
+            std::fs::write(&path, content).expect("write");
+            assert_eq!(file("kernel", &path, ELF, "an ELF kernel", "kernel").mark, expected, "{content:?}");
+        };
+        check(b"\x7fELF rest", Mark::Ok);
+        check(b"PK\x03\x04 rest", Mark::Missing);
+        check(b"", Mark::Missing);
+        assert_eq!(file("kernel", &dir.path().join("none"), ELF, "", "kernel").mark, Mark::Missing);
+        let store = dir.path().join("store");
+        assert_eq!(image(&store).mark, Mark::Missing);
+        assert!(!store.exists(), "a look makes nothing");
+    }
+}

@@ -1,0 +1,35 @@
+//! Every environment variable that the program reads, and nothing else reads one.
+
+/// Address of the server, like `http://127.0.0.1:8900`.
+pub const API_URL: &str = "BELLJAR_API_URL";
+/// API key.
+pub const API_KEY: &str = "BELLJAR_API_KEY";
+/// Configuration file; default `$XDG_CONFIG_HOME/belljar/config.toml` or `~/.config/belljar/config.toml`.
+pub const CONFIG_FILE: &str = "BELLJAR_CONFIG_FILE";
+/// Directory that holds everything of `belljar up`; default `/var/lib/belljar` for root, else
+/// `~/.local/share/belljar`.
+pub const DATA_DIR: &str = "BELLJAR_DATA_DIR";
+/// Addresses that `belljar up` listens on, separated by commas.
+pub const LISTEN: &str = "BELLJAR_LISTEN";
+/// Kernel of the sandboxes, an ELF `vmlinux`.
+pub const KERNEL: &str = "BELLJAR_KERNEL";
+/// Initramfs of the sandboxes, which holds the guest agent.
+pub const INITRD: &str = "BELLJAR_INITRD";
+/// Where `cargo xtask` puts what it builds; default `~/.cache/belljar`.
+pub const CACHE: &str = "BELLJAR_CACHE";
+/// Directory of the images; default `~/.cache/belljar/store`.
+pub const IMAGE_STORE: &str = "BELLJAR_IMAGE_STORE";
+/// What runs the sandboxes: `auto`, or `process:AGENT` in builds with that test driver.
+pub const DRIVER: &str = "BELLJAR_DRIVER";
+/// Address under which clients reach the data plane; default the first that `belljar up` listens on.
+pub const PUBLIC_URL: &str = "BELLJAR_PUBLIC_URL";
+/// DNS name under which `{id}.` and `{port}-{id}.` lead to the server.
+pub const INGRESS_DOMAIN: &str = "BELLJAR_INGRESS_DOMAIN";
+/// What `belljar up` logs, as `tracing-subscriber` filters: `info`, `belljar_node=debug`.
+pub const LOG: &str = "BELLJAR_LOG";
+/// Where the configuration file is looked for.
+pub const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
+/// Home directory.
+pub const HOME: &str = "HOME";
+/// Kind of terminal, passed on by `belljar shell`.
+pub const TERM: &str = "TERM";

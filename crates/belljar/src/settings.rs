@@ -1,0 +1,321 @@
+//! Where every setting comes from: flags, then environment variables (clap reads both), then the configuration file,
+//! then the default. The only other place that looks at the environment is `main`, through [`Surroundings`].
+//!
+//! Commands get a [`Settings`] and never read files or the environment for settings themselves.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::{
+    cli::{GlobalArgs, UpArgs},
+    env_vars,
+};
+
+/// Where `belljar up` listens and clients look when nobody says otherwise.
+pub const DEFAULT_API_URL: &str = "http://127.0.0.1:8900";
+/// The API, and the address where the vendor's CLI looks for the data plane.
+const DEFAULT_LISTEN: [&str; 2] = ["127.0.0.1:8900", "127.0.0.1:9443"];
+/// Data directory of root.
+const SYSTEM_DATA_DIR: &str = "/var/lib/belljar";
+/// Data directory of everyone else, below the home directory.
+const USER_DATA_DIR: &str = ".local/share/belljar";
+/// Below the home directory: what `cargo xtask` builds.
+const CACHE_DIR: &str = ".cache/belljar";
+/// Below the cache directory: which of those are current.
+const CURRENT_FILE: &str = "current.json";
+/// Below the cache directory: what errors name where nothing was built.
+const NO_KERNEL: &str = "kernel/vmlinux";
+const NO_INITRD: &str = "initrd/initrd.cpio";
+const IMAGE_STORE: &str = "store";
+/// File in the data directory that holds the first API key.
+pub const API_KEY_FILE: &str = "api-key";
+/// Largest configuration file, bytes: it has a dozen short lines.
+const CONFIG_MAX: u64 = 64 * 1024;
+
+/// What of the world outside the command line decides about defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// Home directory.
+    pub home: Option<PathBuf>,
+    /// `$XDG_CONFIG_HOME`.
+    pub config_home: Option<PathBuf>,
+    /// `$BELLJAR_CACHE`.
+    pub cache: Option<PathBuf>,
+    /// `$TERM`.
+    pub term: Option<String>,
+    /// `$BELLJAR_LOG`.
+    pub log: Option<String>,
+    /// Whether the program runs as root.
+    pub root: bool,
+}
+
+impl Surroundings {
+    /// Those of this process.
+    pub fn of_this_process() -> Self {
+        let dir = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        Self {
+            home: dir(env_vars::HOME),
+            config_home: dir(env_vars::XDG_CONFIG_HOME),
+            cache: dir(env_vars::CACHE),
+            term: std::env::var(env_vars::TERM).ok(),
+            log: std::env::var(env_vars::LOG).ok(),
+            root: nix::unistd::geteuid().is_root(),
+        }
+    }
+
+    fn config_file(&self) -> Option<PathBuf> {
+        let dir = self.config_home.clone().or_else(|| Some(self.home.as_ref()?.join(".config")))?;
+        Some(dir.join("belljar/config.toml"))
+    }
+
+    fn cache_dir(&self) -> PathBuf {
+        let home = || self.home.clone().unwrap_or_else(|| "/".into()).join(CACHE_DIR);
+        self.cache.clone().unwrap_or_else(home)
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        match &self.home {
+            Some(home) if !self.root => home.join(USER_DATA_DIR),
+            _ => SYSTEM_DATA_DIR.into(),
+        }
+    }
+}
+
+/// The configuration file. Every key may be left out; unknown ones are refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConfigFile {
+    /// Address of the server.
+    pub api_url: Option<String>,
+    /// API key.
+    pub api_key: Option<String>,
+    /// Directory of `belljar up`.
+    pub data_dir: Option<PathBuf>,
+    /// Addresses that `belljar up` listens on.
+    pub listen: Option<Vec<SocketAddr>>,
+    /// Kernel of the sandboxes.
+    pub kernel: Option<PathBuf>,
+    /// Initramfs of the sandboxes.
+    pub initrd: Option<PathBuf>,
+    /// Directory of the images.
+    pub image_store: Option<PathBuf>,
+    /// Address under which clients reach the data plane.
+    pub public_url: Option<String>,
+    /// DNS name under which sandboxes are reached.
+    pub ingress_domain: Option<String>,
+}
+
+/// What every command needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Address of the server.
+    pub api_url: String,
+    /// API key, when one was given. See [`Settings::key`].
+    pub api_key: Option<String>,
+    /// Directory of `belljar up`.
+    pub data_dir: PathBuf,
+    /// Where `cargo xtask` puts what it builds.
+    pub cache_dir: PathBuf,
+    /// Kind of our terminal.
+    pub term: Option<String>,
+    /// What `belljar up` logs.
+    pub log: Option<String>,
+    file: ConfigFile,
+}
+
+/// What `belljar up` and `belljar doctor` need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpSettings {
+    /// Addresses to listen on; the first is the one that clients are told.
+    pub listen: Vec<SocketAddr>,
+    /// Kernel of the sandboxes.
+    pub kernel: PathBuf,
+    /// Initramfs of the sandboxes.
+    pub initrd: PathBuf,
+    /// Directory of the images.
+    pub image_store: PathBuf,
+    /// Address under which clients reach the data plane.
+    pub public_url: Option<String>,
+    /// DNS name under which sandboxes are reached.
+    pub ingress_domain: Option<String>,
+    /// What runs the sandboxes, when it is not found out.
+    pub driver: Option<String>,
+}
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The configuration file has a wrong key or value.
+    #[error("{path} has a mistake")]
+    Config {
+        /// Which file.
+        path: PathBuf,
+        /// Names line and key.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// What `cargo xtask` wrote cannot be understood.
+    #[error("{path} is damaged; remove it, and run `cargo xtask kernel`, `guest` and `images` to write it anew")]
+    Current {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// There is no key.
+    #[error("no API key: none was given, and {path} cannot be read")]
+    NoKey {
+        /// Where `belljar up` leaves one.
+        path: PathBuf,
+        /// Why it cannot be read.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no key for another machine's server.
+    #[error("no API key for {url}")]
+    NoRemoteKey {
+        /// The server.
+        url: String,
+    },
+}
+
+/// What `cargo xtask` built last; written by it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Current {
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    image_store: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Reads the configuration file and combines it with the command line.
+    pub fn load(args: &GlobalArgs, around: &Surroundings) -> Result<Self, SettingsError> {
+        let file = match (&args.config, around.config_file()) {
+            // A file that was named has to be there; the default one need not.
+            (Some(path), _) => parse(path, &read(path)?)?,
+            (None, Some(path)) => match read(&path) {
+                Ok(text) => parse(&path, &text)?,
+                Err(SettingsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    ConfigFile::default()
+                }
+                Err(error) => return Err(error),
+            },
+            (None, None) => ConfigFile::default(),
+        };
+        Ok(Self::combine(args, file, around))
+    }
+
+    /// Pure: flags and environment, then file, then default.
+    fn combine(args: &GlobalArgs, file: ConfigFile, around: &Surroundings) -> Self {
+        Self {
+            api_url: args.api_url.clone().or(file.api_url.clone()).unwrap_or_else(|| DEFAULT_API_URL.to_owned()),
+            api_key: args.api_key.clone().or(file.api_key.clone()),
+            data_dir: args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| around.data_dir()),
+            cache_dir: around.cache_dir(),
+            term: around.term.clone(),
+            log: around.log.clone(),
+            file,
+        }
+    }
+
+    /// The key: the given one, or else the one that `belljar up` left in the data directory. That one is for the
+    /// server on this machine, so no other is ever shown it.
+    pub fn key(&self) -> Result<String, SettingsError> {
+        if let Some(key) = &self.api_key {
+            return Ok(key.clone());
+        }
+        if !is_loopback(&self.api_url) {
+            return Err(SettingsError::NoRemoteKey { url: self.api_url.clone() });
+        }
+        let path = self.data_dir.join(API_KEY_FILE);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text.trim().to_owned()),
+            Err(source) => Err(SettingsError::NoKey { path, source }),
+        }
+    }
+
+    /// What `belljar up` runs with.
+    pub fn up(&self, args: &UpArgs) -> Result<UpSettings, SettingsError> {
+        Ok(self.combine_up(args, self.current()?))
+    }
+
+    /// Pure: flags and environment, then file, then what was built last, then default.
+    fn combine_up(&self, args: &UpArgs, current: Current) -> UpSettings {
+        let (file, cache) = (&self.file, &self.cache_dir);
+        let default_listen = || DEFAULT_LISTEN.iter().filter_map(|text| text.parse().ok()).collect();
+        let given = Some(args.listen.clone()).filter(|listen| !listen.is_empty());
+        let pick = |flag: &Option<PathBuf>, file: &Option<PathBuf>, current: Option<PathBuf>, default: &str| {
+            flag.clone().or(file.clone()).or(current).unwrap_or_else(|| cache.join(default))
+        };
+        UpSettings {
+            listen: given.or(file.listen.clone()).unwrap_or_else(default_listen),
+            kernel: pick(&args.kernel, &file.kernel, current.kernel, NO_KERNEL),
+            initrd: pick(&args.initrd, &file.initrd, current.initrd, NO_INITRD),
+            image_store: pick(&args.image_store, &file.image_store, current.image_store, IMAGE_STORE),
+            public_url: args.public_url.clone().or(file.public_url.clone()),
+            ingress_domain: args.ingress_domain.clone().or(file.ingress_domain.clone()),
+            driver: args.driver.clone(),
+        }
+    }
+
+    /// The image store of this machine.
+    pub fn image_store(&self, flag: Option<&PathBuf>) -> Result<PathBuf, SettingsError> {
+        Ok(self.up(&UpArgs { image_store: flag.cloned(), ..UpArgs::default() })?.image_store)
+    }
+
+    fn current(&self) -> Result<Current, SettingsError> {
+        let path = self.cache_dir.join(CURRENT_FILE);
+        match fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).map_err(|source| SettingsError::Current { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Current::default()),
+            Err(source) => Err(SettingsError::Read { path, source }),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, SettingsError> {
+    use io::Read;
+    let failed = |source| SettingsError::Read { path: path.to_owned(), source };
+    let mut text = String::new();
+    fs::File::open(path).and_then(|file| file.take(CONFIG_MAX).read_to_string(&mut text)).map_err(failed)?;
+    Ok(text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<ConfigFile, SettingsError> {
+    toml::from_str(text).map_err(|source| SettingsError::Config { path: path.to_owned(), source: Box::new(source) })
+}
+
+/// Whether a server address is one of this machine's own.
+fn is_loopback(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    // Whatever hides a host behind a user is not ours.
+    if authority.contains('@') {
+        return false;
+    }
+    let host = match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    };
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+#[path = "settings_test.rs"]
+mod tests;

@@ -1,0 +1,78 @@
+use proptest::{option, prelude::*};
+
+use super::*;
+
+fn around() -> Surroundings {
+    Surroundings { home: Some("/home/ann".into()), ..Surroundings::default() }
+}
+
+proptest! {
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_the_default(
+        flag in option::of("[a-z]{1,8}"), file in option::of("[a-z]{1,8}"), built in option::of("[a-z]{1,8}"),
+    ) {
+        let args = GlobalArgs { api_url: flag.clone(), api_key: flag.clone(), data_dir: flag.clone().map(Into::into), ..GlobalArgs::default() };
+        let config = ConfigFile {
+            api_url: file.clone(), api_key: file.clone(), data_dir: file.clone().map(Into::into),
+            kernel: file.clone().map(Into::into), ..ConfigFile::default()
+        };
+        let settings = Settings::combine(&args, config, &around());
+        let expected = flag.clone().or(file.clone());
+        prop_assert_eq!(&settings.api_url, &expected.clone().unwrap_or(DEFAULT_API_URL.into()));
+        prop_assert_eq!(&settings.api_key, &expected);
+        prop_assert_eq!(&settings.data_dir, &PathBuf::from(expected.unwrap_or("/home/ann/.local/share/belljar".into())));
+
+        let args = UpArgs { kernel: flag.clone().map(Into::into), ..UpArgs::default() };
+        let up = settings.combine_up(&args, Current { kernel: built.clone().map(Into::into), ..Current::default() });
+        let expected = flag.or(file).or(built).unwrap_or("/home/ann/.cache/belljar/kernel/vmlinux".into());
+        prop_assert_eq!(up.kernel, PathBuf::from(expected));
+    }
+}
+
+#[track_caller]
+fn check(text: &str, expected: Result<ConfigFile, &str>) {
+    let got = parse(Path::new("/c.toml"), text);
+    match (got, expected) {
+        (Ok(file), Ok(expected)) => assert_eq!(file, expected, "{text}"),
+        (Err(error), Err(part)) => {
+            assert_eq!(error.to_string(), "/c.toml has a mistake");
+            let cause = std::error::Error::source(&error).expect("cause").to_string();
+            assert!(cause.contains(part), "{cause}");
+        }
+        (got, _) => panic!("{text}: {got:?}"),
+    }
+}
+
+#[test]
+fn files_are_strict() {
+    check("", Ok(ConfigFile::default()));
+    check("api_url = 'http://x'", Ok(ConfigFile { api_url: Some("http://x".into()), ..ConfigFile::default() }));
+    check("api_urll = 'http://x'", Err("unknown field `api_urll`"));
+    check("listen = ['127.0.0.1']", Err("listen = ['127.0.0.1']"));
+    check("api_key = 7", Err("api_key = 7"));
+}
+
+#[test]
+fn only_this_machine_gets_the_local_key() {
+    for (url, expected) in [
+        ("http://127.0.0.1:8900", true),
+        ("http://localhost", true),
+        ("http://[::1]:8900/x", true),
+        ("http://127.0.0.1.example.com:80", false),
+        ("http://localhost@example.com", false),
+        ("http://localhost:1@example.com", false),
+        ("http://example.com?localhost", false),
+        ("http://10.0.0.5:8900", false),
+    ] {
+        assert_eq!(is_loopback(url), expected, "{url}");
+    }
+}
+
+#[test]
+fn root_and_users_have_their_own_places() {
+    let root = Surroundings { root: true, ..around() };
+    assert_eq!(root.data_dir(), PathBuf::from("/var/lib/belljar"));
+    assert_eq!(around().config_file(), Some("/home/ann/.config/belljar/config.toml".into()));
+    let xdg = Surroundings { config_home: Some("/x".into()), ..around() };
+    assert_eq!(xdg.config_file(), Some("/x/belljar/config.toml".into()));
+}

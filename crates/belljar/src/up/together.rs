@@ -1,0 +1,209 @@
+//! Server and node in one process: what `belljar up` runs.
+//!
+//! ```text
+//! bind -> data directory -> server -> node -> ready -> SIGINT: end sandboxes, node, server
+//!   \-------\-----------------\--------\-> error: nothing is left running
+//!                                               \----> SIGTERM, SIGHUP: node, server; the VMs go on
+//! ```
+//! They meet as they would on two machines: the node dials the server's listener.
+
+use std::{
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    pin::pin,
+};
+
+use anyhow::Context as _;
+use belljar_node::{Artifacts, DriverSetting, NodeConfig, Shutdown};
+use belljar_server::{Server, ServerConfig};
+use belljar_vmm::probe;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+};
+
+use super::{
+    data_dir::DataDir,
+    summary::{Summary, exports},
+};
+use crate::{report::Failure, settings::UpSettings};
+
+/// The server's store, in the data directory.
+const DATABASE: &str = "server.db";
+/// Connections that wait to be accepted, per listener.
+const BACKLOG: u32 = 1024;
+/// What QEMU is called.
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Binds all addresses or none.
+pub fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    let one = |address: &SocketAddr| -> io::Result<TcpListener> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.set_nodelay(true)?;
+        socket.bind(*address)?;
+        socket.listen(BACKLOG)
+    };
+    addresses.iter().map(|address| one(address).map_err(|error| cannot_listen(*address, error))).collect()
+}
+
+fn cannot_listen(address: SocketAddr, error: io::Error) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => Failure::new(format!("{address} is in use by another program"))
+            .hint("`belljar down` ends a Belljar of this user; else choose another address with --listen")
+            .into(),
+        _ => Failure::new(format!("cannot listen on {address}"))
+            .because(error)
+            .hint("choose another address with --listen")
+            .into(),
+    }
+}
+
+/// How clients of this machine reach an address that we listen on.
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    if !address.ip().is_unspecified() {
+        return address;
+    }
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port())
+}
+
+/// Server and node, prepared.
+#[derive(Debug)]
+pub struct Together {
+    server: Server,
+    node: NodeConfig,
+    listeners: Vec<TcpListener>,
+    /// What to say once it runs.
+    pub summary: Summary,
+}
+
+/// Prepares server and node for a data directory and bound listeners.
+pub async fn prepare(dir: &DataDir, settings: &UpSettings, listeners: Vec<TcpListener>) -> anyhow::Result<Together> {
+    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+    let first =
+        addresses.first().copied().map(reachable).ok_or_else(|| Failure::new("there is no address to listen on"))?;
+    let api_url = format!("http://{first}");
+    let (driver, reason, better) = driver(settings)?;
+    let server = belljar_server::prepare(ServerConfig {
+        database: dir.path().join(DATABASE),
+        sandbox_url_base: settings.public_url.clone().unwrap_or_else(|| api_url.clone()),
+        ingress_domain: settings.ingress_domain.clone(),
+        default_image: belljar_image::DEFAULT_IMAGE.to_owned(),
+        node_token: None,
+    })
+    .await?;
+    if let Some(key) = server.first_key() {
+        dir.write_key(key)?;
+    }
+    let node = NodeConfig {
+        data_dir: dir.path().to_owned(),
+        server_address: first.to_string(),
+        node_token: server.node_token().to_owned(),
+        artifacts: Artifacts { kernel: settings.kernel.clone(), initrd: settings.initrd.clone() },
+        image_store: settings.image_store.clone(),
+        driver,
+        memory_mb: None,
+    };
+    let summary = Summary {
+        pid: std::process::id(),
+        exports: dir.key().map(|key| exports(&api_url, &key).to_vec()).unwrap_or_default(),
+        api_url,
+        listen: addresses.iter().map(ToString::to_string).collect(),
+        driver: reason.0,
+        reason: reason.1,
+        better,
+        data_dir: dir.path().to_owned(),
+        log: None,
+    };
+    Ok(Together { server, node, listeners, summary })
+}
+
+type Named = (String, String);
+
+fn driver(settings: &UpSettings) -> anyhow::Result<(DriverSetting, Named, Option<String>)> {
+    match settings.driver.as_deref() {
+        None | Some("auto") => {
+            let choice = probe::choose(&probe::kvm(), &probe::qemu(Path::new(QEMU)));
+            let Some(kind) = choice.driver else {
+                let failure = Failure::new(format!("this machine can run no virtual machine: {}", choice.reason));
+                return Err(choice
+                    .better
+                    .into_iter()
+                    .fold(failure, Failure::hint)
+                    .hint("`belljar doctor` says more")
+                    .into());
+            };
+            Ok((DriverSetting::Auto, (kind.to_string(), choice.reason), choice.better))
+        }
+        #[cfg(feature = "process-driver")]
+        Some(other) if other.starts_with("process:") => {
+            let agent = other.trim_start_matches("process:").into();
+            let why = "a plain child process, which isolates nothing; for tests only".to_owned();
+            Ok((DriverSetting::Process { agent }, ("process".to_owned(), why), None))
+        }
+        Some(other) => {
+            Err(Failure::new(format!("driver {other:?} is not one of this build")).hint("leave it out").into())
+        }
+    }
+}
+
+impl Together {
+    /// Runs until a signal or a failure. `ready` is called once requests are answered.
+    pub async fn run(self, ready: impl FnOnce(Summary) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let mut stop = pin!(asked_to_stop()?);
+        let (stop_server, server_stopped) = oneshot::channel::<()>();
+        let (stop_node, node_stopped) = watch::channel(Shutdown::No);
+        let stopped = async {
+            // A dropped sender means that we are going away, too.
+            let _ = server_stopped.await;
+        };
+        let mut server = tokio::spawn(self.server.run(self.listeners, stopped));
+        let mut node = pin!(belljar_node::run(self.node, node_stopped));
+
+        // A node opens everything it needs before it first waits for something.
+        if let std::task::Poll::Ready(ended) = futures_util::poll!(node.as_mut()) {
+            drop(stop_server);
+            server.await.context("the server panicked")?;
+            return ended.context("the node cannot start");
+        }
+        ready(self.summary)?;
+        let mode = tokio::select! {
+            mode = &mut stop => mode,
+            ended = &mut node => {
+                ended.context("the node failed")?;
+                return Err(Failure::new("the node ended by itself").into());
+            }
+            ended = &mut server => {
+                ended.context("the server panicked")?;
+                return Err(Failure::new("the server ended by itself").into());
+            }
+        };
+        tracing::info!(?mode, "stopping");
+        // The server goes last: it hears from the node how the sandboxes ended.
+        let _ = stop_node.send(mode);
+        let node = tokio::select! {
+            ended = &mut node => ended.context("the node did not stop cleanly"),
+            _ = asked_to_stop()? => Err(Failure::new("stopped a second time, before the node was done").into()),
+        };
+        drop(stop_server);
+        server.await.context("the server panicked")?;
+        node
+    }
+}
+
+/// Resolves with the way to stop that the next signal asks for.
+fn asked_to_stop() -> io::Result<impl Future<Output = Shutdown>> {
+    let mut int = signal(SignalKind::interrupt())?;
+    let mut term = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = int.recv() => Shutdown::EndSandboxes,
+            _ = term.recv() => Shutdown::KeepSandboxes,
+            _ = hangup.recv() => Shutdown::KeepSandboxes,
+        }
+    })
+}

@@ -1,0 +1,83 @@
+//! What a test may have left on the machine: processes, mounts, files.
+
+use std::{fs, path::Path, process::Command};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// A process that has to do with a directory.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) name: String,
+}
+
+/// Processes whose working directory, arguments or open files lie in `dir`.
+pub(crate) fn processes_of(dir: &Path) -> Vec<Process> {
+    let own = std::process::id();
+    let entries = fs::read_dir("/proc").expect("/proc");
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let concerned = pids.filter(|&pid| u32::try_from(pid).is_ok_and(|pid| pid != own) && touches(pid, dir));
+    concerned
+        .map(|pid| Process { pid, name: fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned() })
+        .collect()
+}
+
+fn touches(pid: i32, dir: &Path) -> bool {
+    let text = dir.display().to_string();
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let cwd = fs::read_link(format!("/proc/{pid}/cwd"));
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    String::from_utf8_lossy(&arguments).contains(&text)
+        || cwd.is_ok_and(|cwd| cwd.starts_with(dir))
+        || files.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| target.starts_with(dir))
+}
+
+/// Mount points below `dir`.
+fn mounts_of(dir: &Path) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| Path::new(point).starts_with(dir)).map(str::to_owned).collect()
+}
+
+/// Loop devices that are backed by a file below `dir`.
+fn loops_of(dir: &Path) -> Vec<String> {
+    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let files = devices.filter_map(|it| fs::read_to_string(it.path().join("loop/backing_file")).ok());
+    files.filter(|file| Path::new(file.trim()).starts_with(dir)).collect()
+}
+
+/// Everything that is left, in words.
+pub(crate) fn find(dir: &Path) -> Vec<String> {
+    let processes = processes_of(dir).into_iter().map(|it| format!("process {} {}", it.pid, it.name));
+    let mounts = mounts_of(dir).into_iter().map(|it| format!("mount {it}"));
+    let loops = loops_of(dir).into_iter().map(|it| format!("loop device on {it}"));
+    processes.chain(mounts).chain(loops).collect()
+}
+
+/// Ends and unmounts what is left, so that one failed test does not disturb the next.
+pub(crate) fn clean(dir: &Path) {
+    for process in processes_of(dir) {
+        kill_and_wait(process.pid);
+    }
+    for point in mounts_of(dir) {
+        let _ = Command::new("umount").arg(point).status();
+    }
+}
+
+/// SIGKILL, and back when the process is gone.
+pub(crate) fn kill_and_wait(pid: i32) {
+    if kill(Pid::from_raw(pid), Signal::SIGKILL).is_err() {
+        return;
+    }
+    // A zombie is gone for our purpose: it is its parent's to collect.
+    let alive = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    };
+    while alive() {
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,13 @@
+//! The whole system with real VMs: every case boots at least one and drives it from outside.
+
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+mod bad_input;
+mod files;
+mod hostile;
+mod ingress;
+mod lifecycle;
+mod network;
+mod processes;
+mod pty;
+mod survival;

@@ -1,0 +1,200 @@
+//! Every test that this machine can run, in tiers from cheap to dear, and one summary.
+//!
+//! A tier that cannot run here is named with the reason and does not fail the run, unless it was asked for by name. A
+//! further tier is one more line in [`TIERS`].
+
+mod count;
+
+use std::{
+    env, fs,
+    path::Path,
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use anyhow::{Result, bail};
+
+use self::count::Count;
+use crate::{
+    artifacts::Artifacts,
+    cargo::{self, cargo},
+    images, paths, quickstart,
+    run::{self, say},
+    setup,
+};
+
+/// A group of tests that need the same things.
+struct Tier {
+    name: &'static str,
+    about: &'static str,
+    /// Whether it boots VMs: needs root's image, the kernel, the agent and the binary.
+    boots: bool,
+    checks: fn() -> Result<Vec<Check>>,
+}
+
+/// One command of a tier.
+struct Check {
+    name: &'static str,
+    command: Command,
+    /// Whether it prints counts of tests; a command that does not counts as one test.
+    counts: bool,
+}
+
+const TIERS: [Tier; 4] = [
+    Tier { name: "tidy", about: "format, lints, rules of the repository", boots: false, checks: tidy },
+    Tier { name: "unit", about: "the tests of each crate", boots: false, checks: unit },
+    Tier { name: "vm", about: "the whole system with real VMs", boots: true, checks: vm },
+    Tier { name: "sdk", about: "the vendor's published Python SDK", boots: true, checks: sdk },
+];
+
+fn tidy() -> Result<Vec<Check>> {
+    let task = |arguments: &[&str]| -> Result<Command> {
+        let mut command = Command::new(env::current_exe()?);
+        command.args(arguments);
+        Ok(command)
+    };
+    let lints =
+        ["clippy", "--workspace", "--all-targets", "--features", "belljar-tests/e2e", "--", "--deny", "warnings"];
+    Ok(vec![
+        Check { name: "tidy: rules", command: task(&["tidy"])?, counts: false },
+        Check { name: "tidy: format", command: cargo(&["fmt", "--all", "--check"]), counts: false },
+        Check { name: "tidy: lints", command: cargo(&lints), counts: false },
+        Check { name: "tidy: generated files", command: task(&["gen", "--check"])?, counts: false },
+    ])
+}
+
+fn unit() -> Result<Vec<Check>> {
+    Ok(vec![tests("unit: tests", &["--workspace", "--exclude", "belljar-tests"])])
+}
+
+fn vm() -> Result<Vec<Check>> {
+    Ok(vec![tests("vm: tests", &["--package", "belljar-tests", "--features", "e2e", "--test", "vm"])])
+}
+
+fn sdk() -> Result<Vec<Check>> {
+    Ok(vec![tests("sdk: tests", &["--package", "belljar-tests", "--features", "e2e", "--test", "sdk"])])
+}
+
+/// `cargo nextest run`, or `cargo test` where it is not installed.
+fn tests(name: &'static str, which: &[&str]) -> Check {
+    let runner: &[&str] = if cargo::has_nextest() { &["nextest", "run"] } else { &["test"] };
+    let mut command = cargo(runner);
+    command.args(which).args(["--no-fail-fast", "--color", "never"]);
+    Check { name, command, counts: true }
+}
+
+/// How a tier went.
+enum Outcome {
+    Ran(Count),
+    NotRun(String),
+}
+
+/// Runs all tiers, or those named.
+pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
+    if let Some(unknown) = names.iter().find(|name| !TIERS.iter().any(|tier| tier.name == name.as_str())) {
+        let known = TIERS.map(|tier| tier.name).join(", ");
+        bail!("there is no tier {unknown:?}; there are {known}");
+    }
+    setup::run()?;
+    if !cargo::has_nextest() {
+        say("  cargo-nextest is not installed: tests run with `cargo test`, in fewer processes");
+    }
+    let mut results = Vec::new();
+    let mut artifacts = None;
+    for tier in TIERS.iter().filter(|tier| names.is_empty() || names.iter().any(|name| name == tier.name)) {
+        say(&format!("{}: {}", tier.name, tier.about));
+        let started = Instant::now();
+        let outcome = run_tier(tier, &mut artifacts, !names.is_empty());
+        results.push((tier.name, outcome, started.elapsed().as_secs_f64()));
+    }
+    Ok(summary(&results))
+}
+
+fn run_tier(tier: &Tier, artifacts: &mut Option<Artifacts>, wanted: bool) -> Outcome {
+    if tier.boots {
+        if let Some(obstacle) = obstacle() {
+            say(&format!("  {} is not run: {obstacle}", tier.name));
+            return if wanted { Outcome::Ran(Count::failed(obstacle)) } else { Outcome::NotRun(obstacle) };
+        }
+        if artifacts.is_none() {
+            match prepare() {
+                Ok(built) => *artifacts = Some(built),
+                Err(error) => {
+                    say(&format!("  {error:#}"));
+                    return Outcome::Ran(Count::failed(format!("{error:#}")));
+                }
+            }
+        }
+    }
+    let mut total = Count::default();
+    match (tier.checks)() {
+        Ok(checks) => checks.into_iter().for_each(|check| total.add(run_check(check, artifacts.as_ref()))),
+        Err(error) => total.add(Count::failed(format!("{error:#}"))),
+    }
+    Outcome::Ran(total)
+}
+
+fn run_check(mut check: Check, artifacts: Option<&Artifacts>) -> Count {
+    let prepared = artifacts.map_or(Ok(()), |artifacts| artifacts.pass_to(&mut check.command).map(drop));
+    let finished = prepared.and_then(|()| run::try_step(check.name, &mut check.command));
+    let finished = match finished {
+        Ok(finished) => finished,
+        Err(error) => return Count::failed(format!("{}: {error:#}", check.name)),
+    };
+    if !finished.ok {
+        run::show_tail(&finished.log);
+    }
+    let log = fs::read_to_string(&finished.log).unwrap_or_default();
+    let mut count = if check.counts { count::of_log(&log) } else { Count::default() };
+    if finished.ok && !check.counts {
+        count.passed = 1;
+    }
+    if !finished.ok {
+        // A run that failed without a failed test did not compile, or ended early.
+        count.failed = count.failed.max(1);
+        count.reasons.push(format!("{}: see {}", check.name, finished.log.display()));
+    }
+    count
+}
+
+/// Everything the VM tiers need.
+fn prepare() -> Result<Artifacts> {
+    let artifacts = quickstart::build(false)?;
+    images::build(&artifacts.belljar)?;
+    Ok(artifacts)
+}
+
+/// Why this machine cannot run VM tests.
+fn obstacle() -> Option<String> {
+    let missing = setup::missing();
+    if !missing.is_empty() {
+        return Some(format!("not installed: {}", missing.join(" ")));
+    }
+    let root = setup::is_root().unwrap_or(false);
+    let image = paths::image_store().is_ok_and(|store| has_image(&store));
+    (!root && !image).then(|| "only root can build the image, and there is none yet".to_owned())
+}
+
+fn has_image(store: &Path) -> bool {
+    fs::read_dir(store.join("names")).is_ok_and(|mut names| names.next().is_some())
+}
+
+/// Prints how each tier went and, as the last line, the sums.
+fn summary(results: &[(&str, Outcome, f64)]) -> ExitCode {
+    let mut total = Count::default();
+    say("\nSummary");
+    for (name, outcome, seconds) in results {
+        match outcome {
+            Outcome::NotRun(reason) => say(&format!("  {name:<6} not run: {reason}")),
+            Outcome::Ran(count) => {
+                say(&format!("  {name:<6} {} passed, {} failed ({seconds:.1} s)", count.passed, count.failed));
+                for reason in &count.reasons {
+                    say(&format!("         {reason}"));
+                }
+                total.add(count.clone());
+            }
+        }
+    }
+    run::answer(&format!("{} passed, {} failed", total.passed, total.failed));
+    if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

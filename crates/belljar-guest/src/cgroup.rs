@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::Mutex,
 };
@@ -87,8 +88,8 @@ fn is_left(path: &PathBuf) -> bool {
 
 impl Cgroup {
     /// Opened file to which a child writes `0` to join.
-    pub(crate) fn join_file(&self) -> io::Result<File> {
-        File::options().write(true).open(self.path.join("cgroup.procs"))
+    pub(crate) fn join_file(&self) -> io::Result<OwnedFd> {
+        Ok(File::options().write(true).open(self.path.join("cgroup.procs"))?.into())
     }
 
     /// Kills everything in it; a cgroup that is already gone has nothing left to kill.

@@ -5,14 +5,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
-    os::{
-        fd::{AsRawFd, RawFd},
-        unix::{fs::PermissionsExt, process::CommandExt},
-    },
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Component, Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use belljar_api::{image::RuntimeConfig, limits::WORDS_MAX, process::UserSpec};
@@ -20,6 +15,7 @@ use belljar_api::{image::RuntimeConfig, limits::WORDS_MAX, process::UserSpec};
 use crate::{
     cgroup::Cgroup,
     reaper::{Child, Reaper},
+    spawn::Program,
     user::{Accounts, Identity, UserError},
 };
 
@@ -82,9 +78,8 @@ pub(crate) struct Launch {
 
 /// The three standard streams of a child.
 pub(crate) struct Streams {
-    pub(crate) stdin: Stdio,
-    pub(crate) stdout: Stdio,
-    pub(crate) stderr: Stdio,
+    /// Stdin, stdout, stderr.
+    pub(crate) files: [OwnedFd; 3],
     /// Whether stdin is a terminal that becomes the controlling one.
     pub(crate) terminal: bool,
 }
@@ -171,74 +166,23 @@ impl Launch {
         streams: Streams,
         cgroup: Option<&Cgroup>,
     ) -> Result<Child, LaunchError> {
-        let failed = |source| LaunchError::Spawn { command: self.command.clone(), source };
-        let join = cgroup.map(Cgroup::join_file).transpose().map_err(failed)?;
-        let mut command = Command::new(&self.program);
-        command
-            .arg0(&self.command)
-            .args(&self.args)
-            .env_clear()
-            .envs(&self.env)
-            .current_dir(&self.cwd)
-            .stdin(streams.stdin)
-            .stdout(streams.stdout)
-            .stderr(streams.stderr);
-        in_child(&mut command, join.as_ref(), streams.terminal, self.identity.as_ref());
-        reaper.spawn(&mut command).map_err(|source| match source.kind() {
+        let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => LaunchError::CommandNotFound(self.command.clone()),
             io::ErrorKind::PermissionDenied => LaunchError::NotExecutable(self.command.clone()),
-            _ => failed(source),
-        })
+            _ => LaunchError::Spawn { command: self.command.clone(), source },
+        };
+        let program = Program {
+            path: &self.program,
+            words: std::iter::once(&self.command).chain(&self.args).cloned().collect(),
+            environment: self.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            directory: &self.cwd,
+            streams: streams.files,
+            terminal: streams.terminal,
+            cgroup: cgroup.map(Cgroup::join_file).transpose().map_err(failed)?,
+            identity: self.identity.as_ref().map(|who| (who.uid, who.gid, who.groups.clone())),
+        };
+        reaper.spawn(program).map_err(failed)
     }
-}
-
-/// Arranges what the child does between fork and exec.
-#[expect(unsafe_code, reason = "session, cgroup, terminal and user can only be set in the child itself")]
-fn in_child(command: &mut Command, join: Option<&File>, terminal: bool, identity: Option<&Identity>) {
-    let join: Option<RawFd> = join.map(AsRawFd::as_raw_fd);
-    let identity = identity.map(|identity| (identity.uid, identity.gid, identity.groups.clone()));
-    let become_child = move || {
-        // SAFETY: only async-signal-safe calls on integers, on constants and on memory that was allocated before the
-        // fork. `join` is open: the caller keeps the file until the command was spawned.
-        unsafe {
-            if let Some(file) = join {
-                checked(libc::write(file, c"0".as_ptr().cast(), 1))?;
-            }
-            checked(libc::setsid() as isize)?;
-            if terminal {
-                checked(libc::ioctl(0, libc::TIOCSCTTY, 0) as isize)?;
-            }
-            reset_oom_score();
-            if let Some((uid, gid, groups)) = &identity {
-                checked(libc::setgroups(groups.len(), groups.as_ptr()) as isize)?;
-                checked(libc::setgid(*gid) as isize)?;
-                checked(libc::setuid(*uid) as isize)?;
-            }
-        }
-        Ok(())
-    };
-    // SAFETY: see the closure: it allocates nothing and takes no lock.
-    unsafe {
-        command.pre_exec(become_child);
-    }
-}
-
-/// The agent is never to be killed for want of memory; what it starts may be. Where it may not be written nothing was
-/// lowered either.
-#[expect(unsafe_code, reason = "runs between fork and exec, where std's files are not allowed")]
-fn reset_oom_score() {
-    // SAFETY: open, write and close are async-signal-safe; path and data are constants.
-    unsafe {
-        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-        if file >= 0 {
-            libc::write(file, c"0".as_ptr().cast(), 1);
-            libc::close(file);
-        }
-    }
-}
-
-fn checked(result: isize) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn check_words(request: &Request) -> Result<(), LaunchError> {

@@ -14,7 +14,7 @@
 //!
 //! Modules, from the outside in: [`init`] and [`hosted`] make the place, [`port`], [`vsock`] and [`serve`] the
 //! connection; [`system`], [`process_api`], [`pty_api`], [`files`], [`archive`] and [`tunnel`] answer;
-//! [`process`], [`managed`] and [`pty`] hold what runs; [`launch`], [`reaper`] and [`cgroup`] start and end it.
+//! [`process`], [`managed`] and [`pty`] hold what runs; [`launch`], [`spawn`], [`reaper`] and [`cgroup`] start and end it.
 
 mod agent;
 mod archive;
@@ -42,6 +42,7 @@ mod random;
 mod reaper;
 mod serve;
 mod setup;
+mod spawn;
 mod sse;
 mod sync;
 mod system;

@@ -102,6 +102,8 @@ pub(crate) const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) const OPEN_FILES_SOFT: u64 = 65_536;
 /// Open files that a process can ask for: the kernel's own limit.
 pub(crate) const OPEN_FILES_HARD: u64 = 1_048_576;
+/// Stack of a child before it executes, bytes: a few system calls.
+pub(crate) const CHILD_STACK: usize = 32 * 1024;
 /// Bytes of one buffer between the virtio port and the link.
 pub(crate) const PORT_CHUNK: usize = 64 * 1024;
 /// Such buffers in each direction.

@@ -12,8 +12,9 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io,
-    process::Stdio,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -23,6 +24,7 @@ use nix::{fcntl::OFlag, unistd::pipe2};
 use tokio::{
     net::unix::pipe,
     sync::{oneshot, watch},
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 
@@ -36,6 +38,9 @@ use crate::{
     reaper::{Child, Exit, Reaper, kill_group},
     sync::{lock, now_ms},
 };
+
+/// What a closed stdin reads and a discarded output writes.
+const NULL: &str = "/dev/null";
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,7 +245,7 @@ impl Table {
         let (stdout, from_stdout) = output_pipe(plan.stdout).map_err(StartError::Pipe)?;
         let (stderr, from_stderr) = output_pipe(plan.stderr).map_err(StartError::Pipe)?;
         let cgroup = self.cgroups.create('p', handle);
-        let streams = Streams { stdin, stdout, stderr, terminal: false };
+        let streams = Streams { files: [stdin, stdout, stderr], terminal: false };
         let child = match plan.launch.start(&self.reaper, streams, cgroup.as_ref()) {
             Ok(child) => child,
             Err(error) => {
@@ -347,13 +352,21 @@ impl Pipe {
             Ok(()) => receiver.try_read(buffer),
             Err(error) => Err(error),
         };
+        let mut is_flood = false;
         match read {
             Ok(0) => self.close(sink),
-            Ok(count) => self.splitter.feed(&buffer[..count], |line| sink.push(self.stream, line)),
+            Ok(count) => {
+                is_flood = count == buffer.len();
+                self.splitter.feed(&buffer[..count], |line| sink.push(self.stream, line));
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(_) => self.close(sink),
         }
         sink.announce();
+        // tokio counts no turns for pipes: a program that writes without end would keep everybody else waiting.
+        if is_flood {
+            yield_now().await;
+        }
     }
 
     fn close(&mut self, sink: &Sink<'_>) {
@@ -488,22 +501,22 @@ fn source(process: &Process) -> Source {
     }
 }
 
-fn stdin_pipe(mode: StdinMode) -> io::Result<(Stdio, Option<pipe::Sender>)> {
+fn stdin_pipe(mode: StdinMode) -> io::Result<(OwnedFd, Option<pipe::Sender>)> {
     match mode {
-        StdinMode::Closed => Ok((Stdio::null(), None)),
+        StdinMode::Closed => Ok((File::open(NULL)?.into(), None)),
         StdinMode::Pipe => {
             let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-            Ok((Stdio::from(reader), Some(pipe::Sender::from_owned_fd(writer)?)))
+            Ok((reader, Some(pipe::Sender::from_owned_fd(writer)?)))
         }
     }
 }
 
-fn output_pipe(mode: OutputMode) -> io::Result<(Stdio, Option<pipe::Receiver>)> {
+fn output_pipe(mode: OutputMode) -> io::Result<(OwnedFd, Option<pipe::Receiver>)> {
     match mode {
-        OutputMode::Discard => Ok((Stdio::null(), None)),
+        OutputMode::Discard => Ok((File::options().write(true).open(NULL)?.into(), None)),
         OutputMode::Capture => {
             let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-            Ok((Stdio::from(writer), Some(pipe::Receiver::from_owned_fd(reader)?)))
+            Ok((writer, Some(pipe::Receiver::from_owned_fd(reader)?)))
         }
     }
 }

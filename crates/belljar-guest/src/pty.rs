@@ -15,7 +15,6 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsRawFd, OwnedFd},
-    process::Stdio,
     sync::{Arc, Mutex},
 };
 
@@ -168,12 +167,8 @@ impl Sessions {
             *last
         };
         let cgroup = self.cgroups.create('t', number);
-        let streams = Streams {
-            stdin: Stdio::from(slave.try_clone()?),
-            stdout: Stdio::from(slave.try_clone()?),
-            stderr: Stdio::from(slave),
-            terminal: true,
-        };
+        let files = [slave.try_clone()?, slave.try_clone()?, slave];
+        let streams = Streams { files, terminal: true };
         let child = match new.launch.start(&self.reaper, streams, cgroup.as_ref()) {
             Ok(child) => child,
             Err(error) => {

@@ -10,7 +10,6 @@
 use std::{
     collections::HashMap,
     io,
-    process::Command,
     sync::{Arc, Mutex},
 };
 
@@ -19,7 +18,7 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-use crate::sync::lock;
+use crate::{spawn::Program, sync::lock};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,11 +60,10 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// Starts a child. The caller has made it the leader of a session in `pre_exec`.
-    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+    /// Starts a child, which leads its own session.
+    pub(crate) fn spawn(&self, program: Program<'_>) -> io::Result<Child> {
         let mut children = lock(&self.children);
-        let child = command.spawn()?;
-        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        let pid = program.spawn()?;
         let (sender, exit) = oneshot::channel();
         children.insert(pid, sender);
         Ok(Child { pid, exit })

@@ -94,11 +94,15 @@ fn boot_id() -> String {
     }
 }
 
-/// The program of the request, else the image's. A sandbox whose entrypoint cannot start is still a sandbox: it can be
-/// entered and mended, so that is logged and not an error.
+/// The program of the request, else the image's. An image that has only a CMD has no program that starts with it: the
+/// shell that base images name there would end at once. A sandbox whose entrypoint cannot start is still a sandbox, to
+/// be entered and mended, so that is logged and not an error.
 fn start_entrypoint(agent: &Arc<Agent>, settings: &Settings, wanted: &Configure) {
-    let image = || [wanted.runtime.entrypoint.as_slice(), wanted.runtime.cmd.as_slice()].concat();
-    let words = wanted.entrypoint.clone().filter(|words| !words.is_empty()).unwrap_or_else(image);
+    let of_image = match wanted.runtime.entrypoint.is_empty() {
+        true => Vec::new(),
+        false => [wanted.runtime.entrypoint.as_slice(), wanted.runtime.cmd.as_slice()].concat(),
+    };
+    let words = wanted.entrypoint.clone().filter(|words| !words.is_empty()).unwrap_or(of_image);
     let Some((command, args)) = words.split_first() else { return };
     let request = Request { command: command.clone(), args: args.to_vec(), ..Request::default() };
     let rules = Rules { name: Some(ENTRYPOINT.to_owned()), ..Rules::default() };

@@ -30,7 +30,7 @@ mod visible;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     config::{ConfigError, ServerConfig},
@@ -107,6 +107,8 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
         ingress_domain: config.ingress_domain,
         node_token: auth::NodeToken::new(&node_token),
         guests: ingress::Pool::default(),
+        sessions: TaskTracker::new(),
+        stopping: CancellationToken::new(),
         #[cfg(test)]
         sqlite,
     });
@@ -137,7 +139,8 @@ impl Server {
         &self.node_token
     }
 
-    /// Serves on every listener until `shutdown` resolves, then lets open requests end for a few seconds.
+    /// Serves on every listener until `shutdown` resolves, then lets open requests end for a few seconds. When it
+    /// returns, the nodes are disconnected and the store is closed.
     pub async fn run(self, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
         let stop = CancellationToken::new();
         let serve = listen::serve(Arc::clone(&self.app), listeners, stop.clone());
@@ -151,6 +154,10 @@ impl Server {
             () = place::run(Arc::clone(&self.app)) => {}
             () = stopping => {}
         }
+        // Only now: the requests that were still open needed the nodes.
+        self.app.stopping.cancel();
+        self.app.sessions.close();
+        self.app.sessions.wait().await;
     }
 }
 

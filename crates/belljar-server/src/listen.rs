@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     app::App,
     http::{edge::Edge, router},
+    ingress::Outside,
     limits::{ACCEPT_PAUSE, CONNECTIONS_MAX, HEAD_BYTES_MAX, HEADER_READ_TIMEOUT, HEADERS_MAX, SHUTDOWN_GRACE},
 };
 
@@ -78,11 +79,12 @@ impl Server {
         }
     }
 
-    async fn serve(self, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
+    async fn serve(self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let edge = Edge { app: self.app, router: self.router, peer: peer.ip() };
+        let outside = Outside { peer: peer.ip(), place: Arc::new(place) };
+        let edge = Edge { app: self.app, router: self.router, outside };
         let service = service_fn(move |request| {
             let edge = edge.clone();
             async move { Ok::<_, std::convert::Infallible>(edge.serve(request).await) }

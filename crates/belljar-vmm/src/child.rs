@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(parse_start_time(""), None);
     }
 
-    #[expect(clippy::zombie_processes, reason = "that `Process` reaps it is what the tests are about")]
+    /// Not waited for: that `Process` reaps it is what the tests are about.
     fn start(script: &str) -> u32 {
         Command::new("sh").args(["-c", script]).spawn().unwrap().id()
     }

@@ -69,16 +69,16 @@ async fn create(agent: &Agent, script: &str) -> CreatedPty {
 #[tokio::test]
 async fn a_terminal_takes_input_and_size_and_tells_its_end() {
     let agent = Agent::start().await;
-    let pty = create(&agent, "echo $TERM; tty; stty size; trap 'stty size' WINCH; while read line; do echo got $line; [ $line = end ] && exit 3; done; stty size; exit 4").await;
+    let pty = create(&agent, "echo $TERM; tty; stty size; while read line; do echo got $line; stty size; [ $line = end ] && exit 3; done; exit 4").await;
     assert_eq!(pty.token.len(), 64);
     let mut terminal = Terminal::attach(&agent, &pty).await;
     terminal.until("1 100\r\n").await;
     assert!(terminal.shown.starts_with("xterm-256color\r\n/dev/pts/"), "{}", terminal.shown);
     terminal.send(opcode::DATA, b"hello\n").await;
-    terminal.until("got hello\r\n").await;
+    terminal.until("got hello\r\n1 100\r\n").await;
     terminal.send(opcode::RESIZE, &[0, 120, 0, 40]).await;
     terminal.send(opcode::DATA, b"end\n").await;
-    terminal.until("got end\r\n").await;
+    terminal.until("got end\r\n40 120\r\n").await;
     assert_eq!(terminal.end().await, (Some(3), 1000, "exit:3".to_owned()));
     let info: PtyInfo = agent.get("GET", &format!("/api/v1/pty/{}", pty.session_id), (), 200).await;
     assert_eq!((info.is_alive, info.exit_code, info.rows, info.cols), (false, Some(3), 40, 120));

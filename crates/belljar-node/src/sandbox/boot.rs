@@ -162,7 +162,11 @@ impl Plan {
 
     /// Reaches the VM that an earlier node process started; `None` when it is gone.
     pub(super) async fn adopt(self) -> Result<Option<Booted>, BootError> {
-        let Some(vm) = self.ctx.driver.adopt(&self.run_dir()).await? else { return Ok(None) };
+        let run_dir = self.run_dir();
+        if !run_dir.exists() {
+            return Ok(None);
+        }
+        let Some(vm) = self.ctx.driver.adopt(&run_dir).await? else { return Ok(None) };
         let runtime = self.ctx.images.find_runtime(&self.spec.image).unwrap_or_default();
         self.attach(Arc::from(vm), &runtime, BOOT_TIMEOUT).await.map(Some)
     }
@@ -215,7 +219,11 @@ async fn console(vm: &dyn Vm) -> String {
 
 /// Removes the VM and every file of the sandbox but its record; whatever is not there is fine.
 pub(super) async fn undo(ctx: &Context, dir: &Path) -> Result<(), BootError> {
-    if let Some(vm) = ctx.driver.adopt(&dir.join("run")).await? {
+    let run_dir = dir.join("run");
+    // A boot that failed before it made the directory has started nothing.
+    if run_dir.exists()
+        && let Some(vm) = ctx.driver.adopt(&run_dir).await?
+    {
         vm.kill().await?;
     }
     let dir = dir.to_owned();

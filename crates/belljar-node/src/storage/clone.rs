@@ -2,11 +2,11 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Read},
     path::Path,
 };
 
-use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek, statvfs};
+use rustix::fs::{SeekFrom, ioctl_ficlone, seek, statvfs};
 
 /// How a disk is cloned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,12 +66,12 @@ fn sparse_copy(source: &File, target: &File) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         };
         let end = seek(source, SeekFrom::Hole(start))?.min(size);
-        let (mut from, mut to) = (start, start);
-        while from < end {
-            let step = usize::try_from(end - from).unwrap_or(usize::MAX);
-            if copy_file_range(source, Some(&mut from), target, Some(&mut to), step)? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file shrank while it was copied"));
-            }
+        seek(source, SeekFrom::Start(start))?;
+        seek(target, SeekFrom::Start(start))?;
+        // Copies inside the kernel where the two file systems can.
+        let (mut from, mut to) = (source.take(end - start), target);
+        if io::copy(&mut from, &mut to)? != end - start {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file shrank while it was copied"));
         }
         offset = end;
     }

@@ -8,6 +8,7 @@ pub(crate) mod sandbox;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Keys, NodeToken},
@@ -26,6 +27,9 @@ pub(crate) struct App {
     pub(crate) ingress_domain: Option<String>,
     pub(crate) node_token: NodeToken,
     pub(crate) guests: crate::ingress::Pool,
+    /// The node sessions; they end when [`Self::stopping`] is cancelled.
+    pub(crate) sessions: TaskTracker,
+    pub(crate) stopping: CancellationToken,
     /// The same store, for tests that break it.
     #[cfg(test)]
     pub(crate) sqlite: Arc<crate::store::SqliteStore>,

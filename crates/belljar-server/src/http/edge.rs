@@ -3,7 +3,7 @@
 //! It gives the request an id, decides whether it belongs to a sandbox, a node or the API, asks for the key, and sees
 //! to it that every answer carries the id and every fault of ours is in the log under it.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{Router, body::Body, response::IntoResponse};
 use belljar_api::{
@@ -30,7 +30,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) struct Edge {
     pub(crate) app: Arc<App>,
     pub(crate) router: Router,
-    pub(crate) peer: IpAddr,
+    pub(crate) outside: Outside,
 }
 
 impl Edge {
@@ -62,7 +62,7 @@ impl Edge {
                 return Ok(preflight(&request));
             }
             let is_agent = target.is_agent();
-            let answer = ingress::forward(&self.app, &target, Outside { peer: self.peer }, request).await;
+            let answer = ingress::forward(&self.app, &target, self.outside.clone(), request).await;
             let mut response = answer.unwrap_or_else(IntoResponse::into_response);
             if is_agent {
                 // Ours, also when a guest wrote one.

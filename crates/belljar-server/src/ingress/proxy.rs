@@ -11,6 +11,7 @@ use belljar_api::{
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use hyper::{body::Incoming, client::conn::http1, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     body::{ClientBody, GuestBody, Lease, Progress},
@@ -27,10 +28,12 @@ use crate::{
 };
 
 /// Who asks, from outside.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Outside {
     /// Whose connection it is.
     pub(crate) peer: IpAddr,
+    /// Its place among the connections; a spliced one keeps it until it ends.
+    pub(crate) place: Arc<OwnedSemaphorePermit>,
 }
 
 /// Serves one request to a sandbox.
@@ -115,7 +118,7 @@ impl Exchange<'_> {
     ) -> Result<Response<Body>, ApiError> {
         let client = headers::upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
         let progress = Progress::new();
-        let outgoing = self.outgoing(outside, key_used, request, progress.clone())?;
+        let outgoing = self.outgoing(outside.peer, key_used, request, progress.clone())?;
         let answer = tokio::select! {
             answer = self.send(outgoing) => answer?,
             () = progress.stalled(GUEST_ANSWER_TIMEOUT) => {
@@ -123,19 +126,19 @@ impl Exchange<'_> {
                 return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, code::READ_TIMEOUT, words));
             }
         };
-        self.answer(client, answer)
+        self.answer(client.map(|client| (client, outside.place)), answer)
     }
 
     /// The request as the guest gets it: path and query byte for byte, the rest by the header rules.
     fn outgoing(
         &self,
-        outside: Outside,
+        peer: IpAddr,
         key_used: bool,
         request: Request<Incoming>,
         progress: Progress,
     ) -> Result<Request<GuestBody>, ApiError> {
         let (parts, body) = request.into_parts();
-        let origin = Origin { peer: outside.peer, host: parts.headers.get(header::HOST), key_used };
+        let origin = Origin { peer, host: parts.headers.get(header::HOST), key_used };
         let headers = headers::to_guest(&parts.headers, origin, self.port);
         let path = parts.uri.path_and_query().cloned();
         let mut outgoing = Request::new(GuestBody::new(body, progress));
@@ -187,15 +190,15 @@ impl Exchange<'_> {
 
     fn answer(
         self,
-        client: Option<OnUpgrade>,
+        client: Option<(OnUpgrade, Arc<OwnedSemaphorePermit>)>,
         (mut answer, sender): (Response<Incoming>, Sender),
     ) -> Result<Response<Body>, ApiError> {
         let switched = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         let headers = headers::to_client(answer.headers(), switched);
         let status = answer.status();
         let body = match (switched, client) {
-            (true, Some(client)) => {
-                splice(client, hyper::upgrade::on(&mut answer));
+            (true, Some((client, place))) => {
+                splice(client, hyper::upgrade::on(&mut answer), place);
                 Body::empty()
             }
             (true, None) => {
@@ -225,8 +228,9 @@ fn failed(error: &hyper::Error) -> ApiError {
 }
 
 /// Connects two upgraded connections until both ends are done.
-fn splice(client: OnUpgrade, guest: OnUpgrade) {
+fn splice(client: OnUpgrade, guest: OnUpgrade, place: Arc<OwnedSemaphorePermit>) {
     tokio::spawn(async move {
+        let _place = place;
         let (client, guest) = match tokio::try_join!(client, guest) {
             Ok(both) => both,
             Err(error) => return tracing::debug!(%error, "an upgrade did not happen"),

@@ -57,16 +57,19 @@ pub(crate) fn accept<B>(app: &Arc<App>, mut request: Request<B>) -> Result<Respo
         )));
     }
     let upgrade = hyper::upgrade::on(&mut request);
-    let app = Arc::clone(app);
-    tokio::spawn(async move {
-        let io = match upgrade.await {
-            Ok(io) => io,
-            Err(error) => return tracing::warn!(%error, "a node connection was not upgraded"),
-        };
-        if let Err(error) = run(&app, io).await {
-            tracing::info!(%error, "a node connection ended");
+    let session = {
+        let app = Arc::clone(app);
+        async move {
+            let ended = async { run(&app, upgrade.await?).await };
+            tokio::select! {
+                result = ended => if let Err(error) = result {
+                    tracing::info!(%error, "a node connection ended");
+                },
+                () = app.stopping.cancelled() => {}
+            }
         }
-    });
+    };
+    app.sessions.spawn(session);
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

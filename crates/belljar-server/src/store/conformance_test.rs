@@ -141,7 +141,8 @@ async fn live_names_are_unique_per_namespace() {
         let before = fixture.log.lock().expect("log").len();
         let again = store.create_sandbox(row(Some("box"), 2), Start::Place(on(9999))).await;
         assert_eq!(again, Err(StoreError::NameInUse("box".into())));
-        assert_eq!((fixture.log.lock().expect("log").len(), fixture.outbox().await.len()), (before, 0));
+        assert_eq!(fixture.log.lock().expect("log").len(), before);
+        assert_eq!(fixture.outbox().await.len(), 0);
         let other = SandboxRow { namespace: "n2".into(), ..row(Some("box"), 3) };
         store.create_sandbox(other, Start::Wait).await.expect("another namespace");
         assert_eq!(store.sandbox_named("default", "box").await, Ok(Some(Arc::clone(&first))));
@@ -166,7 +167,8 @@ async fn a_node_is_taken_at_its_word() {
         }
         let told = vec![report(&kept.id, 1, NodeState::Running)];
         fixture.store.sync_node(hello(), told, 50).await.expect("synced");
-        let phase = |id: String| async { fixture.store.sandbox(&id).await.expect("found").expect("row").phase.clone() };
+        let store = &fixture.store;
+        let phase = |id: String| async move { store.sandbox(&id).await.expect("found").expect("row").phase.clone() };
         let running = Phase::Placed { node_id: "n".into(), reported: Reported::Running };
         assert_eq!(phase(kept.id.clone()).await, running);
         let unreported = Phase::Placed { node_id: "n".into(), reported: Reported::Unreported };

@@ -22,7 +22,12 @@ use indicatif::ProgressBar;
 use tokio::{io::AsyncWriteExt, sync::mpsc};
 use tokio_util::io::{InspectReader, SyncIoBridge};
 
-use super::{Context, interrupt::Interrupts, unpack::unpack};
+use super::{
+    Context,
+    interrupt::Interrupts,
+    pack::{self, Skipped},
+    unpack::unpack,
+};
 use crate::{
     cli::CpArgs,
     exit::ExitStatus,
@@ -74,7 +79,10 @@ async fn upload(ctx: &Context, sandbox: &Sandbox, src: &Path, dest: &str) -> any
         let target = if into { join(dest, &local_name(src)?) } else { dest.to_owned() };
         let bar = ctx.printer.transfer(format!("{}", src.display()), None);
         let src = src.to_owned();
-        return send_archive(sandbox, &target, bar, move |archive| archive.append_dir_all("", &src)).await;
+        for skipped in send_archive(sandbox, &target, bar, move |archive| pack::directory(archive, &src)).await? {
+            ctx.printer.warn(format!("{} was not copied: it is a pipe, a socket or a device", skipped.display()));
+        }
+        return Ok(());
     }
     if !metadata.is_file() {
         return Err(Failure::new(format!("{} is neither a file nor a directory", src.display())).into());
@@ -84,8 +92,10 @@ async fn upload(ctx: &Context, sandbox: &Sandbox, src: &Path, dest: &str) -> any
     // A file's permissions travel only in an archive; most have none worth keeping.
     if let (true, Some(name)) = (metadata.permissions().mode() & 0o111 != 0, file_name(&target)) {
         let parent = target.trim_end_matches('/').strip_suffix(name).unwrap_or("/").to_owned();
-        let (src, name) = (src.to_owned(), name.to_owned());
-        return send_archive(sandbox, &parent, bar, move |archive| archive.append_path_with_name(&src, &name)).await;
+        // A link to a file is copied as the file.
+        let (src, name) = (fs::canonicalize(src)?, PathBuf::from(name));
+        let pack = move |archive: &mut Archive| pack::entry(archive, &src, &name).map(|_| Skipped::new());
+        return send_archive(sandbox, &parent, bar, pack).await.map(|_| ());
     }
     let file = tokio::fs::File::open(src).await.with_context(|| format!("cannot read {}", src.display()))?;
     let content = InspectReader::new(file, move |bytes: &[u8]| bar.inc(bytes.len() as u64));
@@ -128,13 +138,15 @@ async fn send_archive(
     sandbox: &Sandbox,
     target: &str,
     bar: ProgressBar,
-    pack: impl FnOnce(&mut Archive) -> io::Result<()> + Send + 'static,
-) -> anyhow::Result<()> {
+    pack: impl FnOnce(&mut Archive) -> io::Result<Skipped> + Send + 'static,
+) -> anyhow::Result<Skipped> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let packing = tokio::task::spawn_blocking(move || {
         let mut archive = tar::Builder::new(ChunkWriter { chunk: Vec::new(), sender: sender.clone(), bar });
-        archive.follow_symlinks(false);
-        let packed = pack(&mut archive).and_then(|()| archive.into_inner()).and_then(|mut writer| writer.flush());
+        let packed = pack(&mut archive).and_then(|skipped| {
+            archive.into_inner()?.flush()?;
+            Ok(skipped)
+        });
         if let Err(error) = &packed {
             // The body must break off: one that merely ends would look whole.
             let _ = sender.blocking_send(Err(io::Error::new(error.kind(), error.to_string())));
@@ -144,8 +156,13 @@ async fn send_archive(
     let sent = sandbox.write_archive(target, chunks(receiver)).await;
     match packing.await.context("packing panicked")? {
         // Broken pipe: the server refused, which `sent` tells better.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot pack the directory"),
-        _ => Ok(sent?),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot read what is to be copied")
+        }
+        packed => {
+            sent?;
+            Ok(packed?)
+        }
     }
 }
 
@@ -206,13 +223,18 @@ async fn download(ctx: &Context, sandbox: &Sandbox, src: &str, dest: &Path) -> a
 async fn receive_file(content: Download, target: &Path, bar: &ProgressBar) -> anyhow::Result<()> {
     let failed = || format!("cannot write {}", target.display());
     let mut content = content.into_stream();
-    // What is no plain file (/dev/null, a pipe) is written to and never replaced.
-    let real = fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
-    if fs::metadata(&real).is_ok_and(|metadata| !metadata.is_file()) {
-        let mut file = tokio::fs::OpenOptions::new().write(true).open(&real).await.with_context(failed)?;
+    // A link is followed, and what is no plain file (/dev/null, a pipe) is written to: neither is ever replaced.
+    if fs::symlink_metadata(target).is_ok_and(|metadata| !metadata.is_file()) {
+        let mut file = tokio::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(target)
+            .await
+            .with_context(failed)?;
         return receive(&mut content, &mut file, bar).await.with_context(failed);
     }
-    let parent = real.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = tempfile::Builder::new()
         .prefix(".belljar-")
         .permissions(fs::Permissions::from_mode(FILE_MODE))
@@ -220,7 +242,7 @@ async fn receive_file(content: Download, target: &Path, bar: &ProgressBar) -> an
         .with_context(failed)?;
     let mut file = tokio::fs::File::from_std(temporary.reopen().with_context(failed)?);
     receive(&mut content, &mut file, bar).await.with_context(failed)?;
-    temporary.persist(&real).with_context(failed)?;
+    temporary.persist(target).with_context(failed)?;
     Ok(())
 }
 

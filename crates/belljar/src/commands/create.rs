@@ -30,7 +30,8 @@ pub(super) async fn create(ctx: &Context, args: CreateArgs) -> anyhow::Result<Ex
         }
         return Ok(ExitStatus::Success);
     }
-    let created = running(ctx, &client, &request).await?;
+    let created = start(ctx, &client, &request).await?;
+    check(&created)?;
     match ctx.printer.is_json() {
         true => ctx.printer.json(&created)?,
         false => ctx.printer.line(&created.sandbox_id)?,
@@ -54,16 +55,21 @@ pub(super) fn request(machine: &MachineArgs) -> CreateSandbox {
     }
 }
 
-/// Makes a sandbox that runs, or says why it does not.
-pub(super) async fn running(ctx: &Context, client: &Client, request: &CreateSandbox) -> anyhow::Result<CreatedSandbox> {
+/// Makes a sandbox and waits for it; [`check`] says whether it runs.
+pub(super) async fn start(
+    ctx: &Context,
+    client: &Client,
+    request: &CreateSandbox,
+) -> Result<CreatedSandbox, belljar_client::Error> {
     let spinner = ctx.printer.spinner("starting a sandbox");
     let created = client.create(request).await;
     spinner.finish_and_clear();
-    let created = created?;
-    if created.status == "running" {
-        return Ok(created);
-    }
-    Err(not_running(&created).into())
+    created
+}
+
+/// Says why a sandbox does not run.
+pub(super) fn check(created: &CreatedSandbox) -> Result<(), Failure> {
+    if created.status == "running" { Ok(()) } else { Err(not_running(created)) }
 }
 
 fn not_running(created: &CreatedSandbox) -> Failure {
@@ -75,7 +81,7 @@ fn not_running(created: &CreatedSandbox) -> Failure {
             Some(PendingReason::Scheduling | PendingReason::WaitingForContainer) | None => "",
         };
         return Failure::new(format!("sandbox {id} has not started yet{why}"))
-            .hint(format!("it goes on trying: `belljar show {id}` tells how it stands, `belljar rm {id}` gives up"));
+            .hint(format!("`belljar show` tells how it stands, `belljar rm` gives up"));
     }
     let details = created.error_details.as_ref().map(|details| details.message.as_str());
     let why = details.or(created.reason.as_deref()).unwrap_or("the server gave no reason");

@@ -16,6 +16,7 @@ mod kill;
 mod logs;
 mod ls;
 mod openapi;
+mod pack;
 mod ps;
 mod rm;
 mod run;

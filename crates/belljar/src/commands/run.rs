@@ -16,7 +16,7 @@ pub(super) async fn run(ctx: &Context, args: RunArgs) -> anyhow::Result<ExitStat
     let mut interrupts = Interrupts::listen()?;
     let request = create::request(&args.machine);
     // Whoever interrupts now still gets the sandbox removed: its id is only known once this has been answered.
-    let mut starting = std::pin::pin!(create::running(ctx, &client, &request));
+    let mut starting = std::pin::pin!(create::start(ctx, &client, &request));
     let (created, interrupted) = tokio::select! {
         created = &mut starting => (created?, None),
         signal = interrupts.next() => {
@@ -27,17 +27,18 @@ pub(super) async fn run(ctx: &Context, args: RunArgs) -> anyhow::Result<ExitStat
             }
         }
     };
-    let id = created.sandbox_id;
-    let done = match interrupted {
-        Some(signal) => Ok(ExitStatus::of_program(None, Some(signal))),
-        None => {
+    let id = &created.sandbox_id;
+    let done = match (interrupted, create::check(&created)) {
+        (Some(signal), _) => Ok(ExitStatus::of_program(None, Some(signal))),
+        (None, Err(failure)) => Err(failure.into()),
+        (None, Ok(())) => {
             let program = Program { command: args.command, args: args.program, timeout: args.timeout };
-            attached::run(ctx, &client.sandbox(&id), program, args.interactive, &mut interrupts).await
+            attached::run(ctx, &client.sandbox(id), program, args.interactive, &mut interrupts).await
         }
     };
-    if args.keep && interrupted.is_none() {
+    if args.keep && interrupted.is_none() && created.status == "running" {
         ctx.printer.note(format!("sandbox {id} was kept; end it with `belljar rm {id}`"));
-    } else if let Err(error) = client.delete(&id).await {
+    } else if let Err(error) = client.delete(id).await {
         ctx.printer.warn(format!("cannot remove sandbox {id}: {error}"));
     }
     done

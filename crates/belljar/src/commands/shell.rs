@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context as _;
 use belljar_api::{
     process::UserSpec,
-    pty::{CreatePty, ResizePty},
+    pty::{CreatePty, PtyInfo, ResizePty},
 };
 use belljar_client::{Sandbox, Terminal, TerminalEvent, TerminalInput, TerminalOutput, limits::PING_EVERY};
 use crossterm::terminal;
@@ -49,12 +49,17 @@ pub(super) async fn shell(ctx: &Context, args: ShellArgs) -> anyhow::Result<Exit
         cols: size.cols,
     };
     let session = sandbox.create_pty(&request).await?;
-    let attached = attach(ctx, &sandbox, &session).await;
-    if attached.is_err() {
-        // Nobody else has the token: without us the session is of no use.
-        let _ = sandbox.delete_pty(&session.session_id).await;
+    let error = match attach(ctx, &sandbox, &session).await {
+        Ok(status) => return Ok(status),
+        Err(error) => error,
+    };
+    // A connection that broke at the program's end took the exit code along, but the session still knows it.
+    if let Ok(PtyInfo { is_alive: false, exit_code: Some(code), .. }) = sandbox.pty(&session.session_id).await {
+        return Ok(ExitStatus::of_program(Some(code), None));
     }
-    attached
+    // Nobody else has the token: without us the session is of no use.
+    let _ = sandbox.delete_pty(&session.session_id).await;
+    Err(error)
 }
 
 async fn attach(

@@ -6,15 +6,15 @@
 //!                                                            └─ others     connect: 127.0.0.1 of the guest
 //! ```
 //!
-//! It comes in two modes ([`Config`]): *init*, from the kernel to a running machine, and *hosted*, a plain process for
-//! tests. Both serve the same APIs; what differs is in [`launch::Place`], and stays out of the handlers.
+//! It comes in two modes (`Config`): *init*, from the kernel to a running machine, and *hosted*, a plain process for
+//! tests. Both serve the same APIs; what differs is in `launch::Place`, and stays out of the handlers.
 //!
 //! It knows nothing of tenants, TLS or network policy: whoever reaches the link may do everything here, and reaching it
 //! is the node's to guard. It protects nothing from the sandbox's own root, and it trusts the node.
 //!
-//! Modules, from the outside in: [`init`] and [`hosted`] make the place, [`port`], [`vsock`] and [`serve`] the
-//! connection; [`system`], [`process_api`], [`pty_api`], [`files`], [`archive`] and [`tunnel`] answer;
-//! [`process`], [`managed`] and [`pty`] hold what runs; [`launch`], [`spawn`], [`reaper`] and [`cgroup`] start and end it.
+//! Modules, from the outside in: `init` and `hosted` make the place, `port`, `vsock` and `serve` the
+//! connection; `system`, `process_api`, `pty_api`, `files`, `archive` and `tunnel` answer;
+//! `process`, `managed` and `pty` hold what runs; `launch`, `spawn`, `reaper` and `cgroup` start and end it.
 
 mod agent;
 mod archive;
@@ -33,6 +33,7 @@ mod logs;
 mod managed;
 mod output;
 mod paths;
+mod pipes;
 mod port;
 mod process;
 mod process_api;

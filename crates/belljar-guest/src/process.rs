@@ -12,19 +12,15 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
-    os::fd::OwnedFd,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use belljar_api::process::{OutputMode, OutputStream, ProcessInfo, ProcessStatus, StdinMode};
-use nix::{fcntl::OFlag, unistd::pipe2};
 use tokio::{
     net::unix::pipe,
     sync::{oneshot, watch},
-    task::yield_now,
     time::{Instant, sleep_until},
 };
 
@@ -34,13 +30,11 @@ use crate::{
     limits::{DRAIN_MAX, DRAIN_QUIET, OUTPUT_TOTAL_BYTES_MAX, PROCESSES_ENDED_MAX, PROCESSES_RUNNING_MAX, READ_CHUNK},
     logs::{Logs, Source, command_line},
     managed::Managed,
-    output::{Budget, LineSplitter, Output},
+    output::{Budget, Output},
+    pipes::{self, Pipe, Sink},
     reaper::{Child, Exit, Reaper, kill_group},
     sync::{lock, now_ms},
 };
-
-/// What a closed stdin reads and a discarded output writes.
-const NULL: &str = "/dev/null";
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,9 +235,9 @@ impl Table {
             entries.last_handle += 1;
             entries.last_handle
         };
-        let (stdin, to_child) = stdin_pipe(plan.stdin).map_err(StartError::Pipe)?;
-        let (stdout, from_stdout) = output_pipe(plan.stdout).map_err(StartError::Pipe)?;
-        let (stderr, from_stderr) = output_pipe(plan.stderr).map_err(StartError::Pipe)?;
+        let (stdin, to_child) = pipes::stdin(plan.stdin).map_err(StartError::Pipe)?;
+        let (stdout, from_stdout) = pipes::output(plan.stdout).map_err(StartError::Pipe)?;
+        let (stderr, from_stderr) = pipes::output(plan.stderr).map_err(StartError::Pipe)?;
         let cgroup = self.cgroups.create('p', handle);
         let streams = Streams { files: [stdin, stdout, stderr], terminal: false };
         let child = match plan.launch.start(&self.reaper, streams, cgroup.as_ref()) {
@@ -269,8 +263,7 @@ impl Table {
             end: watch::Sender::new(None),
         });
         self.enter(Arc::clone(&process));
-        let pipes = [(OutputStream::Stdout, from_stdout), (OutputStream::Stderr, from_stderr)];
-        let pipes = pipes.map(|(stream, receiver)| Pipe { stream, receiver, splitter: LineSplitter::default() });
+        let pipes = [Pipe::new(OutputStream::Stdout, from_stdout), Pipe::new(OutputStream::Stderr, from_stderr)];
         tokio::spawn(watch_over(Arc::clone(self), Arc::clone(&process), pipes, child, plan.timeout));
         Ok(process)
     }
@@ -337,67 +330,6 @@ impl Table {
     }
 }
 
-/// One of the pipes from a process.
-struct Pipe {
-    stream: OutputStream,
-    receiver: Option<pipe::Receiver>,
-    splitter: LineSplitter,
-}
-
-impl Pipe {
-    /// Waits for bytes and files them; a closed pipe waits for ever.
-    async fn pass_on(&mut self, buffer: &mut [u8], sink: &Sink<'_>) {
-        let Some(receiver) = &self.receiver else { return std::future::pending().await };
-        let read = match receiver.readable().await {
-            Ok(()) => receiver.try_read(buffer),
-            Err(error) => Err(error),
-        };
-        let mut is_flood = false;
-        match read {
-            Ok(0) => self.close(sink),
-            Ok(count) => {
-                is_flood = count == buffer.len();
-                self.splitter.feed(&buffer[..count], |line| sink.push(self.stream, line));
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => self.close(sink),
-        }
-        sink.announce();
-        // tokio counts no turns for pipes: a program that writes without end would keep everybody else waiting.
-        if is_flood {
-            yield_now().await;
-        }
-    }
-
-    fn close(&mut self, sink: &Sink<'_>) {
-        self.receiver = None;
-        self.flush(sink);
-    }
-
-    fn flush(&mut self, sink: &Sink<'_>) {
-        self.splitter.finish(|line| sink.push(self.stream, line));
-    }
-}
-
-/// Where lines go: to the process's own output and to the log.
-struct Sink<'a> {
-    output: &'a Output,
-    logs: &'a Logs,
-    source: Arc<Source>,
-}
-
-impl Sink<'_> {
-    fn push(&self, stream: OutputStream, line: Arc<str>) {
-        self.logs.push(&self.source, stream, &line);
-        self.output.push(stream, line);
-    }
-
-    fn announce(&self) {
-        self.output.announce();
-        self.logs.announce();
-    }
-}
-
 /// The task of one process; see the module's drawing.
 async fn watch_over(
     table: Arc<Table>,
@@ -427,7 +359,7 @@ async fn watch_over(
         table.cgroups.remove(cgroup);
     }
     table.prune();
-    while pipes.iter().any(|pipe| pipe.receiver.is_some()) {
+    while pipes.iter().any(|pipe| pipe.is_open()) {
         let [first, second] = &mut pipes;
         let mut other = [0; 4096];
         tokio::select! {
@@ -469,7 +401,7 @@ async fn drain(pipes: &mut [Pipe; 2], buffer: &mut [u8], sink: &Sink<'_>) {
     let end = Instant::now() + DRAIN_MAX;
     let [stdout, stderr] = pipes;
     let (for_stdout, for_stderr) = buffer.split_at_mut(READ_CHUNK / 2);
-    while stdout.receiver.is_some() || stderr.receiver.is_some() {
+    while stdout.is_open() || stderr.is_open() {
         let quiet = Instant::now() + DRAIN_QUIET;
         tokio::select! {
             biased;
@@ -498,25 +430,5 @@ fn source(process: &Process) -> Source {
         command: command_line(&process.command, &process.args),
         managed_id: managed.map(|managed| managed.id.clone()).unwrap_or_default(),
         managed_name: managed.and_then(|managed| managed.name.clone()).unwrap_or_default(),
-    }
-}
-
-fn stdin_pipe(mode: StdinMode) -> io::Result<(OwnedFd, Option<pipe::Sender>)> {
-    match mode {
-        StdinMode::Closed => Ok((File::open(NULL)?.into(), None)),
-        StdinMode::Pipe => {
-            let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-            Ok((reader, Some(pipe::Sender::from_owned_fd(writer)?)))
-        }
-    }
-}
-
-fn output_pipe(mode: OutputMode) -> io::Result<(OwnedFd, Option<pipe::Receiver>)> {
-    match mode {
-        OutputMode::Discard => Ok((File::options().write(true).open(NULL)?.into(), None)),
-        OutputMode::Capture => {
-            let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-            Ok((writer, Some(pipe::Receiver::from_owned_fd(reader)?)))
-        }
     }
 }

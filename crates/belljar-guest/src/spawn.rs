@@ -8,7 +8,7 @@
 //! the C library's `setuid` and its kin: those would signal our other threads.
 
 use std::{
-    ffi::{CString, c_int, c_long, c_void},
+    ffi::{CString, c_int, c_void},
     io,
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
@@ -156,7 +156,7 @@ extern "C" fn child(orders: *mut c_void) -> c_int {
 /// # Safety
 /// Only for [`child`].
 #[expect(unsafe_code, reason = "as in `child`")]
-unsafe fn prepare(orders: &Orders) -> c_long {
+unsafe fn prepare(orders: &Orders) -> c_int {
     // SAFETY: see `child`.
     unsafe {
         for signal in RESET_SIGNALS {
@@ -180,6 +180,10 @@ unsafe fn prepare(orders: &Orders) -> c_long {
             return -1;
         }
         reset_oom_score();
+        // Before the user changes: one may be put into a directory that one could not enter.
+        if libc::chdir(orders.directory.as_ptr()) < 0 {
+            return -1;
+        }
         if let Some((uid, gid, groups)) = &orders.identity
             && (libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) < 0
                 || libc::syscall(libc::SYS_setresgid, *gid, *gid, *gid) < 0
@@ -187,8 +191,7 @@ unsafe fn prepare(orders: &Orders) -> c_long {
         {
             return -1;
         }
-        // As the user: a directory that only the agent may enter is not one to start in.
-        c_long::from(libc::chdir(orders.directory.as_ptr()))
+        0
     }
 }
 

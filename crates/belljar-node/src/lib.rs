@@ -29,6 +29,7 @@ use std::{
 use belljar_api::{node::Capacity, sandbox::TerminationReason};
 use belljar_vmm::{Driver, DriverKind};
 use tokio::sync::{Semaphore, watch};
+use tokio_util::task::TaskTracker;
 
 pub use self::{
     config::{Artifacts, DriverSetting, NodeConfig},
@@ -93,6 +94,8 @@ pub(crate) struct Context {
     pub(crate) boot_slots: Semaphore,
     pub(crate) connections: ConnectionSlots,
     pub(crate) registry: Registry,
+    /// Tasks that use the node's files.
+    pub(crate) tasks: TaskTracker,
 }
 
 impl Context {
@@ -125,6 +128,8 @@ async fn run_with(
     };
     if mode == Shutdown::EndSandboxes {
         ctx.registry.end_all(&Ending::new(TerminationReason::User, "the node was shut down")).await;
+        ctx.tasks.close();
+        ctx.tasks.wait().await;
         ctx.storage.close()?;
     }
     Ok(())
@@ -154,6 +159,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>) -> Result<Context, NodeErro
         boot_slots: Semaphore::new(cpus.max(2)),
         connections: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
         registry: Registry::new(),
+        tasks: TaskTracker::new(),
     })
 }
 

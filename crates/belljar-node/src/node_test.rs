@@ -261,6 +261,7 @@ impl Fixture {
             boot_slots: Semaphore::new(2),
             connections: Arc::new(Semaphore::new(10)),
             registry: Registry::new(),
+            tasks: TaskTracker::new(),
         })
     }
 

@@ -133,16 +133,18 @@ impl Registry {
         sandboxes.values().map(|handle| handle.view.borrow().clone()).collect()
     }
 
-    /// Ends every sandbox and waits until all are gone.
+    /// Ends every sandbox, waits until all are gone, and lets their tasks go.
     pub(crate) async fn end_all(&self, ending: &Ending) {
         let handles: Vec<Handle> =
             self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        for handle in &handles {
-            // A task that is gone has ended its sandbox.
-            let _ = handle.mailbox.send(Mail::End(ending.clone())).await;
+        // The first mail ends a sandbox that lives, the second its tombstone. A task that is gone needs neither.
+        for _ in 0..2 {
+            for handle in &handles {
+                let _ = handle.mailbox.send(Mail::End(ending.clone())).await;
+            }
         }
-        for mut handle in handles {
-            let _ = handle.view.wait_for(View::is_terminated).await;
+        for handle in handles {
+            handle.mailbox.closed().await;
         }
     }
 }

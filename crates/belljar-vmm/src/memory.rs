@@ -32,7 +32,7 @@ impl MemoryUse {
     }
 
     /// Of process `pid`, whose guest was given `memory_mib`.
-    pub(crate) fn of(pid: u32, memory_mib: u64) -> Result<Self, VmmError> {
+    pub fn of(pid: u32, memory_mib: u64) -> Result<Self, VmmError> {
         let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).map_err(|source| VmmError::Process {
             operation: "read the memory map of",
             pid,

@@ -19,6 +19,8 @@ pub enum ExitStatus {
     /// 125: `run`, `exec` or `shell` could not, and the program in the sandbox has no exit code of its own. Another
     /// number than 1, so that scripts can tell it from the program's.
     NotRun,
+    /// 127: the sandbox has no such program, as shells say it.
+    NoSuchProgram,
     /// Whatever the program in the sandbox ended with.
     Program(u8),
 }
@@ -31,6 +33,7 @@ impl ExitStatus {
             Self::Failure => 1,
             Self::Usage => 2,
             Self::NotRun => 125,
+            Self::NoSuchProgram => 127,
             Self::Program(code) => code,
         }
     }

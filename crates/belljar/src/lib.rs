@@ -19,6 +19,7 @@ pub mod up;
 
 use std::ffi::OsString;
 
+use belljar_api::error::code;
 use clap::Parser;
 
 use crate::{
@@ -41,15 +42,20 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitStatus {
         }
     };
     let printer = Printer::new(cli.global.json, cli.global.quiet);
-    let on_error = match &cli.command {
-        Command::Run(_) | Command::Exec(_) | Command::Shell(_) => ExitStatus::NotRun,
-        _ => ExitStatus::Failure,
-    };
+    let runs_program = matches!(&cli.command, Command::Run(_) | Command::Exec(_) | Command::Shell(_));
     let done = Settings::load(&cli.global, &Surroundings::of_this_process())
         .map_err(anyhow::Error::from)
         .and_then(|settings| commands::dispatch(Context { printer, settings }, cli.command));
     match done {
         Ok(status) => status,
-        Err(error) => report::report(printer, &error, on_error),
+        Err(error) => report::report(printer, &error, if runs_program { not_run(&error) } else { ExitStatus::Failure }),
     }
+}
+
+/// How a command ends whose program never ran.
+fn not_run(error: &anyhow::Error) -> ExitStatus {
+    let missing = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<belljar_client::Error>().is_some_and(|error| error.code() == Some(code::NOT_FOUND))
+    };
+    if error.chain().any(missing) { ExitStatus::NoSuchProgram } else { ExitStatus::NotRun }
 }

@@ -12,6 +12,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Handle, Mail, View,
@@ -49,8 +50,18 @@ pub(crate) fn spawn(
     let handle = Handle { mailbox, view, activity: activity.clone(), suspicion: suspicion.clone() };
     let dir = ctx.storage.sandbox(&record.sandbox_id);
     let log = Arc::new(log);
-    let task = Task { ctx, record, dir, mail, view: view_sender, activity, suspicion, log, changed: Box::new(changed) };
-    tokio::spawn(task.run(start));
+    let task = Task {
+        ctx: ctx.clone(),
+        record,
+        dir,
+        mail,
+        view: view_sender,
+        activity,
+        suspicion,
+        log,
+        changed: Box::new(changed),
+    };
+    ctx.tasks.spawn(task.run(start));
     handle
 }
 
@@ -105,7 +116,8 @@ impl Task {
         let exited = vm.clone();
         let mut exit = pin!(async move { exited.wait().await });
         loop {
-            let collector = tokio::spawn(collector::collect(link.clone(), self.log.clone()));
+            let collect = collector::collect(link.clone(), self.log.clone());
+            let collector = AbortOnDropHandle::new(self.ctx.tasks.spawn(collect));
             self.record.state = NodeState::Running;
             self.publish(Some(link.clone()));
             let mut link_end = pin!(session);
@@ -131,7 +143,7 @@ impl Task {
                     return Ending::new(TerminationReason::VmmExited, chain(&error));
                 }
             };
-            collector.abort();
+            drop(collector);
             self.publish(None);
             self.note(level::WARN, &trouble);
             failures.retain(|at| at.elapsed() < LINK_FAILURE_WINDOW);
@@ -225,9 +237,13 @@ impl Task {
     /// Stays as a tombstone until the server has taken note.
     async fn linger(&mut self) {
         while let Some(mail) = self.mail.recv().await {
-            let Mail::Command(command, reply) = mail else { continue };
-            if self.take(&command, reply) {
-                return;
+            match mail {
+                Mail::Command(command, reply) => {
+                    if self.take(&command, reply) {
+                        return;
+                    }
+                }
+                Mail::End(_) => return,
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::env_vars;
 /// `belljar up`.
 #[derive(Debug, Clone, Default, Args)]
 #[command(after_help = "\
-Ctrl-C (SIGINT) ends every sandbox, then the server. SIGTERM ends the server only: its virtual machines go on, and
+Ctrl-C (SIGINT) ends every sandbox, then the server. SIGTERM ends the server only: its virtual machines go on, and \
 the next `belljar up` takes them over. `belljar down` and `belljar down --keep` do the same from outside.")]
 pub struct UpArgs {
     /// Return once it is ready; it goes on in the background and logs to DIR/log/belljar.log
@@ -70,7 +70,7 @@ pub enum ImageCommand {
 /// `belljar image build`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Builds on this machine, into its own store; a server elsewhere does not see it. Needs root, mmdebstrap and e2fsprogs.
+Builds on this machine, into its own store; a server elsewhere does not see it. Needs root, mmdebstrap and e2fsprogs. \
 The same package versions give the same image, which is then not built again.")]
 pub struct ImageBuildArgs {
     /// Name to give it

@@ -28,8 +28,9 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong command line. `run`, `exec` and `shell` end with the exit code of their
-program (128 + signal), 124 when --timeout stopped it, and 125 when it could not be run.
+Exit codes: 0 done, 1 failed, 2 wrong command line. `run`, `exec` and `shell` end with the exit code of their \
+program (128 + signal), 124 when --timeout stopped it, 127 when there is no such program, and 125 when it could not \
+be run for another reason.
 
 First steps: `belljar doctor`, `belljar up --detach`, `belljar run python3 -c 'print(1)'`.";
 

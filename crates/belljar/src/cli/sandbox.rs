@@ -138,7 +138,7 @@ pub struct ShellArgs {
 /// `belljar cp`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-One of the two is in a sandbox: SANDBOX:/path. Where DEST is a directory, or ends in a slash, SRC is put into it
+One of the two is in a sandbox: SANDBOX:/path. Where DEST is a directory, or ends in a slash, SRC is put into it \
 under its own name. Symbolic links within a directory are copied as such, owners and special files are not copied.")]
 pub struct CpArgs {
     /// File or directory to copy

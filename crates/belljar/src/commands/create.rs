@@ -81,7 +81,7 @@ fn not_running(created: &CreatedSandbox) -> Failure {
             Some(PendingReason::Scheduling | PendingReason::WaitingForContainer) | None => "",
         };
         return Failure::new(format!("sandbox {id} has not started yet{why}"))
-            .hint(format!("`belljar show` tells how it stands, `belljar rm` gives up"));
+            .hint("`belljar show` tells how it stands, `belljar rm` gives up");
     }
     let details = created.error_details.as_ref().map(|details| details.message.as_str());
     let why = details.or(created.reason.as_deref()).unwrap_or("the server gave no reason");

@@ -30,6 +30,8 @@ pub(crate) fn run() -> Result<()> {
         artifacts.pass_to(command.args(arguments))?;
         Ok(command)
     };
+    // One that runs already may be older than what was just built; its sandboxes stay.
+    talk(&mut belljar(&["down", "--keep"])?)?;
     talk(&mut belljar(&["up", "--detach"])?)?;
     say("Running a Python program in a sandbox of its own");
     talk(&mut belljar(&["run", "--", "python3", "-c", PROGRAM])?)?;

@@ -10,6 +10,7 @@
 //! | `POST /v1/commands` | [`Command`] -> [`CommandAck`] once it is durable on the node; 4xx [`crate::error::ErrorBody`] never retried |
 //! | `GET /v1/reports` | -> endless JSON lines of [`Report`]: first every sandbox, then [`Report::Synced`], then changes |
 //! | `GET /v1/images` | -> `[`[`crate::image::ImageInfo`]`]`, read anew from disk |
+//! | `GET /v1/images?name=` | -> [`crate::image::ImageInfo`], aliases resolved; 404 names the images there are |
 //! | `POST /v1/logs` | [`LogQuery`] -> [`crate::log::LogPage`] |
 //! | `GET /v1/logs/{sandbox_id}/processes` | -> [`crate::log::LogProcessList`] |
 //! | `CONNECT {sandbox_id}:{port}` | 200, then the stream's bytes are the guest connection's; else 4xx/5xx [`crate::error::ErrorBody`] |

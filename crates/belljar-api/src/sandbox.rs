@@ -378,7 +378,7 @@ impl ResourcesRequest {
     /// Fills in the defaults and checks the ranges.
     pub fn resolve(&self) -> Result<Resources, Invalid> {
         let cpus = self.cpus.unwrap_or(limits::CPUS_DEFAULT);
-        if !cpus.is_finite() || cpus < limits::CPUS_MIN || cpus > 1024.0 {
+        if !(limits::CPUS_MIN..=1024.0).contains(&cpus) {
             return invalid(
                 "resources.cpus",
                 format!("{cpus} is out of range; use {} to the host's size", limits::CPUS_MIN),

@@ -32,7 +32,7 @@ use serde::Deserialize;
 use crate::{
     agent::Agent,
     error::{ApiError, Params},
-    limits::{DIRECTORY_ENTRIES_MAX, FILE_CHUNK},
+    limits::{DIRECTORY_ENTRIES_MAX, FILE_CHUNK, REFUSED_BODY_MAX},
     paths::{self, Owner},
     random,
 };
@@ -146,6 +146,20 @@ async fn write(
     Params(query): Params<PathQuery>,
     mut body: Body,
 ) -> Result<StatusCode, ApiError> {
+    let result = upload(&agent, &query, &mut body).await;
+    if result.is_err() {
+        // A client that is still sending would see a broken connection instead of the answer.
+        let mut left = REFUSED_BODY_MAX;
+        while let Some(Ok(frame)) = body.frame().await
+            && left > 0
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    }
+    result
+}
+
+async fn upload(agent: &Agent, query: &PathQuery, body: &mut Body) -> Result<StatusCode, ApiError> {
     let settings = agent.settings()?;
     let path = paths::checked(&settings, &query.path)?;
     if query.path.ends_with('/') {

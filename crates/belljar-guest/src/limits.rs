@@ -112,3 +112,6 @@ pub(crate) const PORT_QUEUE: usize = 4;
 const _: () = assert!(PROCESSES_RUNNING_MAX * OUTPUT_BYTES_SQUEEZED <= OUTPUT_TOTAL_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX >= LOG_LINE_MAX && OUTPUT_BYTES_SQUEEZED >= LINE_BYTES_MAX);
 const _: () = assert!(READ_CHUNK < belljar_api::limits::PTY_REPLAY_BYTES);
+
+/// Bytes of a refused upload that are read and thrown away before the answer; who sends more sees the connection close.
+pub(crate) const REFUSED_BODY_MAX: usize = 1024 * 1024 * 1024;

@@ -33,7 +33,7 @@ pub enum DriverError {
 pub(crate) fn open(setting: &DriverSetting) -> Result<Box<dyn Driver>, DriverError> {
     match setting {
         #[cfg(feature = "process-driver")]
-        DriverSetting::Process { agent } => Ok(Box::new(belljar_vmm::process::ProcessDriver::new(agent))),
+        DriverSetting::Process { agent } => Ok(Box::new(belljar_vmm::process::ProcessDriver::new(agent.clone()))),
         DriverSetting::Auto => {
             let qemu = probe::qemu(Path::new(QEMU));
             let choice = probe::choose(&probe::kvm(), &qemu);

@@ -27,6 +27,11 @@ impl Activity {
         Self { state: Arc::new(watch::Sender::new(State { open: 0, since: Instant::now() })) }
     }
 
+    /// Begins the time anew: a boot is not idleness.
+    pub(crate) fn touch(&self) {
+        self.state.send_modify(|state| state.since = Instant::now());
+    }
+
     /// Counts one connection until the guard is dropped.
     pub(crate) fn enter(&self) -> Guard {
         self.state.send_modify(|state| state.open += 1);

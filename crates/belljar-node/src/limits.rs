@@ -11,6 +11,8 @@ pub(crate) const RELINK_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) const LINK_FAILURES_MAX: usize = 3;
 /// See [`LINK_FAILURES_MAX`].
 pub(crate) const LINK_FAILURE_WINDOW: Duration = Duration::from_secs(60);
+/// How long the end of a VM's process may take to be noticed after its link broke.
+pub(crate) const EXIT_GRACE: Duration = Duration::from_secs(2);
 /// How long the guest's agent may take to accept one connection.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes per direction and proxied connection that the node holds; bounds its memory.
@@ -48,4 +50,4 @@ pub(crate) const SYSTEM_ANSWER_MAX: usize = 64 * 1024;
 /// Largest command body from the server, bytes.
 pub(crate) const COMMAND_MAX: usize = 4 * 1024 * 1024;
 
-const _: () = assert!(LINK_FAILURES_MAX > 0 && LOG_LINE_MAX < LOG_BYTES_MAX as usize);
+const _: () = assert!(LINK_FAILURES_MAX > 0 && (LOG_LINE_MAX as u64) < LOG_BYTES_MAX);

@@ -80,3 +80,9 @@ const _: () = assert!(CREATE_WAIT_DEFAULT.as_secs() <= CREATE_WAIT_MAX.as_secs()
 const _: () = assert!(READY_WAIT.as_secs() < 30);
 const _: () = assert!(NODE_STREAM_WINDOW <= NODE_CONNECTION_WINDOW);
 const _: () = assert!(PAGE_DEFAULT <= PAGE_MAX);
+
+/// Bytes of a refused body that are read and thrown away before the answer; who sends more sees the connection close.
+pub(crate) const DRAIN_MAX: usize = 16 * 1024 * 1024;
+
+/// How long a request waits for a node that is not connected: it dials again within a few seconds.
+pub(crate) const NODE_WAIT: Duration = Duration::from_secs(8);

@@ -164,6 +164,13 @@ impl World {
         entries.map(|entry| entry.expect("an entry").path()).collect()
     }
 
+    /// Waits until no VM and no sandbox directory is left: the end of a sandbox is visible before they are gone.
+    pub fn wait_until_clean(&self) {
+        while !self.vm_pids().is_empty() || !self.sandbox_dirs().is_empty() {
+            std::thread::yield_now();
+        }
+    }
+
     /// Pids of this world's VMs.
     pub fn vm_pids(&self) -> Vec<i32> {
         leftovers::processes_of(self.dir.path()).into_iter().filter(|it| it.name == "belljar-vm").map(|it| it.pid).collect()

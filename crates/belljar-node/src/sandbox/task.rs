@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Context,
     idle::{Activity, Suspicion},
-    limits::{LINK_FAILURE_WINDOW, LINK_FAILURES_MAX, MAILBOX, RELINK_TIMEOUT, UNDO_PAUSE},
+    limits::{EXIT_GRACE, LINK_FAILURE_WINDOW, LINK_FAILURES_MAX, MAILBOX, RELINK_TIMEOUT, UNDO_PAUSE},
     logs::{LogFile, collector, file::now_ns},
     record::{Ending, Record, RecordError},
 };
@@ -111,6 +111,7 @@ impl Task {
 
     async fn running(&mut self, booted: Booted) -> Ending {
         let Booted { vm, mut link, mut session } = booted;
+        self.activity.touch();
         let mut suspicions = self.suspicion.listen();
         let mut failures: Vec<Instant> = Vec::new();
         let exited = vm.clone();
@@ -157,6 +158,10 @@ impl Task {
             match self.unless_ended(relink).await {
                 Err(ending) => return ending,
                 Ok(Err(error)) => {
+                    // The link of a VM that ends breaks a moment before the end is noticed.
+                    if let Ok(exit) = tokio::time::timeout(EXIT_GRACE, &mut exit).await {
+                        return ending_of(&exit);
+                    }
                     return Ending::new(TerminationReason::GuestUnresponsive, format!("{trouble}; {}", chain(&error)));
                 }
                 Ok(Ok(again)) => (link, session) = (again.link, again.session),

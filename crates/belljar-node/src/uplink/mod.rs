@@ -102,6 +102,8 @@ async fn serve(ctx: &Arc<Context>, io: hyper::upgrade::Upgraded) -> hyper::Resul
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_frame_size(64 * 1024)
         .max_send_buf_size(512 * 1024)
+        // Clients that give up early are everyday life here, not an attack: the peer is our own server.
+        .max_pending_accept_reset_streams(1024)
         .max_concurrent_streams(u32::try_from(crate::limits::CONNECTIONS_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));

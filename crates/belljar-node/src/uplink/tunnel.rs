@@ -27,11 +27,12 @@ pub(super) async fn open(ctx: Arc<Context>, mut request: Request<Body>) -> Respo
     let Some(handle) = ctx.registry.get(&id) else {
         return failure(StatusCode::NOT_FOUND, code::SANDBOX_NOT_FOUND, format!("this node has no sandbox {id}"));
     };
-    let (link, terminated) = {
-        let view = handle.view.borrow();
-        (view.link.clone(), view.is_terminated())
-    };
-    let Some(link) = link else {
+    let mut view = handle.view.clone();
+    // A link that is just being made again, after a restart of this node or a hiccup, is worth waiting for.
+    let settled = view.wait_for(|view| view.link.is_some() || view.is_terminated());
+    let view = tokio::time::timeout(OPEN_TIMEOUT, settled).await.ok().and_then(Result::ok).map(|view| view.clone());
+    let Some(link) = view.as_ref().and_then(|view| view.link.clone()) else {
+        let terminated = view.is_some_and(|view| view.is_terminated());
         let code = if terminated { code::SANDBOX_NOT_RUNNING } else { code::SANDBOX_NOT_READY };
         return failure(StatusCode::SERVICE_UNAVAILABLE, code, format!("the agent of sandbox {id} does not answer"));
     };

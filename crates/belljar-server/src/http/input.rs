@@ -14,23 +14,39 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     error::ApiError,
-    limits::{CREATE_WAIT_DEFAULT, CREATE_WAIT_MAX, PAGE_MAX},
+    limits::{CREATE_WAIT_DEFAULT, CREATE_WAIT_MAX, DRAIN_MAX, PAGE_MAX},
     store::Place,
 };
 
+/// Reads on for a while: a client that is still sending would see a broken connection instead of the answer.
+async fn drain(mut body: Body) {
+    let mut left = DRAIN_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        let length = frame.data_ref().map_or(0, bytes::Bytes::len);
+        match left.checked_sub(length) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
 /// Reads a JSON body. An empty one counts as `{}`, so that a request whose fields are all optional needs none.
-pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, ApiError> {
+pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, mut body: Body) -> Result<T, ApiError> {
     let too_large = || {
         let words = format!("the body is over {JSON_BODY_MAX} bytes; files go to /api/v1/files");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, code::PAYLOAD_TOO_LARGE, words)
     };
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > JSON_BODY_MAX) {
+        drain(body).await;
         return Err(too_large());
     }
-    let bytes = match Limited::new(body, JSON_BODY_MAX).collect().await {
+    let bytes = match Limited::new(&mut body, JSON_BODY_MAX).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return Err(too_large()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            drain(body).await;
+            return Err(too_large());
+        }
         Err(error) => return Err(ApiError::invalid(format!("the body broke off: {error}"))),
     };
     if bytes.is_empty() {

@@ -23,7 +23,7 @@ use crate::{
     app::App,
     error::ApiError,
     life::{Phase, SandboxRow},
-    limits::{GUEST_ANSWER_TIMEOUT, HEAD_BYTES_MAX, HEADERS_MAX, READY_WAIT, SPLICE_BUFFER},
+    limits::{GUEST_ANSWER_TIMEOUT, HEAD_BYTES_MAX, HEADERS_MAX, NODE_WAIT, READY_WAIT, SPLICE_BUFFER},
     node_link::{NodeError, NodeLink},
 };
 
@@ -55,7 +55,7 @@ pub(crate) async fn forward(
         return Err(ApiError::new(StatusCode::FORBIDDEN, code::PORT_NOT_EXPOSED, words));
     }
     let node_id = row.node_id().unwrap_or_default();
-    let link = app.live.nodes.get(node_id).ok_or_else(|| ApiError::unreachable(node_id))?;
+    let link = app.live.nodes.wait(node_id, NODE_WAIT).await.ok_or_else(|| ApiError::unreachable(node_id))?;
     let exchange = Exchange { app, link, sandbox_id: row.id.clone(), port: target.port };
     exchange.run(outside, !open, request).await
 }

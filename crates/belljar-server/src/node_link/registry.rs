@@ -3,9 +3,10 @@
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::NodeLink;
@@ -14,6 +15,8 @@ use super::NodeLink;
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     inner: RwLock<Inner>,
+    /// Rings when a node connects.
+    changed: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +68,20 @@ impl Nodes {
         self.with(|inner| inner.connected.get(id).cloned())
     }
 
+    /// The same, after waiting for it up to `patience`: a node that lost its connection dials again at once.
+    pub(crate) async fn wait(&self, id: &str, patience: Duration) -> Option<Arc<NodeLink>> {
+        let mut changes = self.changed.subscribe();
+        let connected = async {
+            loop {
+                if let Some(link) = self.get(id) {
+                    return Some(link);
+                }
+                changes.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(patience, connected).await.ok().flatten()
+    }
+
     /// Driver of a node, connected or not.
     pub(crate) fn driver(&self, id: &str) -> Option<String> {
         self.with(|inner| inner.drivers.get(id).cloned())
@@ -101,6 +118,7 @@ impl Nodes {
             inner.drivers.insert(link.id().to_owned(), link.hello().driver.clone());
             inner.connected.insert(link.id().to_owned(), Arc::clone(link));
         });
+        self.changed.send_replace(());
         Connected { nodes: self, id: link.id().to_owned() }
     }
 }

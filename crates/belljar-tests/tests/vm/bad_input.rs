@@ -45,7 +45,7 @@ fn bad_requests_name_what_is_wrong() {
     assert_eq!(http.get("/no/such/route").status, 404);
     assert_eq!(http.json("PUT", "/sandboxes", "{}").status, 405);
     assert_eq!(http.get("/sandboxes").json["sandboxes"], json!([]), "nothing is left");
-    assert_eq!((world.sandbox_dirs(), world.vm_pids()), (Vec::new(), Vec::new()));
+    world.wait_until_clean();
 }
 
 /// A server that is started with `settings`: creating a sandbox fails for a reason that contains `word`.
@@ -54,10 +54,7 @@ fn check_boot_failure(settings: &[(&'static str, String)], word: &str) {
     let answer = world.http().post("/sandboxes", &json!({}));
     assert_eq!((answer.status, &answer.json["status"]), (422, &json!("failed")), "{answer:?}");
     assert!(answer.json.to_string().contains(word), "{answer:?}");
-    while !world.sandbox_dirs().is_empty() {
-        std::thread::yield_now();
-    }
-    assert_eq!(world.vm_pids(), [0; 0]);
+    world.wait_until_clean();
 }
 
 #[test]

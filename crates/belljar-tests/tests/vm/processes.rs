@@ -76,10 +76,10 @@ fn stdin_signals_and_output_of_a_process() {
     let closed = http.json("POST", &format!("/api/v1/processes/{pid}/stdin"), "x");
     assert_eq!((closed.status, closed.code()), (400, "STDIN_NOT_WRITABLE"));
 
-    let script = "trap 'echo usr1; exit 3' USR1; echo ready; while :; do sleep 0.1; done";
-    let trap = sandbox.start(&json!({"command": "sh", "args": ["-c", script]}));
+    let script = "import signal, sys\ndef stop(*_):\n print('usr1')\n sys.exit(3)\nsignal.signal(signal.SIGUSR1, stop)\nopen('/tmp/ready', 'w')\nprint('ready', flush=True)\nsignal.pause()";
+    let trap = sandbox.start(&json!({"command": "python3", "args": ["-c", script]}));
     let pid = trap["pid"].to_string();
-    world.ok(&["exec", &sandbox.id, "--", "sh", "-c", "sleep 0.5"]);
+    sandbox.sh("until [ -e /tmp/ready ]; do sleep 0.1; done");
     assert_eq!(http.post(&format!("/api/v1/processes/{pid}/signal"), &json!({"signal": 10})).json, json!({"success": true}));
     assert_eq!(sandbox.follow(&pid), ["ready", "usr1"]);
     assert_eq!(http.get(&format!("/api/v1/processes/{pid}")).json["exit_code"], 3);
@@ -105,8 +105,8 @@ fn a_managed_process_is_started_again() {
     assert_eq!((&info["managed"]["restart_count"], &info["managed"]["name"]), (&json!(2), &json!("web")), "{info}");
     assert_eq!(info["managed"]["restart"]["policy"], "on_failure");
     assert_eq!(sandbox.http().delete("/api/v1/processes/web").status, 204);
-    let info = sandbox.http().get("/api/v1/processes/web").json;
-    assert_eq!(info["managed"]["status"], "stopped", "{info}");
+    assert_eq!(sandbox.http().get("/api/v1/processes/web").status, 404, "its name is free again");
+    assert_eq!(sandbox.sh("pgrep -f '[s]leep 600' | wc -l"), "0");
 }
 
 #[test]

@@ -27,6 +27,10 @@ const CMDLINE: &str = "console=ttyS0 quiet loglevel=3 reboot=t panic=-1 random.t
 /// In software only: code that rewrites itself at boot is expensive to translate again, so one CPU keeps its `lock` prefixes.
 const CMDLINE_TCG: &str = " noreplace-smp";
 
+/// Everything that software can emulate but the fast string instructions: they are emulated byte by byte, and both the
+/// kernel and the C library would choose them for every copy.
+const EMULATED_CPU: &str = "max,-erms,-fsrm,-fzrm,-fsrs,-fsrc";
+
 /// Refuses what QEMU would misread or the machine cannot have.
 pub(super) fn validate(spec: &VmSpec) -> Result<(), VmmError> {
     let bad = |field, reason: String| Err(VmmError::BadSpec { id: spec.id.clone(), field, reason });
@@ -84,7 +88,7 @@ pub(super) fn arguments(config: &QemuConfig, spec: &VmSpec, tsc_khz: Option<u64>
     let mut option = |name: &str, value: String| all.extend([format!("-{name}"), value]);
     let (accel, cpu) = match config.accel {
         Accelerator::Kvm => ("kvm".to_owned(), "host"),
-        Accelerator::Tcg => (format!("tcg,thread=multi,tb-size={}", config.translation_cache_mib), "max"),
+        Accelerator::Tcg => (format!("tcg,thread=multi,tb-size={}", config.translation_cache_mib), EMULATED_CPU),
     };
     option("name", format!("{},process=belljar-vm", spec.id));
     // ACPI off and PIT on: with them the other way round this machine boots unreliably or not at all in software.

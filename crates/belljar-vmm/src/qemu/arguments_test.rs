@@ -44,7 +44,7 @@ fn smallest_in_software() {
          -name sbx-1,process=belljar-vm
          -machine microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on
          -accel tcg,thread=multi,tb-size=256
-         -cpu max
+         -cpu max,-erms,-fsrm,-fzrm,-fsrs,-fsrc
          -smp 1
          -m 512M
          -display none

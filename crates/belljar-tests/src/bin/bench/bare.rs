@@ -37,7 +37,7 @@ impl Bare {
         let begun = Instant::now();
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-machine", "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on"])
-            .args(["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "1", "-m", "1024M"])
+            .args(["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-erms,-fsrm,-fzrm,-fsrs,-fsrc", "-smp", "1", "-m", "1024M"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
             .args(["-blockdev", &disk, "-device", "virtio-blk-device,drive=disk"])
             .arg("-kernel")

@@ -96,7 +96,7 @@ impl Registry {
             };
         };
         let (reply, answer) = oneshot::channel();
-        handle.mailbox.send(Mail::Command(command, reply)).await.map_err(|_| ApplyError::Gone)?;
+        handle.mailbox.send(Mail::Command(Box::new(command), reply)).await.map_err(|_| ApplyError::Gone)?;
         Ok(answer.await.map_err(|_| ApplyError::Gone)??)
     }
 

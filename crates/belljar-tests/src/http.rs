@@ -30,7 +30,8 @@ pub struct Answer {
 impl Http {
     /// A client of the server at `address`.
     pub fn new(address: &str, key: Option<&str>) -> Self {
-        let agent = Agent::config_builder().http_status_as_error(false).build().into();
+        // A connection each: a server may close one on which it refused a request without reading its body.
+        let agent = Agent::config_builder().http_status_as_error(false).max_idle_connections(0).build().into();
         Self { agent, base: format!("http://{address}"), key: key.map(str::to_owned), headers: Vec::new() }
     }
 
@@ -97,7 +98,8 @@ impl Http {
         let response = with_type.send(method, path, body);
         assert_eq!(response.status(), 200, "{path}: {:?}", Answer::read(response));
         let lines = BufReader::new(response.into_body().into_reader()).lines();
-        let data = lines.map(|line| line.expect("a line")).filter_map(|line| line.strip_prefix("data:").map(str::to_owned));
+        let data =
+            lines.map(|line| line.expect("a line")).filter_map(|line| line.strip_prefix("data:").map(str::to_owned));
         data.map(|text| serde_json::from_str(&text).expect("JSON")).collect()
     }
 }

@@ -21,7 +21,10 @@ pub(crate) fn processes_of(dir: &Path) -> Vec<Process> {
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let concerned = pids.filter(|&pid| u32::try_from(pid).is_ok_and(|pid| pid != own) && touches(pid, dir));
     concerned
-        .map(|pid| Process { pid, name: fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned() })
+        .map(|pid| Process {
+            pid,
+            name: fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned(),
+        })
         .collect()
 }
 

@@ -173,7 +173,11 @@ impl World {
 
     /// Pids of this world's VMs.
     pub fn vm_pids(&self) -> Vec<i32> {
-        leftovers::processes_of(self.dir.path()).into_iter().filter(|it| it.name == "belljar-vm").map(|it| it.pid).collect()
+        leftovers::processes_of(self.dir.path())
+            .into_iter()
+            .filter(|it| it.name == "belljar-vm")
+            .map(|it| it.pid)
+            .collect()
     }
 
     /// The end of the server's log, for a message.
@@ -209,7 +213,8 @@ pub fn binary() -> PathBuf {
 
 /// A file that `cargo xtask test` prepared, such as `BELLJAR_KERNEL`.
 pub fn prepared(name: &str) -> PathBuf {
-    let path = std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: run the tests with `cargo xtask test`"));
+    let path =
+        std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: run the tests with `cargo xtask test`"));
     assert!(Path::new(&path).exists(), "{name} names a missing file");
     path.into()
 }

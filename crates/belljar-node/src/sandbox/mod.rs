@@ -32,7 +32,7 @@ use crate::{
 /// What a sandbox's task is asked.
 pub(crate) enum Mail {
     /// A command from the server; answered once it is on disk.
-    Command(Command, oneshot::Sender<Result<CommandAck, RecordError>>),
+    Command(Box<Command>, oneshot::Sender<Result<CommandAck, RecordError>>),
     /// The node ends everything.
     End(Ending),
 }

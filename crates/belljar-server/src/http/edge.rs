@@ -14,7 +14,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, heade
 use hyper::body::Incoming;
 use tower::ServiceExt;
 
-use super::KeyId;
+use super::{KeyId, input};
 use crate::{
     app::App,
     error::{ApiError, InternalError, json},
@@ -81,7 +81,7 @@ impl Edge {
     }
 
     /// A request to the server itself.
-    async fn own(self, mut request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    async fn own(self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
         match request.uri().path() {
             HEALTH_PATH if matches!(*request.method(), Method::GET | Method::HEAD) => {
                 return Ok(json(StatusCode::OK, &serde_json::json!({ "healthy": true })));
@@ -89,14 +89,18 @@ impl Edge {
             CONNECT_PATH => return node_link::accept(&self.app, request),
             _ => {}
         }
-        let key_id = self.app.live.keys.check(request.headers())?;
-        if request.uri().path().starts_with("/api/v1/") {
+        let (mut parts, body) = request.into_parts();
+        let body = input::whole(body).await?;
+        let key_id = self.app.live.keys.check(&parts.headers)?;
+        let body = body.ok_or_else(input::too_large)?;
+        if parts.uri.path().starts_with("/api/v1/") {
             let words = "this request names no sandbox: set the X-Tensorlake-Sandbox-Id header or `Host: {id}.local`";
             return Err(ApiError::new(StatusCode::BAD_REQUEST, code::MISSING_SANDBOX_ID, words));
         }
-        request.extensions_mut().insert(KeyId(key_id));
+        parts.extensions.insert(KeyId(key_id));
+        let request = Request::from_parts(parts, Body::from(body));
         // A router cannot fail.
-        Ok(self.router.oneshot(request.map(Body::new)).await.unwrap_or_else(|never| match never {}))
+        Ok(self.router.oneshot(request).await.unwrap_or_else(|never| match never {}))
     }
 }
 

@@ -8,8 +8,10 @@ use belljar_api::{
     id::is_id,
     limits::{JSON_BODY_MAX, NAME_MAX_LEN},
 };
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -18,35 +20,34 @@ use crate::{
     store::Place,
 };
 
-/// Reads on for a while: a client that is still sending would see a broken connection instead of the answer.
-async fn drain(mut body: Body) {
-    let mut left = DRAIN_MAX;
-    while let Some(Ok(frame)) = body.frame().await {
-        let length = frame.data_ref().map_or(0, bytes::Bytes::len);
-        match left.checked_sub(length) {
-            Some(rest) => left = rest,
-            None => return,
-        }
+/// The whole body of a request to the server itself. It is read before anything is decided: a client that is still
+/// sending when it is refused would see a broken connection instead of the answer. `None` when it is too large.
+pub(super) async fn whole(mut body: Incoming) -> Result<Option<Bytes>, ApiError> {
+    match Limited::new(&mut body, JSON_BODY_MAX).collect().await {
+        Ok(whole) => return Ok(Some(whole.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => {}
+        Err(error) => return Err(ApiError::invalid(format!("the body broke off: {error}"))),
     }
+    let mut left = DRAIN_MAX;
+    while let Some(Ok(frame)) = body.frame().await
+        && left > 0
+    {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+    }
+    Ok(None)
 }
 
-/// Reads a JSON body. An empty one counts as `{}`, so that a request whose fields are all optional needs none.
-pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, mut body: Body) -> Result<T, ApiError> {
-    let too_large = || {
-        let words = format!("the body is over {JSON_BODY_MAX} bytes; files go to /api/v1/files");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, code::PAYLOAD_TOO_LARGE, words)
-    };
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|length| length > JSON_BODY_MAX) {
-        drain(body).await;
-        return Err(too_large());
-    }
-    let bytes = match Limited::new(&mut body, JSON_BODY_MAX).collect().await {
+/// What a body that is too large gets.
+pub(super) fn too_large() -> ApiError {
+    let words = format!("the body is over {JSON_BODY_MAX} bytes; files go to /api/v1/files");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, code::PAYLOAD_TOO_LARGE, words)
+}
+
+/// Reads a JSON body, which [`whole`] has capped. An empty one counts as `{}`, so that a request whose fields are all
+/// optional needs none.
+pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, ApiError> {
+    let bytes = match body.collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => {
-            drain(body).await;
-            return Err(too_large());
-        }
         Err(error) => return Err(ApiError::invalid(format!("the body broke off: {error}"))),
     };
     if bytes.is_empty() {

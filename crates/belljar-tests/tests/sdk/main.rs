@@ -10,10 +10,12 @@ const SDK: &str = "tensorlake==0.5.163";
 /// A virtual environment with the SDK, made once per cache.
 fn python() -> PathBuf {
     let cache = std::env::var_os("BELLJAR_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache/belljar"))).expect("a home directory");
+    let cache =
+        cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache/belljar"))).expect("a home directory");
     let venv = cache.join("venv").join(SDK);
     let python = venv.join("bin/python");
-    let installed = Command::new(&python).args(["-c", "import tensorlake.sandbox"]).status().is_ok_and(|it| it.success());
+    let installed =
+        Command::new(&python).args(["-c", "import tensorlake.sandbox"]).status().is_ok_and(|it| it.success());
     if !installed {
         run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
         run(Command::new(&python).args(["-m", "pip", "install", "--quiet", SDK]));

@@ -34,7 +34,9 @@ fn bad_requests_name_what_is_wrong() {
     assert_eq!((huge.status, &huge.json["termination_reason"]), (422, &json!("no_capacity")), "{huge:?}");
     let large = http.json("POST", "/sandboxes", &format!(r#"{{"name":"{}"}}"#, "x".repeat(2 << 20)));
     assert_eq!(large.status, 413, "{large:?}");
-    for (method, path) in [("GET", "/sandboxes/nobody"), ("PATCH", "/sandboxes/nobody"), ("DELETE", "/sandboxes/nobody")] {
+    for (method, path) in
+        [("GET", "/sandboxes/nobody"), ("PATCH", "/sandboxes/nobody"), ("DELETE", "/sandboxes/nobody")]
+    {
         let answer = http.json(method, path, "{}");
         assert_eq!((answer.status, answer.code()), (404, "SANDBOX_NOT_FOUND"), "{method} {path}: {answer:?}");
     }
@@ -84,14 +86,22 @@ fn a_missing_kernel_keeps_the_server_from_starting() {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && text.contains("/nowhere/vmlinux") && text.contains("cargo xtask kernel"), "{text}");
+    assert!(
+        !output.status.success() && text.contains("/nowhere/vmlinux") && text.contains("cargo xtask kernel"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_damaged_image_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
-    let copied = std::process::Command::new("cp").args(["-a", "--sparse=always"]).arg(prepared("BELLJAR_IMAGE_STORE")).arg(&store).status().unwrap();
+    let copied = std::process::Command::new("cp")
+        .args(["-a", "--sparse=always"])
+        .arg(prepared("BELLJAR_IMAGE_STORE"))
+        .arg(&store)
+        .status()
+        .unwrap();
     assert!(copied.success());
     for entry in fs::read_dir(store.join("images")).unwrap() {
         let file = entry.unwrap().path().join("rootfs.ext4");
@@ -117,7 +127,11 @@ fn a_data_directory_from_a_newer_version_is_refused() {
 fn a_port_in_use_is_named() {
     let world = World::start();
     let data = tempfile::tempdir().unwrap();
-    let output = world.command(&["up", "--detach", "--listen", world.address()]).env("BELLJAR_DATA_DIR", data.path()).output().unwrap();
+    let output = world
+        .command(&["up", "--detach", "--listen", world.address()])
+        .env("BELLJAR_DATA_DIR", data.path())
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && text.contains(world.address()) && text.contains("in use"), "{text}");
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 fn check(sandbox: &Sandbox<'_>, size: usize) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("blob");
-    let bytes: Vec<u8> = (0..size).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let bytes: Vec<u8> = (0..size).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect();
     fs::write(&path, &bytes).unwrap();
     let put = sandbox.http().put("/api/v1/files?path=%2Ftmp%2Fa+b.bin", File::open(&path).unwrap());
     assert_eq!(put.status, 204, "{size}: {put:?}");
@@ -77,7 +77,10 @@ fn directories_are_copied_with_modes_and_links() {
 
     let remote = format!("{}:/workspace/tree", sandbox.id);
     world.ok(&["cp", tree.to_str().unwrap(), &remote]);
-    assert_eq!(sandbox.sh("/workspace/tree/link; stat -c %s /workspace/tree/sub/big; ls -d /workspace/tree/sub/empty"), "ran\n5242880\n/workspace/tree/sub/empty");
+    assert_eq!(
+        sandbox.sh("/workspace/tree/link; stat -c %s /workspace/tree/sub/big; ls -d /workspace/tree/sub/empty"),
+        "ran\n5242880\n/workspace/tree/sub/empty"
+    );
     let back = dir.path().join("back");
     world.ok(&["cp", &remote, back.to_str().unwrap()]);
     assert_eq!(fs::read_link(back.join("link")).unwrap().to_str(), Some("sub/script.sh"));

@@ -30,7 +30,9 @@ fn a_console_flood_costs_nothing() {
     let world = World::start();
     let neighbour = world.create(&json!({}));
     let sandbox = world.create(&json!({}));
-    sandbox.start(&json!({"command": "sh", "args": ["-c", "yes flood > /dev/console"], "user": "root", "stdout_mode": "discard"}));
+    sandbox.start(
+        &json!({"command": "sh", "args": ["-c", "yes flood > /dev/console"], "user": "root", "stdout_mode": "discard"}),
+    );
     assert_eq!(neighbour.sh("sleep 3; echo fine"), "fine");
     assert_eq!(sandbox.sh("echo fine too"), "fine too");
     let bytes: u64 = walk(&world.data().join("volume/sandboxes")) + walk(&world.data().join("log"));
@@ -40,11 +42,13 @@ fn a_console_flood_costs_nothing() {
 /// Bytes of the log files below `dir`; disks do not count.
 fn walk(dir: &std::path::Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.map(|entry| match entry.path() {
-        path if path.is_dir() => walk(&path),
-        path if path.extension().is_some_and(|it| it == "ext4") => 0,
-        path => std::fs::metadata(path).map_or(0, |it| it.len()),
-    }).sum()
+    entries
+        .map(|entry| match entry.path() {
+            path if path.is_dir() => walk(&path),
+            path if path.extension().is_some_and(|it| it == "ext4") => 0,
+            path => std::fs::metadata(path).map_or(0, |it| it.len()),
+        })
+        .sum()
 }
 
 #[test]

@@ -39,7 +39,12 @@ fn the_key_never_reaches_the_guest() {
     let script = "import http.server as h\nclass H(h.BaseHTTPRequestHandler):\n def do_GET(s):\n  b=str(s.headers).encode(); s.send_response(200); s.send_header('content-length', str(len(b))); s.end_headers(); s.wfile.write(b)\nh.HTTPServer(('127.0.0.1', 8123), H).serve_forever()";
     sandbox.start(&json!({"command": "python3", "args": ["-c", script]}));
     sandbox.sh("until curl -fs localhost:8123 >/dev/null; do sleep 0.1; done");
-    let seen = sandbox.http().header("x-tensorlake-sandbox-port", "8123").header("x-forwarded-for", "6.6.6.6").header("x-custom", "kept").get("/");
+    let seen = sandbox
+        .http()
+        .header("x-tensorlake-sandbox-port", "8123")
+        .header("x-forwarded-for", "6.6.6.6")
+        .header("x-custom", "kept")
+        .get("/");
     let text = String::from_utf8_lossy(&seen.bytes).to_lowercase();
     assert!(text.contains("x-custom: kept"), "{text}");
     for secret in [world.key().to_lowercase().as_str(), "authorization", "x-tensorlake", "6.6.6.6"] {
@@ -52,10 +57,12 @@ fn a_tunnel_leads_to_any_port_of_the_guest() {
     let world = World::start();
     let sandbox = world.create(&json!({}));
     sandbox.start(&json!({"command": "python3", "args": ["-c", "import socket as s\nl=s.create_server(('127.0.0.1',7000))\nwhile 1:\n c,_=l.accept()\n d=c.recv(99); c.sendall(d[::-1]); c.close()"]}));
-    let mut tunnel = world.command(&["tunnel", &sandbox.id, "7000", "--local", "0"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut tunnel =
+        world.command(&["tunnel", &sandbox.id, "7000", "--local", "0"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(tunnel.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.split_whitespace().find(|word| word.contains("127.0.0.1:")).unwrap_or_else(|| panic!("{line:?}"));
+    let address =
+        line.split_whitespace().find(|word| word.contains("127.0.0.1:")).unwrap_or_else(|| panic!("{line:?}"));
     sandbox.sh("until ss -ltn | grep -q :7000; do sleep 0.1; done");
     for _ in 0..3 {
         let mut stream = TcpStream::connect(address).unwrap();
@@ -67,6 +74,12 @@ fn a_tunnel_leads_to_any_port_of_the_guest() {
     tunnel.kill().unwrap();
     tunnel.wait().unwrap();
 
-    let refused = sandbox.http().header("connection", "upgrade").header("upgrade", "websocket").header("sec-websocket-version", "13").header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==").get("/api/v1/tunnels/tcp?port=7001");
+    let refused = sandbox
+        .http()
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .get("/api/v1/tunnels/tcp?port=7001");
     assert_eq!(refused.status, 502, "{refused:?}");
 }

@@ -16,13 +16,20 @@ fn a_sandbox_is_created_changed_and_ended() {
 
     let info = http.get("/sandboxes/box-1").json;
     assert_eq!((&info["id"], &info["status"], &info["name"]), (&json!(id), &json!("running"), &json!("box-1")));
-    assert_eq!(info["resources"], json!({"cpus": 1.0, "memory_mb": 1024, "disk_mb": 10240, "ephemeral_disk_mb": 10240}));
+    assert_eq!(
+        info["resources"],
+        json!({"cpus": 1.0, "memory_mb": 1024, "disk_mb": 10240, "ephemeral_disk_mb": 10240})
+    );
     assert!(info["sandbox_url"].is_string() && info["sandbox_id"].is_null(), "{info}");
     let twin = http.post("/sandboxes", &json!({"name": "box-1"}));
     assert_eq!((twin.status, twin.code()), (409, "NAME_IN_USE"), "{twin:?}");
 
     let patch = http.json("PATCH", "/sandboxes/box-1", r#"{"name":"box-2","timeout_secs":1234,"exposed_ports":[80]}"#);
-    assert_eq!((&patch.json["name"], &patch.json["timeout_secs"], &patch.json["exposed_ports"]), (&json!("box-2"), &json!(1234), &json!([80])), "{patch:?}");
+    assert_eq!(
+        (&patch.json["name"], &patch.json["timeout_secs"], &patch.json["exposed_ports"]),
+        (&json!("box-2"), &json!(1234), &json!([80])),
+        "{patch:?}"
+    );
     assert_eq!(http.get("/sandboxes/box-1").status, 404);
 
     assert_eq!(http.delete("/sandboxes/box-2").status, 200);
@@ -42,7 +49,11 @@ fn an_idle_sandbox_ends_by_timeout() {
     // A request that is open counts as use, however long it takes.
     assert_eq!(sandbox.sh("sleep 5; echo still"), "still");
     let ended = world.ended(&sandbox.id);
-    assert_eq!((&ended["termination_reason"], &ended["outcome"]), (&json!("timeout"), &json!("Success(Timeout)")), "{ended}");
+    assert_eq!(
+        (&ended["termination_reason"], &ended["outcome"]),
+        (&json!("timeout"), &json!("Success(Timeout)")),
+        "{ended}"
+    );
     let late = sandbox.http().get("/api/v1/health");
     assert!([404, 503].contains(&late.status), "{late:?}");
 }
@@ -52,9 +63,16 @@ fn twenty_sandboxes_leave_nothing_behind() {
     let world = World::start();
     let ids: Vec<String> = std::thread::scope(|scope| {
         let world = &world;
-        let creates: Vec<_> = (0..20).map(|_| scope.spawn(move || world.http().post("/sandboxes", &Value::Object(Default::default())))).collect();
+        let creates: Vec<_> = (0..20)
+            .map(|_| scope.spawn(move || world.http().post("/sandboxes", &Value::Object(Default::default()))))
+            .collect();
         let answers = creates.into_iter().map(|it| it.join().unwrap());
-        answers.map(|answer| { assert_eq!(answer.json["status"], "running", "{answer:?}"); answer.json["sandbox_id"].as_str().unwrap().to_owned() }).collect()
+        answers
+            .map(|answer| {
+                assert_eq!(answer.json["status"], "running", "{answer:?}");
+                answer.json["sandbox_id"].as_str().unwrap().to_owned()
+            })
+            .collect()
     });
     assert_eq!(world.vm_pids().len(), 20);
     for id in &ids {

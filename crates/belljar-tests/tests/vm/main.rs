@@ -1,6 +1,6 @@
 //! The whole system with real VMs: every case boots at least one and drives it from outside.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bad_input;
 mod files;

@@ -36,7 +36,10 @@ fn the_network_is_switched_while_the_sandbox_runs() {
     let world = World::start();
     let sandbox = world.create(&json!({}));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let probe = format!("timeout 5 bash -c '</dev/tcp/10.0.2.2/{}' && echo open || echo shut", listener.local_addr().unwrap().port());
+    let probe = format!(
+        "timeout 5 bash -c '</dev/tcp/10.0.2.2/{}' && echo open || echo shut",
+        listener.local_addr().unwrap().port()
+    );
     let patch = |body: &str| world.http().json("PATCH", &format!("/sandboxes/{}", sandbox.id), body);
     assert_eq!(sandbox.sh(&probe), "open");
     assert_eq!(patch(r#"{"network":{"allow_internet_access":false}}"#).status, 200);

@@ -26,7 +26,10 @@ fn a_program_runs_in_a_kernel_of_its_own() {
     assert_eq!(sandbox.sh("(sleep 60) >/dev/null 2>&1 & echo started"), "started");
 
     let missing = sandbox.http().post("/api/v1/processes/run", &json!({"command": "no-such-program"}));
-    assert!((400..500).contains(&missing.status) && missing.json["error"].as_str().unwrap().contains("no-such-program"), "{missing:?}");
+    assert!(
+        (400..500).contains(&missing.status) && missing.json["error"].as_str().unwrap().contains("no-such-program"),
+        "{missing:?}"
+    );
 }
 
 #[test]
@@ -36,13 +39,19 @@ fn the_image_holds_what_it_promises() {
     for program in ["sh", "bash", "python3", "node", "git", "curl", "sudo", "ps", "ip", "tar"] {
         sandbox.sh(&format!("command -v {program}"));
     }
-    assert_eq!(sandbox.sh("python3 -c 'print(6*7)'; node -p 6*7; python3 -m pip --version >/dev/null && echo pip"), "42\n42\npip");
+    assert_eq!(
+        sandbox.sh("python3 -c 'print(6*7)'; node -p 6*7; python3 -m pip --version >/dev/null && echo pip"),
+        "42\n42\npip"
+    );
     assert_eq!(sandbox.sh("nproc"), "2");
     let gib: u64 = sandbox.sh("df --output=size -BG / | tail -1 | tr -dc 0-9").parse().unwrap();
     assert!((18..=20).contains(&gib), "the file system was not grown: {gib} GiB");
     let mib: u64 = sandbox.sh("awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo").parse().unwrap();
     assert!((1900..=2048).contains(&mib), "{mib} MiB");
-    assert_eq!(sandbox.sh("stat -fc %T /tmp; stat -c %U /workspace; ls -ld /home/tl-user | cut -d' ' -f3"), "ext2/ext3\ntl-user\ntl-user");
+    assert_eq!(
+        sandbox.sh("stat -fc %T /tmp; stat -c %U /workspace; ls -ld /home/tl-user | cut -d' ' -f3"),
+        "ext2/ext3\ntl-user\ntl-user"
+    );
     assert_eq!(sandbox.sh("hostname"), sandbox.id);
 }
 
@@ -51,7 +60,14 @@ fn fifty_programs_run_at_once() {
     let world = World::start();
     let sandbox = world.create(&json!({}));
     std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..50).map(|n| scope.spawn({ let sandbox = &sandbox; move || sandbox.sh(&format!("echo {n}; sleep 0.2")) })).collect();
+        let runs: Vec<_> = (0..50)
+            .map(|n| {
+                scope.spawn({
+                    let sandbox = &sandbox;
+                    move || sandbox.sh(&format!("echo {n}; sleep 0.2"))
+                })
+            })
+            .collect();
         for (n, run) in runs.into_iter().enumerate() {
             assert_eq!(run.join().unwrap(), n.to_string());
         }
@@ -80,7 +96,10 @@ fn stdin_signals_and_output_of_a_process() {
     let trap = sandbox.start(&json!({"command": "python3", "args": ["-c", script]}));
     let pid = trap["pid"].to_string();
     sandbox.sh("until [ -e /tmp/ready ]; do sleep 0.1; done");
-    assert_eq!(http.post(&format!("/api/v1/processes/{pid}/signal"), &json!({"signal": 10})).json, json!({"success": true}));
+    assert_eq!(
+        http.post(&format!("/api/v1/processes/{pid}/signal"), &json!({"signal": 10})).json,
+        json!({"success": true})
+    );
     assert_eq!(sandbox.follow(&pid), ["ready", "usr1"]);
     assert_eq!(http.get(&format!("/api/v1/processes/{pid}")).json["exit_code"], 3);
 
@@ -113,7 +132,9 @@ fn a_managed_process_is_started_again() {
 fn want_of_memory_is_told() {
     let world = World::start();
     let sandbox = world.create(&json!({}));
-    let ran = sandbox.run_request(&json!({"command": "python3", "args": ["-c", "x = bytearray(4 << 30); x[::4096] = b'x' * len(x[::4096])"]}));
+    let ran = sandbox.run_request(
+        &json!({"command": "python3", "args": ["-c", "x = bytearray(4 << 30); x[::4096] = b'x' * len(x[::4096])"]}),
+    );
     let hungry = sandbox.run_request(&json!({"command": "sh", "args": ["-c", "exec tail /dev/zero"]}));
     assert_eq!(hungry.end["reason"], "oom_killed", "{hungry:?} (python: {:?})", ran.end);
     assert_eq!(sandbox.sh("echo alive"), "alive");
@@ -146,7 +167,12 @@ fn what_a_process_wrote_is_in_the_log_after_the_end() {
     let path = format!("/v1/namespaces/default/sandboxes/{}/logs", sandbox.id);
     let bodies = |query: &str| {
         let page = world.http().get(&format!("{path}{query}")).json;
-        page["logs"].as_array().unwrap().iter().map(|line| line["body"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        page["logs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|line| line["body"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
     // The log is collected beside the request that made it: the last line tells that all is there.
     sandbox.sh("echo flushed");

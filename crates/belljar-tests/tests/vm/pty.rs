@@ -26,6 +26,7 @@ fn a_terminal_resizes_survives_its_client_and_tells_its_exit_code() {
     again.write("exit 5\n");
     assert_eq!(again.wait(), 5);
 
-    let wrong = sandbox.http().get(&format!("/api/v1/pty/{}/ws?token=00", session.json["session_id"].as_str().unwrap()));
+    let wrong =
+        sandbox.http().get(&format!("/api/v1/pty/{}/ws?token=00", session.json["session_id"].as_str().unwrap()));
     assert!([400, 403, 426].contains(&wrong.status), "{wrong:?}");
 }

@@ -8,7 +8,9 @@ fn check(restart: impl Fn(&World)) {
     let world = World::start();
     let sandbox = world.create(&json!({"name": "keeper"}));
     let boot_id = sandbox.boot_id();
-    let counter = sandbox.start(&json!({"command": "sh", "args": ["-c", "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done"]}));
+    let counter = sandbox.start(
+        &json!({"command": "sh", "args": ["-c", "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done"]}),
+    );
     let vms = world.vm_pids();
 
     restart(&world);

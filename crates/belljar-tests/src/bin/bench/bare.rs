@@ -33,11 +33,21 @@ impl Bare {
     /// Boots once; answers the time from the start of QEMU until the first process has written a line.
     pub(crate) fn boot(&self) -> Duration {
         let disk = format!("driver=raw,node-name=disk,file.driver=file,file.filename={}", self.disk.display());
-        let append = format!("console=ttyS0 quiet loglevel=3 reboot=t panic=-1 root=/dev/vda rw init=/bin/echo -- {MARK}");
+        let append =
+            format!("console=ttyS0 quiet loglevel=3 reboot=t panic=-1 root=/dev/vda rw init=/bin/echo -- {MARK}");
         let begun = Instant::now();
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-machine", "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on"])
-            .args(["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-erms,-fsrm,-fzrm,-fsrs,-fsrc", "-smp", "1", "-m", "1024M"])
+            .args([
+                "-accel",
+                "tcg,thread=multi,tb-size=256",
+                "-cpu",
+                "max,-erms,-fsrm,-fzrm,-fsrs,-fsrc",
+                "-smp",
+                "1",
+                "-m",
+                "1024M",
+            ])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
             .args(["-blockdev", &disk, "-device", "virtio-blk-device,drive=disk"])
             .arg("-kernel")

@@ -20,10 +20,11 @@ pub(crate) fn resident_mib(pid: i32) -> f64 {
 }
 
 /// How often the threads of a process have gone to sleep by themselves so far.
-pub(crate) fn wake_ups(pid: i32) -> u64 {
+pub(crate) fn wake_ups(pid: i32) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process's threads");
-    let switches = |task: fs::DirEntry| status(&format!("{}/status", task.path().display()), "voluntary_ctxt_switches:");
-    tasks.flatten().map(switches).sum::<f64>() as u64
+    let switches =
+        |task: fs::DirEntry| status(&format!("{}/status", task.path().display()), "voluntary_ctxt_switches:");
+    tasks.flatten().map(switches).sum()
 }
 
 /// Resident memory of the processes on a request's way, before it.

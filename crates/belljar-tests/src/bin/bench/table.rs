@@ -48,9 +48,7 @@ impl Table {
     }
 
     pub(crate) fn json(&self) -> Value {
-        let row = |row: &Row| {
-            json!({"figure": row.name, "n": row.n, "p50": row.p50, "p99": row.p99, "unit": row.unit, "against": row.note})
-        };
+        let row = |row: &Row| json!({"figure": row.name, "n": row.n, "p50": row.p50, "p99": row.p99, "unit": row.unit, "against": row.note});
         self.0.iter().map(row).collect()
     }
 }

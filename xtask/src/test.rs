@@ -40,9 +40,10 @@ struct Check {
     counts: bool,
 }
 
-const TIERS: [Tier; 4] = [
+const TIERS: [Tier; 5] = [
     Tier { name: "tidy", about: "format, lints, rules of the repository", boots: false, checks: tidy },
     Tier { name: "unit", about: "the tests of each crate", boots: false, checks: unit },
+    Tier { name: "system", about: "the whole system in one process, without VMs", boots: false, checks: system },
     Tier { name: "vm", about: "the whole system with real VMs", boots: true, checks: vm },
     Tier { name: "sdk", about: "the vendor's published Python SDK", boots: true, checks: sdk },
 ];
@@ -53,8 +54,16 @@ fn tidy() -> Result<Vec<Check>> {
         command.args(arguments);
         Ok(command)
     };
-    let lints =
-        ["clippy", "--workspace", "--all-targets", "--features", "belljar-tests/e2e", "--", "--deny", "warnings"];
+    let lints = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "belljar-tests/e2e,belljar-tests/system",
+        "--",
+        "--deny",
+        "warnings",
+    ];
     Ok(vec![
         Check { name: "tidy: rules", command: task(&["tidy"])?, counts: false },
         Check { name: "tidy: format", command: cargo(&["fmt", "--all", "--check"]), counts: false },
@@ -65,6 +74,14 @@ fn tidy() -> Result<Vec<Check>> {
 
 fn unit() -> Result<Vec<Check>> {
     Ok(vec![tests("unit: tests", &["--workspace", "--exclude", "belljar-tests"])])
+}
+
+fn system() -> Result<Vec<Check>> {
+    let agent = cargo(&["build", "--package", "belljar-guest"]);
+    Ok(vec![
+        Check { name: "system: build the agent", command: agent, counts: false },
+        tests("system: tests", &["--package", "belljar-tests", "--features", "system", "--test", "system"]),
+    ])
 }
 
 fn vm() -> Result<Vec<Check>> {

@@ -4,7 +4,8 @@
 //! that it started, in whatever session, has ended too.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -37,6 +38,8 @@ pub(crate) async fn run(listen: &Path, root: &Path) -> anyhow::Result<()> {
     let agent = Agent::new(place, Cgroups::disabled())?;
     let listener = bind(listen).with_context(|| format!("--listen {}", listen.display()))?;
     let socket = SocketFile(listen.to_owned());
+    // Whoever started us may wait for this line; somebody who does not read it is fine.
+    let _ = io::stdout().write_all(b"ready\n").and_then(|()| io::stdout().flush());
     tokio::select! {
         result = serve(&listener, Service::new(&agent)) => result?,
         _ = terminate.recv() => {}

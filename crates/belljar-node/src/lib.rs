@@ -29,7 +29,7 @@ use std::{
 use belljar_api::{node::Capacity, sandbox::TerminationReason};
 use belljar_vmm::{Driver, DriverKind};
 use tokio::sync::{Semaphore, watch};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     config::{Artifacts, DriverSetting, NodeConfig},
@@ -96,6 +96,8 @@ pub(crate) struct Context {
     pub(crate) registry: Registry,
     /// Tasks that use the node's files.
     pub(crate) tasks: TaskTracker,
+    /// Stops them where they are, for a node that goes and leaves its VMs.
+    pub(crate) leaving: CancellationToken,
 }
 
 impl Context {
@@ -128,8 +130,11 @@ async fn run_with(
     };
     if mode == Shutdown::EndSandboxes {
         ctx.registry.end_all(&Ending::new(TerminationReason::User, "the node was shut down")).await;
-        ctx.tasks.close();
-        ctx.tasks.wait().await;
+    }
+    ctx.leaving.cancel();
+    ctx.tasks.close();
+    ctx.tasks.wait().await;
+    if mode == Shutdown::EndSandboxes {
         ctx.storage.close()?;
     }
     Ok(())
@@ -160,6 +165,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>) -> Result<Context, NodeErro
         connections: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
         registry: Registry::new(),
         tasks: TaskTracker::new(),
+        leaving: CancellationToken::new(),
     })
 }
 

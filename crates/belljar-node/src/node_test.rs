@@ -262,6 +262,7 @@ impl Fixture {
             connections: Arc::new(Semaphore::new(10)),
             registry: Registry::new(),
             tasks: TaskTracker::new(),
+            leaving: CancellationToken::new(),
         })
     }
 

@@ -61,7 +61,7 @@ pub(crate) fn spawn(
         log,
         changed: Box::new(changed),
     };
-    ctx.tasks.spawn(task.run(start));
+    ctx.tasks.spawn(ctx.leaving.clone().run_until_cancelled_owned(task.run(start)));
     handle
 }
 

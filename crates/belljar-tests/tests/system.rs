@@ -16,13 +16,15 @@ use tokio::{
     task::JoinHandle,
 };
 
+type NodeTask = JoinHandle<Result<(), belljar_node::NodeError>>;
+
 /// A server and a node in this process.
 struct System {
     dir: tempfile::TempDir,
     runtime: Runtime,
     address: String,
     key: String,
-    node: Option<(watch::Sender<Shutdown>, JoinHandle<Result<(), belljar_node::NodeError>>)>,
+    node: Option<(watch::Sender<Shutdown>, NodeTask)>,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
     node_token: String,
 }

@@ -33,8 +33,8 @@ impl Bare {
     /// Boots once; answers the time from the start of QEMU until the first process has written a line.
     pub(crate) fn boot(&self) -> Duration {
         let disk = format!("driver=raw,node-name=disk,file.driver=file,file.filename={}", self.disk.display());
-        let append =
-            format!("console=ttyS0 quiet loglevel=3 reboot=t panic=-1 root=/dev/vda rw init=/bin/echo -- {MARK}");
+        // A word that the kernel does not know goes to init as an argument. QEMU appends its devices, so no `--`.
+        let append = format!("console=ttyS0 quiet loglevel=3 reboot=t panic=-1 root=/dev/vda rw init=/bin/echo {MARK}");
         let begun = Instant::now();
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-machine", "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on"])

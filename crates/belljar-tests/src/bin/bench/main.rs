@@ -59,7 +59,7 @@ fn idle(world: &World, table: &mut Table) {
     let pid = world.server_pid();
     let before = memory::wake_ups(pid);
     std::thread::sleep(IDLE);
-    let per_second = (memory::wake_ups(pid) - before) / IDLE.as_secs_f64();
+    let per_second = memory::wake_ups_since(pid, &before) / IDLE.as_secs_f64();
     table.value("up, no sandboxes: resident", memory::resident_mib(pid), "MiB", "<= 64");
     table.value("up, no sandboxes: wake-ups", per_second, "/s", "<= 2");
 }

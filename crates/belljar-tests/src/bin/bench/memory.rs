@@ -1,6 +1,6 @@
 //! What processes occupy.
 
-use std::fs;
+use std::{collections::BTreeMap, ffi::OsString, fs};
 
 use belljar_tests::{Sandbox, World};
 use belljar_vmm::MemoryUse;
@@ -19,12 +19,17 @@ pub(crate) fn resident_mib(pid: i32) -> f64 {
     status(&format!("/proc/{pid}/status"), "VmRSS:") / 1024.0
 }
 
-/// How often the threads of a process have gone to sleep by themselves so far.
-pub(crate) fn wake_ups(pid: i32) -> f64 {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process's threads");
+/// How often each thread of a process has gone to sleep by itself so far, by thread id.
+pub(crate) fn wake_ups(pid: i32) -> BTreeMap<OsString, f64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process's threads").flatten();
     let switches =
-        |task: fs::DirEntry| status(&format!("{}/status", task.path().display()), "voluntary_ctxt_switches:");
-    tasks.flatten().map(switches).sum()
+        |task: &fs::DirEntry| status(&format!("{}/status", task.path().display()), "voluntary_ctxt_switches:");
+    tasks.map(|task| (task.file_name(), switches(&task))).collect()
+}
+
+/// Wake-ups of a process since `before`; a thread that has ended meanwhile does not count.
+pub(crate) fn wake_ups_since(pid: i32, before: &BTreeMap<OsString, f64>) -> f64 {
+    wake_ups(pid).iter().map(|(thread, count)| count - before.get(thread).copied().unwrap_or_default()).sum()
 }
 
 /// Resident memory of the processes on a request's way, before it.

@@ -8,15 +8,6 @@ use std::{
 
 use rustix::fs::{SeekFrom, ioctl_ficlone, seek, statvfs};
 
-/// How a disk is cloned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CloneMethod {
-    /// Shared blocks: instant, no space.
-    Reflink,
-    /// A copy of the parts that hold data.
-    SparseCopy,
-}
-
 /// Whether files in `dir` can share blocks: tried, not guessed.
 pub(super) fn can_reflink(dir: &Path) -> bool {
     let (from, to) = (dir.join(".reflink-probe-from"), dir.join(".reflink-probe-to"));

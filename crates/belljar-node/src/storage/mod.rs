@@ -17,7 +17,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::clone::CloneMethod;
 use self::volume::Volume;
 
 /// The file system refused; names the operation and the path.
@@ -76,7 +75,6 @@ impl StorageError {
 pub struct Storage {
     root: PathBuf,
     volume: Option<Volume>,
-    method: CloneMethod,
 }
 
 impl Storage {
@@ -106,17 +104,11 @@ impl Storage {
 
     fn in_dir(root: PathBuf, volume: Option<Volume>) -> Result<Self, StorageError> {
         fs::create_dir_all(&root).map_err(StorageError::io("create", &root))?;
-        let method = if clone::can_reflink(&root) { CloneMethod::Reflink } else { CloneMethod::SparseCopy };
-        let storage = Self { root, volume, method };
+        let storage = Self { root, volume };
         for dir in [storage.images(), storage.sandboxes(), storage.logs()] {
             fs::create_dir_all(&dir).map_err(StorageError::io("create", &dir))?;
         }
         Ok(storage)
-    }
-
-    /// How disks are cloned here.
-    pub fn method(&self) -> CloneMethod {
-        self.method
     }
 
     /// Directory of image copies.

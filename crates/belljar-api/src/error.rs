@@ -49,6 +49,14 @@ pub mod code {
     /// 507: no space left on the disk of the host or of the sandbox.
     pub const NO_SPACE: &str = "NO_SPACE";
 
+    /// 409: no node has the memory free; nothing was made.
+    pub const NO_RESOURCES: &str = "NO_RESOURCES";
+    /// 404: no snapshot has this id.
+    pub const SNAPSHOT_NOT_FOUND: &str = "SNAPSHOT_NOT_FOUND";
+    /// 404: no pool has this id.
+    pub const POOL_NOT_FOUND: &str = "POOL_NOT_FOUND";
+    /// 503: the sandbox sleeps and was told not to wake by itself.
+    pub const SANDBOX_AUTO_RESUME_DISABLED: &str = "SANDBOX_AUTO_RESUME_DISABLED";
     /// 503: the sandbox is not running and will not by itself.
     pub const SANDBOX_NOT_RUNNING: &str = "SANDBOX_NOT_RUNNING";
     /// 503 (client, undelivered): booting or waking; try again.

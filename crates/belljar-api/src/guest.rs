@@ -3,8 +3,14 @@
 //! Over the link a stream is opened to a port: [`SYSTEM_PORT`] is the system API, [`crate::limits::AGENT_PORT`] the
 //! public guest API, any other a TCP port on 127.0.0.1 of the guest. Both APIs are plain HTTP/1.1.
 //!
-//! System API: `POST /v1/configure` ([`Configure`] -> [`Configured`]), once per life, before any user process runs;
-//! `GET /v1/logs?after=N` streams [`LogEvent`]s as JSON lines for as long as it is read.
+//! System API:
+//!
+//! | request | body -> answer |
+//! |---|---|
+//! | `POST /v1/configure` | [`Configure`] -> [`Configured`]: before any user process runs, and after every restore; lets frozen processes go on |
+//! | `POST /v1/freeze` | [`Freeze`] or nothing -> `{}` once no user process runs any more and what they wrote is on the disk; until the next configure |
+//! | `POST /v1/settle` | -> [`Settled`] once the machine is as small and quiet as it gets: for a golden snapshot, before it is anybody's |
+//! | `GET /v1/logs?after=N` | -> [`LogEvent`]s as JSON lines for as long as it is read |
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -16,7 +22,7 @@ pub const SYSTEM_PORT: u16 = 0;
 /// Name of the virtio-serial port that carries the link.
 pub const LINK_PORT_NAME: &str = "belljar.link";
 /// Version of the system API; the agent answers it in [`Configured`].
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Answer of `GET /api/v1/health`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -43,18 +49,30 @@ pub struct AgentInfo {
 pub struct Configure {
     /// Id of the sandbox.
     pub sandbox_id: String,
+    /// Number of this life of the guest's memory: another one than before means that it was restored, so connections
+    /// to the world outside are dead and are ended.
+    pub life: u64,
     /// Host name to take: the sandbox's name, or its id.
     pub hostname: String,
+    /// What this sandbox proves itself with: written to `/run/belljar/identity-token`. New for every sandbox.
+    pub identity_token: String,
+    /// Hardware address of the first network device, `02:..`; `None` leaves it.
+    pub mac: Option<String>,
     /// ENV, WORKDIR, USER of the image.
     pub runtime: RuntimeConfig,
     /// Program that starts with the sandbox; wins over the image's.
     pub entrypoint: Option<Vec<String>>,
     /// Address of the guest's first network device; `None` leaves only loopback.
     pub network: Option<GuestNetwork>,
-    /// The host's wall clock, nanoseconds since the epoch.
+    /// The host's wall clock, nanoseconds since the epoch, read when the connection that carries this was opened: the
+    /// agent adds the time that has passed since it accepted that.
     pub wall_clock_ns: u64,
     /// 32 random bytes for the kernel's generator, as hex.
     pub entropy: String,
+    /// Only for practice, in a guest that is nobody's yet: everything is applied, what a first request needs is done once,
+    /// and the guest still waits for its first real configuration.
+    #[serde(default)]
+    pub rehearsal: bool,
 }
 
 /// Static addresses: there is no DHCP.
@@ -79,6 +97,32 @@ pub struct Configured {
     pub version: String,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
+}
+
+/// Body of `POST /v1/freeze`; may be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Freeze {
+    /// Write everything to the disk. A snapshot that keeps the memory too does not need it.
+    pub sync: bool,
+}
+
+impl Default for Freeze {
+    fn default() -> Self {
+        Self { sync: true }
+    }
+}
+
+/// Answer of `POST /v1/settle`: what it did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settled {
+    /// Unused bytes of the disk that the device was told of.
+    pub trimmed_bytes: u64,
+    /// Unused bytes of memory that are zeros now.
+    pub zeroed_bytes: u64,
+    /// Whether a first process was run.
+    pub warmed: bool,
 }
 
 /// A line of `GET /v1/logs`.

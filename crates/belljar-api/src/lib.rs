@@ -1,6 +1,6 @@
 //! The wire types of Belljar's three HTTP APIs, and the rules their values obey.
 //!
-//! - **public** ([`sandbox`], [`image`], [`key`], [`log`], [`error`]): what clients speak to the server;
+//! - **public** ([`sandbox`], [`snapshot`], [`pool`], [`image`], [`key`], [`log`], [`error`]): what clients speak to the server;
 //! - **guest** ([`process`], [`file`], [`pty`], [`guest`]): what the agent inside a VM answers, reached through the
 //!   server's proxy, plus the node-only system API;
 //! - **node** ([`node`]): what server and node say to each other.
@@ -18,6 +18,8 @@ pub mod key;
 pub mod limits;
 pub mod log;
 pub mod node;
+pub mod pool;
 pub mod process;
 pub mod pty;
 pub mod sandbox;
+pub mod snapshot;

@@ -8,21 +8,29 @@
 //! |---|---|
 //! | `GET /v1/hello` | -> [`NodeHello`] |
 //! | `POST /v1/commands` | [`Command`] -> [`CommandAck`] once it is durable on the node; 4xx [`crate::error::ErrorBody`] never retried |
-//! | `GET /v1/reports` | -> endless JSON lines of [`Report`]: first every sandbox, then [`Report::Synced`], then changes |
+//! | `GET /v1/reports` | -> endless JSON lines of [`Report`]: first every sandbox and snapshot, then [`Report::Synced`], then changes |
 //! | `GET /v1/images` | -> `[`[`crate::image::ImageInfo`]`]`, read anew from disk |
 //! | `GET /v1/images?name=` | -> [`crate::image::ImageInfo`], aliases resolved; 404 names the images there are |
+//! | `GET /v1/storage` | -> [`crate::snapshot::StorageUse`] |
+//! | `POST /v1/storage/gc` | -> [`crate::snapshot::Collected`] |
+//! | `GET /v1/snapshots/{id}/diff/{other}` | -> [`crate::snapshot::SnapshotDiff`]; 404 when one is not here |
 //! | `POST /v1/logs` | [`LogQuery`] -> [`crate::log::LogPage`] |
 //! | `GET /v1/logs/{sandbox_id}/processes` | -> [`crate::log::LogProcessList`] |
 //! | `CONNECT {sandbox_id}:{port}` | 200, then the stream's bytes are the guest connection's; else 4xx/5xx [`crate::error::ErrorBody`] |
 //!
-//! Commands are delivered at least once, in order of `seq`. A node ignores a command whose generation is older than
-//! what it has, and answers a repeated one with the same acknowledgement.
+//! Commands are delivered at least once, in order of `seq`. A node ignores a command whose generation is not newer than
+//! what it has, and answers a repeated one with the same acknowledgement. (`Terminate` of an ended sandbox is the one
+//! that is taken again: it lets the node forget.)
+//!
+//! A `CONNECT` to a sleeping sandbox wakes it, when its settings allow that: the node is the one place that knows
+//! whether it sleeps *now*. It puts an idle one to sleep by itself, too; the server learns of both by report.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     image::ImageInfo,
     sandbox::{NetworkConfig, Resources, TerminationReason},
+    snapshot::SnapshotType,
 };
 
 /// Version of this protocol, in the `Upgrade` header.
@@ -75,6 +83,9 @@ pub enum Op {
     Create {
         /// What to make.
         spec: SandboxSpec,
+        /// What it begins as.
+        #[serde(default)]
+        origin: Origin,
     },
     /// Take over what may change while it runs.
     Update {
@@ -86,6 +97,62 @@ pub enum Op {
         /// Why.
         reason: TerminationReason,
     },
+    /// Put it to sleep. Only for one whose settings say [`Settings::suspends`].
+    Suspend,
+    /// Wake it.
+    Resume,
+    /// Take a snapshot of it.
+    Snapshot {
+        /// Id of the new snapshot.
+        snapshot_id: String,
+        /// What to keep.
+        kind: SnapshotType,
+    },
+    /// Make running copies of it, in one pause. Each copy is a sandbox of its own from here on: it reports under its own
+    /// id, and ends with `StartupFailedInternalError` when it cannot be made.
+    Copy {
+        /// The copies.
+        copies: Vec<CopySpec>,
+    },
+    /// Put it back to one of its own memory snapshots, under its own id. It is running afterwards.
+    Rollback {
+        /// The snapshot.
+        snapshot_id: String,
+    },
+    /// Remove a snapshot; [`Command::sandbox_id`] is the snapshot's id.
+    DeleteSnapshot,
+}
+
+/// What a sandbox begins as.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "from")]
+pub enum Origin {
+    /// Its image.
+    #[default]
+    Image,
+    /// A snapshot on this node.
+    Snapshot {
+        /// Which.
+        snapshot_id: String,
+        /// What it holds.
+        kind: SnapshotType,
+    },
+    /// A running sandbox on this node; only a [`Op::Copy`] of that makes it.
+    Copy {
+        /// The source.
+        sandbox_id: String,
+    },
+}
+
+/// One copy that [`Op::Copy`] makes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CopySpec {
+    /// Id of the new sandbox.
+    pub sandbox_id: String,
+    /// Its first generation.
+    pub generation: u64,
+    /// What it is to be.
+    pub spec: SandboxSpec,
 }
 
 /// All that a node needs to make a sandbox.
@@ -106,8 +173,14 @@ pub struct SandboxSpec {
 /// What may change while a sandbox runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Name, when it has one: its host name, and idle never ends it.
+    /// Name, when it has one: its host name.
     pub name: Option<String>,
+    /// Idle puts it to sleep instead of ending it: it has a name, or was claimed from a pool.
+    #[serde(default)]
+    pub suspends: bool,
+    /// Whether a connection wakes it.
+    #[serde(default)]
+    pub auto_resume: bool,
     /// Idle seconds; 0 is none.
     pub timeout_secs: u64,
     /// Network policy.
@@ -129,8 +202,41 @@ pub struct CommandAck {
 pub enum Report {
     /// How one sandbox stands.
     Sandbox(SandboxReport),
-    /// Every sandbox of the node has been told: what was not is not there.
+    /// How one snapshot stands.
+    Snapshot(SnapshotReport),
+    /// Every sandbox and snapshot of the node has been told: what was not is not there.
     Synced,
+}
+
+/// How a snapshot stands on its node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    /// The snapshot.
+    pub snapshot_id: String,
+    /// Where it stands.
+    pub state: SnapshotState,
+}
+
+/// State of a snapshot on its node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum SnapshotState {
+    /// Being taken or written.
+    InProgress,
+    /// Durable.
+    Completed {
+        /// Bytes that it added on disk.
+        size_bytes: u64,
+        /// Size of its disk, bytes.
+        rootfs_disk_bytes: u64,
+    },
+    /// Not taken; nothing of it is kept but this report, until the server sends [`Op::DeleteSnapshot`].
+    Failed {
+        /// Why, for people.
+        error: String,
+    },
+    /// Removed. Told once.
+    Deleted,
 }
 
 /// How a sandbox stands on its node.
@@ -142,6 +248,9 @@ pub struct SandboxReport {
     pub generation: u64,
     /// Where it stands.
     pub state: NodeState,
+    /// Why the last suspend, resume, copy or rollback that was asked for did not happen; for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// State of a sandbox on its node.
@@ -152,6 +261,12 @@ pub enum NodeState {
     Starting,
     /// The agent answers.
     Running,
+    /// Being put to sleep: nothing of it is durable yet.
+    Suspending,
+    /// Asleep, and durable. Its memory may still be held for a quick wake; that does not count as used.
+    Suspended,
+    /// Waking.
+    Resuming,
     /// It ended; everything it owned but its log is gone. Kept and told until the server has acknowledged it by
     /// `Terminate`.
     Terminated {

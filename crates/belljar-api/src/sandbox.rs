@@ -5,7 +5,7 @@
 //!               |  \-> suspending -> suspended -> resuming -> running
 //!               \----------------------------> terminated (from any state; final; with a reason)
 //! ```
-//! This release has `pending`, `running` and `terminated`.
+//! A sandbox that resumes is shown as `suspended` until it runs, since the published clients know no other word.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
@@ -20,6 +20,10 @@ pub enum SandboxStatus {
     Pending,
     /// Its agent answers.
     Running,
+    /// Being put to sleep.
+    Suspending,
+    /// Asleep with its state kept, or waking.
+    Suspended,
     /// Ended for good.
     Terminated,
 }
@@ -36,6 +40,8 @@ pub enum PendingReason {
     NoExecutorsAvailable,
     /// No node has the memory free now.
     NoResourcesAvailable,
+    /// The node that has its snapshot is not connected.
+    NoExecutorForSnapshotLocation,
 }
 
 /// Why a sandbox ended. The spellings are those that the published clients know.
@@ -174,7 +180,7 @@ pub struct CreateSandbox {
     /// Network policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkConfig>,
-    /// Snapshot to restore: refused by this release.
+    /// Snapshot to begin as, instead of an image; what else is left out is as its source had it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<String>,
     /// A name makes the sandbox suspendable and addressable.
@@ -456,14 +462,20 @@ fn check_sandbox_name(name: Option<&String>) -> Result<(), Invalid> {
 impl CreateSandbox {
     /// Checks everything that needs no look at the world, and resolves the resources.
     pub fn check(&self) -> Result<Resources, Invalid> {
+        self.check_fields()?;
+        self.resources.clone().unwrap_or_default().resolve()
+    }
+
+    /// Checks everything but the resources: a snapshot brings defaults of its own for those.
+    pub fn check_fields(&self) -> Result<(), Invalid> {
         check_sandbox_name(self.name.as_ref())?;
         check_timeout(self.timeout_secs)?;
         check_ports(self.exposed_ports.as_ref())?;
         if let Some(network) = &self.network {
             network.check()?;
         }
-        if self.snapshot_id.is_some() {
-            return invalid("snapshot_id", "this release has no snapshots; leave the field out");
+        if self.snapshot_id.is_some() && self.image.is_some() {
+            return invalid("image", "a snapshot brings its own image; leave out image or snapshot_id");
         }
         if !self.file_systems.is_empty() {
             return invalid("file_systems", "this release has no mounts; leave the field out");
@@ -479,7 +491,7 @@ impl CreateSandbox {
         {
             return invalid("entrypoint", "give a program and its arguments, at most 4096 words");
         }
-        self.resources.clone().unwrap_or_default().resolve()
+        Ok(())
     }
 }
 
@@ -524,7 +536,8 @@ mod tests {
         check(r#"{"network":{"allow_out":["1.2.3.4"]}}"#, Err("network.allow_out"));
         check(r#"{"network":{"allow_internet_access":false}}"#, Ok(()));
         check(r#"{"auto_resume":false}"#, Err("auto_resume"));
-        check(r#"{"snapshot_id":"x"}"#, Err("snapshot_id"));
+        check(r#"{"snapshot_id":"x"}"#, Ok(()));
+        check(r#"{"snapshot_id":"x","image":"y"}"#, Err("image"));
     }
 
     #[test]

@@ -27,8 +27,8 @@ use crate::{
         mux::{Event, Role},
     },
     error::LinkError,
-    limits::{MAX_STREAMS, ROUNDS, VERSION},
-    session::{Pump, Session, Shared, abort_code},
+    limits::{MAX_STREAMS, VERSION},
+    session::{Pump, Session, Shared, abort_code, poll_rounds},
     stream::LinkStream,
 };
 
@@ -84,6 +84,11 @@ impl Incoming {
         self.stream
     }
 
+    /// Waits until the session is over that the stream is part of, and says why.
+    pub fn session_ended(&self) -> impl Future<Output = LinkError> + Send + use<> {
+        self.stream.session_ended()
+    }
+
     /// Tells the host why not.
     pub fn refuse(self, code: RefuseCode) {
         let (mut state, _, id) = self.stream.shared();
@@ -109,38 +114,24 @@ struct GuestTask<Io> {
 impl<Io: AsyncRead + AsyncWrite + Unpin> GuestTask<Io> {
     /// Pending for as long as `io` lives.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LinkError> {
-        for _ in 0..ROUNDS {
-            match self.round(cx) {
-                Ok(true) => {}
-                Ok(false) => return Poll::Pending,
-                Err(reason) => {
-                    self.end(&reason);
-                    return Poll::Ready(reason);
-                }
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        poll_rounds(cx, |cx| self.round(cx)).map(|reason| {
+            self.end(&reason);
+            reason
+        })
     }
 
     /// True if anything moved. Fails only with `io`.
     fn round(&mut self, cx: &mut Context<'_>) -> Result<bool, LinkError> {
         let Self { pump, current, reply, .. } = self;
-        let written = pump.poll_write(cx, |out, cx| {
+        let moved = pump.exchange(cx, |out, cx| {
             out.append(reply);
             if let Some((_, shared)) = current {
                 shared.transmit(out, cx);
             }
-        });
-        let wrote = match written {
-            Poll::Ready(wrote) => wrote?,
-            Poll::Pending => false,
-        };
-        match self.pump.poll_read(cx) {
-            Poll::Ready(Ok(0)) => return Err(LinkError::Eof),
-            Poll::Ready(read) => read?,
-            Poll::Pending => return Ok(wrote),
-        };
+        })?;
+        if !moved.read {
+            return Ok(moved.wrote);
+        }
         loop {
             match self.item() {
                 Ok(true) => {}

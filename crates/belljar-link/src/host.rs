@@ -17,8 +17,8 @@ use crate::{
         mux::{Event, Full, Role},
     },
     error::{LinkError, OpenError},
-    limits::{ROUNDS, VERSION},
-    session::{Pump, Session, Shared},
+    limits::VERSION,
+    session::{Pump, Session, Shared, poll_rounds},
     stream::LinkStream,
 };
 
@@ -105,31 +105,18 @@ struct HostTask<Io> {
 impl<Io: AsyncRead + AsyncWrite + Unpin> HostTask<Io> {
     /// Pending for as long as the session lives.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LinkError> {
-        for _ in 0..ROUNDS {
-            match self.round(cx) {
-                Ok(true) => {}
-                Ok(false) => return Poll::Pending,
-                Err(reason) => {
-                    self.shared.end(reason.clone());
-                    return Poll::Ready(reason);
-                }
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        poll_rounds(cx, |cx| self.round(cx)).map(|reason| {
+            self.shared.end(reason.clone());
+            reason
+        })
     }
 
     /// True if anything moved.
     fn round(&mut self, cx: &mut Context<'_>) -> Result<bool, LinkError> {
-        let wrote = match self.pump.poll_write(cx, |out, cx| self.shared.transmit(out, cx)) {
-            Poll::Ready(wrote) => wrote?,
-            Poll::Pending => false,
-        };
-        match self.pump.poll_read(cx) {
-            Poll::Ready(Ok(0)) => return Err(LinkError::Eof),
-            Poll::Ready(read) => read?,
-            Poll::Pending => return Ok(wrote),
-        };
+        let moved = self.pump.exchange(cx, |out, cx| self.shared.transmit(out, cx))?;
+        if !moved.read {
+            return Ok(moved.wrote);
+        }
         while let Some(item) = self.pump.decoder.decode()? {
             match item {
                 Item::Hello(ack) => self.on_ack(ack)?,

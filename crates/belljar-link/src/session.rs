@@ -25,6 +25,7 @@ use crate::{
         mux::{Event, Mux, Role, Violation},
     },
     error::LinkError,
+    limits::ROUNDS,
 };
 
 /// The task of a link, as a future: nothing moves unless it is polled (usually `tokio::spawn(session)`). Resolves with
@@ -160,6 +161,13 @@ impl Shared {
     }
 }
 
+/// What moved.
+pub(crate) struct Exchanged {
+    pub(crate) wrote: bool,
+    /// The decoder has new input.
+    pub(crate) read: bool,
+}
+
 /// The byte stream with its input and output buffers.
 #[derive(Debug)]
 pub(crate) struct Pump<Io> {
@@ -176,9 +184,26 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
         Pump { io, decoder: Decoder::new(looks_for), out, written: 0, unflushed: false }
     }
 
+    /// Writes one batch, as [`Pump::poll_write`], and reads what has come.
+    pub(crate) fn exchange(
+        &mut self,
+        cx: &mut Context<'_>,
+        refill: impl FnOnce(&mut Vec<u8>, &Context<'_>),
+    ) -> Result<Exchanged, LinkError> {
+        let wrote = match self.poll_write(cx, refill) {
+            Poll::Ready(wrote) => wrote?,
+            Poll::Pending => false,
+        };
+        match self.poll_read(cx) {
+            Poll::Ready(Ok(0)) => Err(LinkError::Eof),
+            Poll::Ready(read) => read.map(|_| Exchanged { wrote, read: true }),
+            Poll::Pending => Ok(Exchanged { wrote, read: false }),
+        }
+    }
+
     /// Reads until there is nothing more to read, or no more room, so that small reads (a virtio-serial port gives a
     /// page at a time) are decoded together. Bytes read; 0 is the end.
-    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, LinkError>> {
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, LinkError>> {
         let mut total = 0;
         loop {
             let space = self.decoder.space();
@@ -205,7 +230,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
 
     /// Writes one batch, which `refill` appends when the last one is written. True if it wrote something; false if
     /// there is nothing to write, in which case `refill` sees to the wake-up.
-    pub(crate) fn poll_write(
+    fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         refill: impl FnOnce(&mut Vec<u8>, &Context<'_>),
@@ -230,6 +255,23 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
         self.unflushed = true;
         Poll::Ready(Ok(true))
     }
+}
+
+/// Repeats `round`, which says whether anything moved, until nothing does or the link ends. A busy link lets other tasks
+/// run after some rounds.
+pub(crate) fn poll_rounds(
+    cx: &mut Context<'_>,
+    mut round: impl FnMut(&mut Context<'_>) -> Result<bool, LinkError>,
+) -> Poll<LinkError> {
+    for _ in 0..ROUNDS {
+        match round(cx) {
+            Ok(true) => {}
+            Ok(false) => return Poll::Pending,
+            Err(reason) => return Poll::Ready(reason),
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }
 
 /// What a guest tells the host when it gives up a session because of `error`.

@@ -43,6 +43,12 @@ impl LinkStream {
         (state, ended, self.id)
     }
 
+    /// Waits for the end of the session, also when the stream itself is gone.
+    pub(crate) fn session_ended(&self) -> impl Future<Output = LinkError> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.ended().await }
+    }
+
     /// Waits for the guest's answer to OPEN.
     pub(crate) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<(), RefuseCode>, LinkError>> {
         let (mut state, ended, id) = self.shared();

@@ -9,15 +9,11 @@ use std::{
 use axum::{
     Json, Router,
     extract::{Request, State},
-    http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
-use belljar_api::{
-    error::code,
-    guest::{AgentInfo, Configure, Configured, Health},
-};
+use belljar_api::guest::{AgentInfo, Configure, Configured, Health};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -25,7 +21,8 @@ use crate::{
     cgroup::Cgroups,
     error::{ApiError, unknown_route, wrong_method},
     files,
-    launch::{Place, Settings},
+    freeze::Frozen,
+    launch::{LaunchError, Place, Settings},
     limits::ARCHIVES_MAX,
     logs::Logs,
     process::Table,
@@ -41,14 +38,18 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Shared by every request.
 pub(crate) struct Agent {
     pub(crate) place: Place,
+    pub(crate) reaper: Arc<Reaper>,
+    pub(crate) cgroups: Arc<Cgroups>,
     pub(crate) table: Arc<Table>,
     pub(crate) terminals: Arc<pty::Sessions>,
     pub(crate) logs: Arc<Logs>,
     /// Permits for archive threads.
     pub(crate) archives: Arc<Semaphore>,
-    /// Held while a configuration is applied.
-    pub(crate) configuring: tokio::sync::Mutex<()>,
+    /// What stands still; held while that, or the configuration, changes.
+    pub(crate) frozen: tokio::sync::Mutex<Option<Frozen>>,
     configured: Mutex<Option<Configuration>>,
+    /// What a rehearsal has applied; see [`Configure::rehearsal`].
+    rehearsed: Mutex<Option<Configure>>,
     started: Instant,
 }
 
@@ -71,28 +72,38 @@ impl Agent {
         Ok(Arc::new(Self {
             place,
             table,
-            terminals: Arc::new(pty::Sessions::new(reaper, cgroups)),
+            terminals: Arc::new(pty::Sessions::new(Arc::clone(&reaper), Arc::clone(&cgroups))),
+            reaper,
+            cgroups,
             logs,
             archives: Arc::new(Semaphore::new(ARCHIVES_MAX)),
-            configuring: tokio::sync::Mutex::default(),
+            frozen: tokio::sync::Mutex::default(),
             configured: Mutex::default(),
+            rehearsed: Mutex::default(),
             started: Instant::now(),
         }))
     }
 
     /// What every process starts from.
     pub(crate) fn settings(&self) -> Result<Arc<Settings>, ApiError> {
-        self.configuration().map(|configuration| configuration.settings).ok_or_else(|| {
-            ApiError::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                code::SANDBOX_NOT_READY,
-                "the sandbox is still being set up; try again",
-            )
-        })
+        if self.reaper.is_held() {
+            return Err(LaunchError::Held.into());
+        }
+        let configuration = self.configuration();
+        let not_yet = || ApiError::not_ready("the sandbox is still being set up; try again");
+        configuration.map(|configuration| configuration.settings).ok_or_else(not_yet)
     }
 
     pub(crate) fn configuration(&self) -> Option<Configuration> {
         lock(&self.configured).clone()
+    }
+
+    pub(crate) fn rehearsed(&self) -> Option<Configure> {
+        lock(&self.rehearsed).clone()
+    }
+
+    pub(crate) fn set_rehearsed(&self, wanted: Configure) {
+        *lock(&self.rehearsed) = Some(wanted);
     }
 
     pub(crate) fn set_configuration(&self, configuration: Configuration) {
@@ -124,7 +135,8 @@ pub(crate) fn router(agent: &Arc<Agent>) -> Router {
         .with_state(Arc::clone(agent))
 }
 
-/// Before `configure` nothing may run: not even with the right answer would it be this sandbox's.
+/// Before `configure` nothing may run: not even with the right answer would it be this sandbox's. Nor while everything
+/// stands still: what is read now may be another sandbox's in a moment.
 async fn require_configured(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Response {
     match agent.settings() {
         Ok(_) => next.run(request).await,

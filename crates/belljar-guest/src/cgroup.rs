@@ -12,7 +12,7 @@ use std::{
 
 use crate::sync::lock;
 
-const MOUNT: &str = "/sys/fs/cgroup";
+pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
 const PARENT: &str = "/sys/fs/cgroup/belljar";
 const CONTROLLERS: [&str; 3] = ["+memory", "+pids", "+cpu"];
 

@@ -55,6 +55,11 @@ impl ApiError {
         Self::new(StatusCode::TOO_MANY_REQUESTS, code::TOO_MANY, message)
     }
 
+    /// 503 `SANDBOX_NOT_READY`: nothing has been done, and the client repeats the request.
+    pub(crate) fn not_ready(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code::SANDBOX_NOT_READY, message)
+    }
+
     /// What the kernel said about a path, as a refusal.
     pub(crate) fn from_path(path: &str, error: &io::Error) -> Self {
         // `FilesystemLoop` has no stable name in std.
@@ -92,16 +97,31 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
-        let bytes = read_limited(request.into_body()).await?;
-        let mut json = serde_json::Deserializer::from_slice(&bytes);
-        let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            let path = error.path().to_string();
-            let at = if path == "." { String::new() } else { format!(" at `{path}`") };
-            ApiError::invalid(format!("the JSON body is wrong{at}: {}", error.inner()))
-        })?;
-        json.end().map_err(|error| ApiError::invalid(format!("the JSON body is wrong: {error}")))?;
-        Ok(Self(value))
+        Ok(Self(parse(&read_limited(request.into_body()).await?)?))
     }
+}
+
+/// As [`JsonBody`], for requests that may leave the body out.
+pub(crate) struct OptionalJsonBody<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Default, S: Sync> FromRequest<S> for OptionalJsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        let bytes = read_limited(request.into_body()).await?;
+        Ok(Self(if bytes.is_empty() { T::default() } else { parse(&bytes)? }))
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let at = if path == "." { String::new() } else { format!(" at `{path}`") };
+        ApiError::invalid(format!("the JSON body is wrong{at}: {}", error.inner()))
+    })?;
+    json.end().map_err(|error| ApiError::invalid(format!("the JSON body is wrong: {error}")))?;
+    Ok(value)
 }
 
 async fn read_limited(body: Body) -> Result<bytes::Bytes, ApiError> {

@@ -1,13 +1,10 @@
 //! `/api/v1/files`: read, write, delete, list. Everything streams: a file may be larger than the memory.
-//!
-//! A write goes to a temporary file beside its target and takes its name only when it is whole and on disk, so that
-//! readers see the old file or the new one, and a write that breaks off leaves nothing.
 
 use std::{
     fs::{self, File, Metadata},
-    io::{self, Read, Write},
-    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
-    path::{Path, PathBuf},
+    io::{self, Read},
+    os::unix::fs::FileTypeExt,
+    path::Path,
     sync::Arc,
     time::UNIX_EPOCH,
 };
@@ -28,13 +25,14 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::BodyExt;
 use serde::Deserialize;
+use tokio::task::JoinHandle;
 
 use crate::{
     agent::Agent,
     error::{ApiError, Params},
     limits::{DIRECTORY_ENTRIES_MAX, FILE_CHUNK, REFUSED_BODY_MAX},
-    paths::{self, Owner},
-    random,
+    paths,
+    upload::{Block, Upload},
 };
 
 /// The routes.
@@ -167,92 +165,48 @@ async fn upload(agent: &Agent, query: &PathQuery, body: &mut Body) -> Result<Sta
     }
     let owner = paths::default_owner(&settings);
     let failed = |error: io::Error| ApiError::from_path(&query.path, &error);
-    let mut upload = blocking(move || Upload::begin(path, owner)).await?.map_err(failed)?;
-    let mut batch = Vec::new();
-    let mut batched = 0;
-    loop {
-        let frame = body.frame().await.transpose();
-        let frame =
-            frame.map_err(|error| ApiError::invalid(format!("the body broke off: {error}; nothing changed")))?;
-        let is_last = frame.is_none();
-        if let Some(bytes) = frame.and_then(|frame| frame.into_data().ok()) {
-            batched += bytes.len();
-            batch.push(bytes);
-        }
-        if batched < FILE_CHUNK && !is_last {
-            continue;
-        }
-        let chunks = std::mem::take(&mut batch);
-        batched = 0;
-        upload = blocking(move || upload.write(&chunks)).await?.map_err(failed)?;
-        if is_last {
-            blocking(move || upload.finish()).await?.map_err(failed)?;
-            return Ok(StatusCode::NO_CONTENT);
+    let upload = blocking(move || Upload::begin(path, owner)).await?.map_err(failed)?;
+    let mut writer = Writer::Idle(upload, Block::new());
+    let mut block = Block::new();
+    while let Some(frame) = body.frame().await.transpose().map_err(broken_off)? {
+        let Ok(mut bytes) = frame.into_data() else { continue };
+        while !bytes.is_empty() {
+            block.fill(&mut bytes);
+            if block.is_full() {
+                let (upload, empty) = writer.idle().await?.map_err(failed)?;
+                writer = Writer::start(upload, std::mem::replace(&mut block, empty));
+            }
         }
     }
+    let (upload, _) = writer.idle().await?.map_err(failed)?;
+    blocking(move || upload.finish(&block)).await?.map_err(failed)?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
-/// A file that is being written. Dropped before [`Upload::finish`] it leaves nothing.
-struct Upload {
-    file: File,
-    /// The temporary file and its target; `None` for a device, which is written directly.
-    rename: Option<(PathBuf, PathBuf)>,
+fn broken_off(error: axum::Error) -> ApiError {
+    ApiError::invalid(format!("the body broke off: {error}; nothing changed"))
 }
 
-impl Upload {
-    fn begin(path: PathBuf, owner: Option<Owner>) -> io::Result<Self> {
-        let target = paths::follow_links(path)?;
-        let existing = match fs::metadata(&target) {
-            Ok(metadata) if metadata.is_dir() => return Err(io::Error::from(io::ErrorKind::IsADirectory)),
-            Ok(metadata) if !metadata.is_file() => return Self::device(&target),
-            Ok(metadata) => Some(metadata),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        let directory = target.parent().unwrap_or(Path::new("/"));
-        paths::make_directories(directory, owner)?;
-        let temporary = directory.join(format!(".belljar-{}.tmp", random::hex::<8>()));
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        let upload = Self { file, rename: Some((temporary, target)) };
-        let (mode, owner) = match existing {
-            Some(existing) => (existing.mode() & 0o7777, Some(Owner { uid: existing.uid(), gid: existing.gid() })),
-            None => (0o644, owner),
-        };
-        if let Some(owner) = owner {
-            // Not root (hosted mode): then the file is ours, as it was.
-            let _ = fchown(&upload.file, Some(owner.uid), Some(owner.gid));
-        }
-        upload.file.set_permissions(fs::Permissions::from_mode(mode))?;
-        Ok(upload)
-    }
-
-    fn device(target: &Path) -> io::Result<Self> {
-        let file = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(target)?;
-        Ok(Self { file, rename: None })
-    }
-
-    fn write(mut self, chunks: &[Bytes]) -> io::Result<Self> {
-        for chunk in chunks {
-            self.file.write_all(chunk)?;
-        }
-        Ok(self)
-    }
-
-    fn finish(mut self) -> io::Result<()> {
-        let Some((temporary, target)) = &self.rename else { return Ok(()) };
-        self.file.sync_all()?;
-        fs::rename(temporary, target)?;
-        self.rename = None;
-        Ok(())
-    }
+/// Writes one block while the next is received.
+enum Writer {
+    Idle(Upload, Block),
+    Busy(JoinHandle<io::Result<(Upload, Block)>>),
 }
 
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if let Some((temporary, _)) = &self.rename
-            && let Err(error) = fs::remove_file(temporary)
-        {
-            tracing::warn!("{}: {error}", temporary.display());
+impl Writer {
+    fn start(mut upload: Upload, mut block: Block) -> Self {
+        Self::Busy(tokio::task::spawn_blocking(move || {
+            upload.write(&block)?;
+            block.clear();
+            Ok((upload, block))
+        }))
+    }
+
+    /// Waits for the block that is being written; gives an empty one.
+    async fn idle(self) -> Result<io::Result<(Upload, Block)>, ApiError> {
+        match self {
+            Self::Idle(upload, block) => Ok(Ok((upload, block))),
+            Self::Busy(task) => task.await.map_err(|error| ApiError::internal(format!("file work: {error}"))),
         }
     }
 }

@@ -1,4 +1,7 @@
 //! Grows the mounted root file system (ext4) to its device: an image is small, a sandbox's disk is not.
+//!
+//! When the machine is configured, and whenever the kernel says that a disk has another size ([`crate::uevent`]): a
+//! restored machine learns of its larger disk by an interrupt, which may come a moment after it goes on.
 
 use std::{
     fs::File,
@@ -7,6 +10,7 @@ use std::{
         fd::AsRawFd,
         unix::fs::{FileExt, MetadataExt},
     },
+    time::Instant,
 };
 
 /// `EXT4_IOC_RESIZE_FS`: `_IOW('f', 16, __u64)`.
@@ -23,8 +27,18 @@ struct Superblock {
     block_size: u64,
 }
 
-/// Grows it if the device has room for more; gives the new number of blocks.
-pub(crate) fn grow_root() -> io::Result<Option<u64>> {
+/// Grows it if the device has room for more. A sandbox whose disk is smaller than it may be is one all the same.
+pub(crate) fn grow_root_or_warn() {
+    let started = Instant::now();
+    match grow_root() {
+        Ok(Some(blocks)) => tracing::info!("root file system grown to {blocks} blocks in {:?}", started.elapsed()),
+        Ok(None) => {}
+        Err(error) => tracing::warn!("root file system cannot be grown: {error}"),
+    }
+}
+
+/// Gives the new number of blocks.
+fn grow_root() -> io::Result<Option<u64>> {
     let root = File::open("/")?;
     let device = root.metadata()?.dev();
     let mut device = File::open(device_path(device)?)?;

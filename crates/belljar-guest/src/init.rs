@@ -30,7 +30,7 @@ use nix::{
 use crate::{
     agent::Agent,
     cgroup::Cgroups,
-    ioctl,
+    grow, ioctl,
     launch::Place,
     limits::{DEVICE_PATIENCE, OPEN_FILES_HARD, OPEN_FILES_SOFT},
     port::Port,
@@ -41,10 +41,12 @@ use crate::{
 const NEW_ROOT: &str = "/newroot";
 
 /// What a sandbox's programs may expect of a machine of their own. A kernel without one of them is no reason to stop.
-const SYSCTLS: [(&str, &str); 6] = [
+const SYSCTLS: [(&str, &str); 7] = [
     // Without it `ping` needs root.
     ("net/ipv4/ping_group_range", "0 2147483647"),
     ("net/ipv4/ip_unprivileged_port_start", "0"),
+    // Who knows this machine by its old hardware address learns the new one.
+    ("net/ipv4/conf/all/arp_notify", "1"),
     // File watchers of editors and bundlers.
     ("fs/inotify/max_user_watches", "524288"),
     ("fs/inotify/max_user_instances", "1024"),
@@ -96,6 +98,11 @@ impl Machine {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let agent = Agent::new(Place::Machine, Cgroups::set_up())?;
         let service = Service::new(&agent);
+        tokio::spawn(async {
+            if let Err(error) = uevent::watch_disks(grow::grow_root_or_warn).await {
+                tracing::warn!("a disk that grows will not be seen: {error}");
+            }
+        });
         match self.link {
             Link::Virtio => {
                 let device = uevent::wait_for(LINK_PORT_NAME, DEVICE_PATIENCE, link_device)?;
@@ -171,7 +178,10 @@ fn mount_rest() -> anyhow::Result<()> {
     mount_on("devpts", "/dev/pts", "devpts", no_devices, "gid=5,mode=620,ptmxmode=666")?;
     mount_on("tmpfs", "/dev/shm", "tmpfs", plain, "mode=1777")?;
     mount_on("tmpfs", "/run", "tmpfs", plain, "mode=755")?;
-    mount_on("cgroup2", "/sys/fs/cgroup", "cgroup2", strict, "")?;
+    // Every process that we start moves into its cgroup. Unless told that this happens often, the kernel waits each time
+    // for all processors to have come by: 25 ms and more of the 40 that a small program takes.
+    mount_on("cgroup2", "/sys/fs/cgroup", "cgroup2", strict, "favordynmods")
+        .or_else(|_| mount_on("cgroup2", "/sys/fs/cgroup", "cgroup2", strict, ""))?;
     if let Err(error) = mount_on("mqueue", "/dev/mqueue", "mqueue", strict, "") {
         tracing::warn!("{error:#}");
     }

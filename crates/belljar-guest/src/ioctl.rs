@@ -1,4 +1,4 @@
-//! The few ioctls of a machine's set-up: network devices and the random generator.
+//! The few ioctls of a machine's set-up: network devices, the random generator, the disk's unused blocks.
 
 use std::{
     fs::File,
@@ -15,10 +15,19 @@ const ETHERNET: &str = "eth0";
 /// `RNDADDENTROPY` and `RNDRESEEDCRNG` of `linux/random.h`, which libc does not have.
 const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+/// `FITRIM` of `linux/fs.h`: `_IOWR('X', 121, struct fstrim_range)`.
+const FITRIM: libc::Ioctl = 0xc018_5879;
 
 /// Takes the loopback device up.
 pub(crate) fn loopback_up() -> io::Result<()> {
     set_up(&control()?, LOOPBACK)
+}
+
+/// Makes a whole network of addresses the machine's own.
+#[cfg(test)]
+pub(crate) fn address_loopback(address: Ipv4Addr) -> io::Result<()> {
+    set_address(&control()?, LOOPBACK, libc::SIOCSIFADDR, address)?;
+    loopback_up()
 }
 
 /// Gives the first network device its address and the machine its way out. An error names the step.
@@ -34,8 +43,8 @@ pub(crate) fn configure(
         let _ = default_route(&socket, old, libc::SIOCDELRT);
     }
     let mask = Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0));
-    set_address(&socket, libc::SIOCSIFADDR, address).map_err(|error| ("address of eth0", error))?;
-    set_address(&socket, libc::SIOCSIFNETMASK, mask).map_err(|error| ("prefix of eth0", error))?;
+    set_address(&socket, ETHERNET, libc::SIOCSIFADDR, address).map_err(|error| ("address of eth0", error))?;
+    set_address(&socket, ETHERNET, libc::SIOCSIFNETMASK, mask).map_err(|error| ("prefix of eth0", error))?;
     set_up(&socket, ETHERNET).map_err(|error| ("eth0 up", error))?;
     match default_route(&socket, gateway, libc::SIOCADDRT) {
         Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(("default route", error)),
@@ -66,23 +75,61 @@ fn sockaddr(address: Ipv4Addr) -> libc::sockaddr {
 }
 
 #[expect(unsafe_code, reason = "nix has no interface ioctls")]
-fn set_address(socket: &OwnedFd, what: libc::c_ulong, address: Ipv4Addr) -> io::Result<()> {
-    let mut request = request(ETHERNET);
+fn set_address(socket: &OwnedFd, name: &str, what: libc::c_ulong, address: Ipv4Addr) -> io::Result<()> {
+    let mut request = request(name);
     request.ifr_ifru.ifru_addr = sockaddr(address);
     // SAFETY: the kernel reads one `ifreq`, which lives through the call.
     checked(unsafe { libc::ioctl(socket.as_raw_fd(), what as libc::Ioctl, &raw mut request) })
 }
 
-#[expect(unsafe_code, reason = "nix has no interface ioctls")]
 fn set_up(socket: &OwnedFd, name: &str) -> io::Result<()> {
+    switch(socket, name, true)
+}
+
+/// Takes a device up or down.
+#[expect(unsafe_code, reason = "nix has no interface ioctls")]
+fn switch(socket: &OwnedFd, name: &str, up: bool) -> io::Result<()> {
     let mut request = request(name);
+    let flag = libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
     // SAFETY: the kernel writes the flags into one `ifreq`, which lives through the call.
     checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as libc::Ioctl, &raw mut request) })?;
     // SAFETY: the call above filled this field of the union; the kernel then reads the `ifreq`.
     unsafe {
-        request.ifr_ifru.ifru_flags |= libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
+        match up {
+            true => request.ifr_ifru.ifru_flags |= flag,
+            false => request.ifr_ifru.ifru_flags &= !flag,
+        }
         checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw mut request))
     }
+}
+
+/// Gives the first network device another hardware address, unless it has it. True if the device had to go down for it,
+/// which costs its routes.
+#[expect(unsafe_code, reason = "nix has no interface ioctls")]
+pub(crate) fn set_hardware_address(mac: [u8; 6]) -> io::Result<bool> {
+    let socket = control()?;
+    let mut request = request(ETHERNET);
+    // SAFETY: the kernel writes the address into one `ifreq`, which lives through the call.
+    checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR as libc::Ioctl, &raw mut request) })?;
+    // SAFETY: the call above filled this field of the union, the address's type with it.
+    let address = unsafe { &mut request.ifr_ifru.ifru_hwaddr };
+    let wanted = mac.map(|byte| libc::c_char::from_ne_bytes([byte]));
+    if address.sa_data[..mac.len()] == wanted {
+        return Ok(false);
+    }
+    address.sa_data[..mac.len()].copy_from_slice(&wanted);
+    // SAFETY: the kernel reads one `ifreq`, which lives through the call.
+    let set =
+        || checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFHWADDR as libc::Ioctl, &raw const request) });
+    match set() {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+        result => return result.map(|()| false),
+    }
+    // Not every driver can do it live.
+    switch(&socket, ETHERNET, false)?;
+    set()?;
+    switch(&socket, ETHERNET, true)?;
+    Ok(true)
 }
 
 #[expect(unsafe_code, reason = "routes are set with a C struct")]
@@ -113,6 +160,21 @@ pub(crate) fn reseed(entropy: &[u8; 32]) -> io::Result<()> {
     checked(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const info) })?;
     // SAFETY: this request takes no argument.
     checked(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) })
+}
+
+/// Tells the device which blocks of a file system are unused; gives their bytes.
+#[expect(unsafe_code, reason = "a file system is trimmed by ioctl")]
+pub(crate) fn trim(file_system: &File) -> io::Result<u64> {
+    #[repr(C)]
+    struct Range {
+        start: u64,
+        len: u64,
+        minlen: u64,
+    }
+    let mut range = Range { start: 0, len: u64::MAX, minlen: 0 };
+    // SAFETY: `range` is laid out as `struct fstrim_range`, and lives through the call, which writes into it.
+    checked(unsafe { libc::ioctl(file_system.as_raw_fd(), FITRIM, &raw mut range) })?;
+    Ok(range.len)
 }
 
 fn checked(result: libc::c_int) -> io::Result<()> {

@@ -14,14 +14,14 @@ use belljar_api::{image::RuntimeConfig, limits::WORDS_MAX, process::UserSpec};
 
 use crate::{
     cgroup::Cgroup,
-    reaper::{Child, Reaper},
+    reaper::{Child, Reaper, SpawnError},
     spawn::Program,
     user::{Accounts, Identity, UserError},
 };
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Why a process cannot be started; each is the client's to mend.
+/// Why a process cannot be started; each but the last is the client's to mend.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LaunchError {
     #[error("{field}: {problem}")]
@@ -36,6 +36,8 @@ pub(crate) enum LaunchError {
     NotExecutable(String),
     #[error("command: `{command}` could not be started: {source}")]
     Spawn { command: String, source: io::Error },
+    #[error("the sandbox stands still for a moment; try again")]
+    Held,
 }
 
 /// Where the agent lives: what differs between a VM and a plain directory.
@@ -68,8 +70,8 @@ pub(crate) struct Request {
 #[derive(Debug, Clone)]
 pub(crate) struct Launch {
     program: PathBuf,
-    command: String,
-    args: Vec<String>,
+    pub(crate) command: String,
+    pub(crate) args: Vec<String>,
     env: BTreeMap<String, String>,
     cwd: PathBuf,
     /// `None` stays who the agent is.
@@ -181,7 +183,10 @@ impl Launch {
             cgroup: cgroup.map(Cgroup::join_file).transpose().map_err(failed)?,
             identity: self.identity.as_ref().map(|who| (who.uid, who.gid, who.groups.clone())),
         };
-        reaper.spawn(program).map_err(failed)
+        reaper.spawn(program).map_err(|error| match error {
+            SpawnError::Held => LaunchError::Held,
+            SpawnError::Failed(source) => failed(source),
+        })
     }
 }
 

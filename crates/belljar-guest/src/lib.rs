@@ -1,7 +1,7 @@
 //! The guest agent: PID 1 of every VM, and the only thing in it that the node talks to.
 //!
 //! ```text
-//! node ══ link (virtio-serial, vsock, Unix socket) ══► serve ─┬─ port 0     system: configure, logs
+//! node ══ link (virtio-serial, vsock, Unix socket) ══► serve ─┬─ port 0     system: configure, freeze, settle, logs
 //!                                                            ├─ port 9501  agent: processes, files, terminals, …
 //!                                                            └─ others     connect: 127.0.0.1 of the guest
 //! ```
@@ -14,7 +14,8 @@
 //!
 //! Modules, from the outside in: `init` and `hosted` make the place, `port`, `vsock` and `serve` the
 //! connection; `system`, `process_api`, `pty_api`, `files`, `archive` and `tunnel` answer;
-//! `process`, `managed` and `pty` hold what runs; `launch`, `spawn`, `reaper` and `cgroup` start and end it.
+//! `process`, `managed` and `pty` hold what runs; `launch`, `spawn`, `reaper` and `cgroup` start and end it;
+//! `setup` with `identity` and `sockets` makes the machine a sandbox, `freeze` and `settle` ready it for a snapshot.
 
 mod agent;
 mod archive;
@@ -22,9 +23,11 @@ mod cgroup;
 mod connect;
 mod error;
 mod files;
+mod freeze;
 mod grow;
 mod health;
 mod hosted;
+mod identity;
 mod init;
 mod ioctl;
 mod launch;
@@ -42,13 +45,16 @@ mod pty_api;
 mod random;
 mod reaper;
 mod serve;
+mod settle;
 mod setup;
+mod sockets;
 mod spawn;
 mod sse;
 mod sync;
 mod system;
 mod tunnel;
 mod uevent;
+mod upload;
 mod user;
 mod vsock;
 

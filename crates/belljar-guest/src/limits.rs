@@ -43,8 +43,27 @@ pub(crate) const HEALTH_ANSWER_MAX: usize = 512;
 
 /// Lines of the log sent at once.
 pub(crate) const LOG_BATCH: usize = 256;
-/// Wall clock error that is left alone: below what the way of the request itself adds on a busy host.
-pub(crate) const CLOCK_DRIFT_MAX: Duration = Duration::from_millis(100);
+/// Wall clock error that is left alone while programs look at the clock: what is promised, and more than the way of the
+/// request itself adds on a busy host.
+pub(crate) const CLOCK_DRIFT_MAX: Duration = Duration::from_millis(50);
+/// The same while nobody looks at it, before processes run or run again.
+pub(crate) const CLOCK_DRIFT_STOPPED_MAX: Duration = Duration::from_millis(2);
+/// How long processes may take to stop: one that waits for the disk stops when that has answered.
+pub(crate) const FREEZE_PATIENCE: Duration = Duration::from_secs(3);
+/// Processes that a failed freeze names.
+pub(crate) const STUCK_NAMED_MAX: usize = 3;
+/// Bytes of an answer of the kernel about sockets: it fills at most this.
+pub(crate) const NETLINK_BUFFER: usize = 32 * 1024;
+/// How long the kernel may take for such an answer, seconds; it has it at once.
+pub(crate) const NETLINK_PATIENCE_SECS: i64 = 1;
+/// Memory that stays untouched when free memory is zeroed, bytes: the kernel's own reserves, and then some.
+pub(crate) const SETTLE_MARGIN: u64 = 48 * 1024 * 1024;
+/// Memory that is zeroed at once, bytes: between two looks at how much is left.
+pub(crate) const SETTLE_STEP: usize = 16 * 1024 * 1024;
+/// How long zeroing may take in all. Of a large memory most was never used, and is zeros already.
+pub(crate) const SETTLE_ZERO_MAX: Duration = Duration::from_secs(10);
+/// How long the program that warms the guest may take.
+pub(crate) const WARM_UP_MAX: Duration = Duration::from_secs(5);
 
 /// Lines kept for `GET /v1/logs`.
 pub(crate) const LOG_LINES_MAX: usize = 20_000;
@@ -55,8 +74,13 @@ pub(crate) const LOG_LINE_MAX: usize = 16 * 1024;
 /// Longest command of the log, characters.
 pub(crate) const LOG_COMMAND_MAX: usize = 256;
 
-/// Bytes read from or written to a file at once.
+/// Bytes read from a file at once.
 pub(crate) const FILE_CHUNK: usize = 256 * 1024;
+/// Bytes of an upload that are written at once, two such blocks for each: few enough for many uploads, enough that the
+/// work per write does not show.
+pub(crate) const UPLOAD_BLOCK: usize = 512 * 1024;
+/// What disks want blocks aligned to in memory, bytes: a page satisfies all.
+pub(crate) const UPLOAD_ALIGNMENT: usize = 4096;
 /// Entries of a directory that are listed; more is an error rather than an endless answer.
 pub(crate) const DIRECTORY_ENTRIES_MAX: usize = 100_000;
 /// Symbolic links followed for one path: the kernel's own limit.
@@ -104,13 +128,10 @@ pub(crate) const OPEN_FILES_SOFT: u64 = 65_536;
 pub(crate) const OPEN_FILES_HARD: u64 = 1_048_576;
 /// Stack of a child before it executes, bytes: a few system calls.
 pub(crate) const CHILD_STACK: usize = 32 * 1024;
-/// Bytes of one buffer between the virtio port and the link.
-pub(crate) const PORT_CHUNK: usize = 64 * 1024;
-/// Such buffers in each direction.
-pub(crate) const PORT_QUEUE: usize = 4;
 
 const _: () = assert!(PROCESSES_RUNNING_MAX * OUTPUT_BYTES_SQUEEZED <= OUTPUT_TOTAL_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX >= LOG_LINE_MAX && OUTPUT_BYTES_SQUEEZED >= LINE_BYTES_MAX);
+const _: () = assert!(UPLOAD_BLOCK.is_multiple_of(UPLOAD_ALIGNMENT));
 const _: () = assert!(READ_CHUNK < belljar_api::limits::PTY_REPLAY_BYTES);
 
 /// Bytes of a refused upload that are read and thrown away before the answer; who sends more sees the connection close.

@@ -236,6 +236,8 @@ impl Supervisor {
                 Event::Ordered(Some(Order::Restart(reply))) => Some(reply),
                 _ => None,
             };
+            // A start that is refused only because everything stands still is no failure.
+            self.table.reaper.released().await;
             started = Instant::now();
             self.start_again(reply);
         }

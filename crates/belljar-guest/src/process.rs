@@ -21,6 +21,7 @@ use belljar_api::process::{OutputMode, OutputStream, ProcessInfo, ProcessStatus,
 use tokio::{
     net::unix::pipe,
     sync::{oneshot, watch},
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 
@@ -74,13 +75,19 @@ impl End {
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) launch: Launch,
-    pub(crate) command: String,
-    pub(crate) args: Vec<String>,
     pub(crate) stdin: StdinMode,
     pub(crate) stdout: OutputMode,
     pub(crate) stderr: OutputMode,
     /// Time after which it is killed.
     pub(crate) timeout: Option<Duration>,
+}
+
+impl Plan {
+    /// What a request means that says no more: nothing to read, both outputs captured, all the time it wants.
+    pub(crate) fn new(launch: Launch) -> Self {
+        let (stdin, stdout, stderr) = (StdinMode::default(), OutputMode::default(), OutputMode::default());
+        Self { launch, stdin, stdout, stderr, timeout: None }
+    }
 }
 
 /// A process that was started.
@@ -252,8 +259,8 @@ impl Table {
         let process = Arc::new(Process {
             handle,
             pid: child.pid,
-            command: plan.command.clone(),
-            args: plan.args.clone(),
+            command: plan.launch.command.clone(),
+            args: plan.launch.args.clone(),
             started_at: now_ms(),
             output,
             managed,
@@ -355,6 +362,8 @@ async fn watch_over(
     if process.managed.is_none() {
         process.output.set_finished(true);
     }
+    // Who waits for the end is told before the rest is tidied.
+    yield_now().await;
     if let Some(cgroup) = &process.cgroup {
         table.cgroups.remove(cgroup);
     }

@@ -13,8 +13,7 @@ use axum::{
 use belljar_api::{
     error::code,
     process::{
-        OutputLines, OutputMode, OutputStream, ProcessInfo, ProcessList, RunEvent, RunProcess, SendSignal, SignalSent,
-        StartProcess, StdinMode,
+        OutputLines, OutputStream, ProcessInfo, ProcessList, RunEvent, RunProcess, SendSignal, SignalSent, StartProcess,
     },
 };
 use http_body_util::BodyExt;
@@ -54,6 +53,7 @@ impl From<LaunchError> for ApiError {
             LaunchError::Spawn { ref source, .. } if source.raw_os_error() == Some(libc::EAGAIN) => {
                 Self::too_many(error.to_string())
             }
+            LaunchError::Held => Self::not_ready(error.to_string()),
             LaunchError::Malformed { .. } | LaunchError::User(_) | LaunchError::WorkingDir { .. } => {
                 Self::invalid(error.to_string())
             }
@@ -86,28 +86,26 @@ fn find(agent: &Agent, name: &str) -> Result<Arc<Process>, ApiError> {
     agent.table.find(name).ok_or_else(|| ApiError::not_found(format!("Process {name} not found")))
 }
 
+/// What a request is to start; a run is a start that says no more than that.
+impl From<StartProcess> for Request {
+    fn from(StartProcess { command, args, env, working_dir, user, .. }: StartProcess) -> Self {
+        Self { command, args, env, working_dir, user }
+    }
+}
+
 async fn start(
     State(agent): State<Arc<Agent>>,
     JsonBody(body): JsonBody<StartProcess>,
 ) -> Result<(StatusCode, Json<ProcessInfo>), ApiError> {
     let is_managed = body.name.is_some() || body.restart.is_some() || body.health_check.is_some();
-    let rules = Rules { name: body.name, restart: body.restart.unwrap_or_default(), health_check: body.health_check };
-    let request = Request {
-        command: body.command.clone(),
-        args: body.args.clone(),
-        env: body.env,
-        working_dir: body.working_dir,
-        user: body.user,
+    let rules = Rules {
+        name: body.name.clone(),
+        restart: body.restart.clone().unwrap_or_default(),
+        health_check: body.health_check.clone(),
     };
-    let plan = Plan {
-        launch: Launch::prepare(&*agent.settings()?, request)?,
-        command: body.command,
-        args: body.args,
-        stdin: body.stdin_mode,
-        stdout: body.stdout_mode,
-        stderr: body.stderr_mode,
-        timeout: None,
-    };
+    let (stdin, stdout, stderr) = (body.stdin_mode, body.stdout_mode, body.stderr_mode);
+    let launch = Launch::prepare(&*agent.settings()?, body.into())?;
+    let plan = Plan { stdin, stdout, stderr, ..Plan::new(launch) };
     let process = match is_managed {
         true => managed::start(&agent.table, plan, rules)?,
         false => agent.table.start(&plan, agent.table.new_output(), None)?,
@@ -118,22 +116,9 @@ async fn start(
 /// The process does not die with the stream: a client that lost it comes back with the pid and an offset.
 async fn run(State(agent): State<Arc<Agent>>, JsonBody(body): JsonBody<RunProcess>) -> Result<Response, ApiError> {
     let timeout = body.timeout.map(checked_timeout).transpose()?;
-    let request = Request {
-        command: body.command.clone(),
-        args: body.args.clone(),
-        env: body.env,
-        working_dir: body.working_dir,
-        user: body.user,
-    };
-    let plan = Plan {
-        launch: Launch::prepare(&*agent.settings()?, request)?,
-        command: body.command,
-        args: body.args,
-        stdin: StdinMode::Closed,
-        stdout: OutputMode::Capture,
-        stderr: OutputMode::Capture,
-        timeout,
-    };
+    let RunProcess { command, args, env, working_dir, user, .. } = body;
+    let start = StartProcess { command, args, env, working_dir, user, ..StartProcess::default() };
+    let plan = Plan { timeout, ..Plan::new(Launch::prepare(&*agent.settings()?, start.into())?) };
     let process = agent.table.start(&plan, agent.table.new_output(), None)?;
     let (handle, pid, started_at) = (process.handle, i64::from(process.pid), process.started_at());
     let mut first = Vec::new();

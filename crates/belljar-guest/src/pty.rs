@@ -9,6 +9,9 @@
 //! One task per session ([`drive`]) reads the terminal into a ring of 1 MiB. Each client has a position in that ring.
 //! The task does not read further than the slowest attached client allows, so a program that prints faster than its
 //! client reads waits, as on a real terminal; a client that does not move for too long is cut off.
+//!
+//! A copy of the sandbox has copies of its terminals, with tokens that nobody knows: those of the parent must not open
+//! them. They can be listed and closed, and end as any terminal does that has no client for long.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -82,7 +85,7 @@ pub(crate) struct NewSession {
 /// One terminal.
 pub(crate) struct Session {
     pub(crate) id: String,
-    pub(crate) token: String,
+    token: Mutex<String>,
     pid: i32,
     command: String,
     args: Vec<String>,
@@ -182,7 +185,7 @@ impl Sessions {
             State { rows, cols, ring: VecDeque::new(), head: 0, clients: HashMap::new(), last_client: 0, end: None };
         let session = Arc::new(Session {
             id: random::hex::<8>(),
-            token: random::hex::<32>(),
+            token: Mutex::new(random::hex::<32>()),
             pid: child.pid,
             command: new.command,
             args: new.args,
@@ -212,6 +215,13 @@ impl Sessions {
 
     pub(crate) fn list(&self) -> Vec<PtyInfo> {
         lock(&self.sessions).iter().map(|session| session.info()).collect()
+    }
+
+    /// Makes all tokens known so far worthless: they are another sandbox's.
+    pub(crate) fn renew_tokens(&self) {
+        for session in lock(&self.sessions).iter() {
+            *lock(&session.token) = random::hex::<32>();
+        }
     }
 
     /// Takes a session off the list and ends it; its task sees to the rest.
@@ -250,7 +260,11 @@ impl Session {
 
     /// Whether a client's token is this session's; takes as long for a nearly right one as for a wrong one.
     pub(crate) fn has_token(&self, token: &str) -> bool {
-        self.token.as_bytes().ct_eq(token.as_bytes()).into()
+        lock(&self.token).as_bytes().ct_eq(token.as_bytes()).into()
+    }
+
+    pub(crate) fn token(&self) -> String {
+        lock(&self.token).clone()
     }
 
     /// Adds a client that is not ready yet; `None` when there are too many. Detach with [`Session::detach`].
@@ -466,33 +480,5 @@ fn hang_up(reaper: &Reaper, session: &Session, signal: i32) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn state() -> State {
-        State { rows: 1, cols: 1, ring: VecDeque::new(), head: 0, clients: HashMap::new(), last_client: 0, end: None }
-    }
-
-    #[test]
-    fn sizes_are_clamped() {
-        assert_eq!(clamp(0, 0), (1, 1));
-        assert_eq!(clamp(24, 80), (24, 80));
-        assert_eq!(clamp(u16::MAX, u16::MAX), (PTY_ROWS_MAX, PTY_COLS_MAX));
-    }
-
-    #[test]
-    fn the_ring_keeps_the_newest_bytes_and_their_positions() {
-        let mut state = state();
-        state.push(&vec![1; PTY_REPLAY_BYTES]);
-        state.push(&[2; 10]);
-        assert_eq!(
-            (state.ring.len(), state.oldest(), state.head),
-            (PTY_REPLAY_BYTES, 10, PTY_REPLAY_BYTES as u64 + 10)
-        );
-        assert_eq!(state.ring.back(), Some(&2));
-        state.clients.insert(1, None);
-        assert_eq!(state.lag(), 0);
-        state.clients.insert(2, Some(state.head - 7));
-        assert_eq!(state.lag(), 7);
-    }
-}
+#[path = "pty_test.rs"]
+mod tests;

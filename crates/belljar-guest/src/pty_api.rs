@@ -75,7 +75,7 @@ async fn create(
     let (rows, cols) = (body.rows, body.cols);
     let new = NewSession { launch, command: body.command, args: body.args, rows, cols };
     let session = agent.terminals.create(new)?;
-    let created = CreatedPty { session_id: session.id.clone(), token: session.token.clone() };
+    let created = CreatedPty { session_id: session.id.clone(), token: session.token() };
     Ok((StatusCode::CREATED, Json(created)))
 }
 

@@ -5,7 +5,8 @@
 //! that is why `tokio::process` is not used.
 //!
 //! A lock is held over fork and registration, and over wait and hand-out. So a status cannot be collected before its
-//! owner is registered, and a signal cannot hit a pid that was collected and given to someone else.
+//! owner is registered, and a signal cannot hit a pid that was collected and given to someone else. The same lock guards
+//! the word that nothing may be started ([`Reaper::hold`]): who holds knows that no start is under way.
 
 use std::{
     collections::HashMap,
@@ -41,13 +42,28 @@ pub(crate) struct Child {
 pub(crate) struct Reaper {
     children: Mutex<HashMap<i32, oneshot::Sender<Exit>>>,
     collected: watch::Sender<()>,
+    /// Whether starts are refused. Only changed under the lock of `children`.
+    held: watch::Sender<bool>,
+}
+
+/// Why there is no child.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpawnError {
+    #[error("nothing is started now")]
+    Held,
+    #[error(transparent)]
+    Failed(#[from] io::Error),
 }
 
 impl Reaper {
     /// Starts to collect, in a task of its own that lives as long as the runtime.
     pub(crate) fn start() -> io::Result<Arc<Self>> {
         let mut ended = listen(SignalKind::child())?;
-        let reaper = Arc::new(Self { children: Mutex::default(), collected: watch::Sender::new(()) });
+        let reaper = Arc::new(Self {
+            children: Mutex::default(),
+            collected: watch::Sender::new(()),
+            held: watch::Sender::new(false),
+        });
         let collector = Arc::clone(&reaper);
         tokio::spawn(async move {
             loop {
@@ -61,12 +77,37 @@ impl Reaper {
     }
 
     /// Starts a child, which leads its own session.
-    pub(crate) fn spawn(&self, program: Program<'_>) -> io::Result<Child> {
+    pub(crate) fn spawn(&self, program: Program<'_>) -> Result<Child, SpawnError> {
         let mut children = lock(&self.children);
+        if self.is_held() {
+            return Err(SpawnError::Held);
+        }
         let pid = program.spawn()?;
         let (sender, exit) = oneshot::channel();
         children.insert(pid, sender);
         Ok(Child { pid, exit })
+    }
+
+    /// Refuses starts from now on; when it returns none is under way.
+    pub(crate) fn hold(&self) {
+        let _none_starts = lock(&self.children);
+        self.held.send_replace(true);
+    }
+
+    /// Allows starts again.
+    pub(crate) fn release(&self) {
+        let _none_starts = lock(&self.children);
+        self.held.send_replace(false);
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        *self.held.borrow()
+    }
+
+    /// Waits until starts are allowed.
+    pub(crate) async fn released(&self) {
+        // We hold the sender: there is no error.
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
     }
 
     /// Signals the process group of a child of ours that was not collected yet; false when it was.

@@ -5,9 +5,10 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
-use axum::Router;
+use axum::{Extension, Router};
 use belljar_api::{guest::SYSTEM_PORT, limits::AGENT_PORT};
 use belljar_link::{Incoming, LinkStream};
 use hyper::server::conn::http1;
@@ -25,7 +26,7 @@ use crate::{
     agent::{Agent, router},
     connect::{connect_local, splice},
     limits::STREAMS_MAX,
-    system,
+    system::{self, Accepted},
 };
 
 /// Both APIs and the permits of their streams.
@@ -58,9 +59,22 @@ impl Service {
         }
     }
 
+    /// Serves a stream for as long as its session lives: a request whose answer nobody can get would otherwise wait for
+    /// its event, perhaps in a copy of this machine.
     async fn serve_stream(self, incoming: Incoming, _permit: OwnedSemaphorePermit) {
+        let session_ended = incoming.session_ended();
+        tokio::select! {
+            () = self.converse(incoming) => {}
+            _ = session_ended => {}
+        }
+    }
+
+    async fn converse(self, incoming: Incoming) {
         match incoming.port {
-            SYSTEM_PORT => serve_http(incoming.accept(), self.system).await,
+            SYSTEM_PORT => {
+                let accepted = Extension(Accepted(Instant::now()));
+                serve_http(incoming.accept(), self.system.layer(accepted)).await;
+            }
             AGENT_PORT => serve_http(incoming.accept(), self.public).await,
             port => match connect_local(port).await {
                 Ok(tcp) => splice(incoming.accept(), tcp).await,

@@ -1,12 +1,17 @@
-//! What `configure` does to a machine: name, addresses, clock, randomness, identity files, size of the disk.
+//! What `configure` does to a machine, in this order: clock, randomness, disk, identity, network, dead connections.
 //!
-//! All of it with system calls and files of our own: the image may have no programs at all.
+//! All of it with system calls and files of our own: the image may have no programs at all. It is done before a process
+//! of the sandbox runs, or runs again. What must not be repeated by a second machine from the same memory (time,
+//! randomness, token, machine id) fails the whole when it fails: then the processes go on standing still.
+//!
+//! The kernel's generator is stirred, and with it what programs ask it for (`getrandom`, also the one in the vDSO). A
+//! program that keeps a generator in its own memory repeats its numbers in every copy, as after any `fork`: nobody can
+//! reach it from here.
 
 use std::{
     fs, io,
     net::Ipv4Addr,
-    os::unix::fs::{PermissionsExt, chown},
-    path::Path,
+    os::unix::fs::chown,
     time::{Duration, Instant},
 };
 
@@ -14,105 +19,131 @@ use belljar_api::guest::{Configure, GuestNetwork};
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_settime},
-    unistd::sethostname,
 };
 
-use crate::{grow, ioctl, launch::Settings, limits::CLOCK_DRIFT_MAX, random, sync::now_ns};
+use crate::{
+    grow, identity, ioctl,
+    launch::Settings,
+    limits::{CLOCK_DRIFT_MAX, CLOCK_DRIFT_STOPPED_MAX},
+    paths::default_owner,
+    sockets,
+    sync::now_ns,
+};
 
 /// Why a machine cannot become the sandbox.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetupError {
     #[error("network: `{0}` is not an IPv4 address")]
     Address(String),
+    #[error("mac: `{0}` is not the hardware address of one device; write `02:..` with six bytes")]
+    Mac(String),
     #[error("entropy: is not 64 hex digits")]
     Entropy,
-    #[error("network: {step}: {source}")]
-    Network { step: &'static str, source: io::Error },
+    #[error("{step}: {source}")]
+    Step { step: &'static str, source: io::Error },
 }
 
-/// Applies what differs from `before`. Blocking.
-pub(crate) fn apply(before: Option<&Configure>, wanted: &Configure) -> Result<(), SetupError> {
-    // First, so that everything after it has the right time and fresh randomness.
-    set_clock(wanted.wall_clock_ns);
-    let entropy = decode_hex(&wanted.entropy).ok_or(SetupError::Entropy)?;
-    warn("kernel random generator", ioctl::reseed(&entropy));
-    let started = Instant::now();
-    match grow::grow_root() {
-        Ok(Some(blocks)) => tracing::info!("root file system grown to {blocks} blocks in {:?}", started.elapsed()),
-        Ok(None) => {}
-        Err(error) => tracing::warn!("root file system cannot be grown: {error}"),
+impl SetupError {
+    fn step(step: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Step { step, source }
     }
-    if before.is_none_or(|before| before.hostname != wanted.hostname) {
-        set_hostname(&wanted.hostname);
+}
+
+/// A configuration, and what it meets.
+pub(crate) struct Change<'a> {
+    /// What the machine was configured as, if it was.
+    pub(crate) before: Option<&'a Configure>,
+    pub(crate) wanted: &'a Configure,
+    pub(crate) settings: &'a Settings,
+    /// Whether the sandbox's processes stand still.
+    pub(crate) is_frozen: bool,
+    /// When the connection came that carried it.
+    pub(crate) arrived: Instant,
+}
+
+impl Change<'_> {
+    fn is_restored(&self) -> bool {
+        self.before.is_some_and(|before| before.life != self.wanted.life)
     }
-    if before.is_none_or(|before| before.sandbox_id != wanted.sandbox_id) {
-        set_machine_id(before.is_some());
+
+    /// Whether a value is another than before, or is the first.
+    fn is_new<T: PartialEq>(&self, of: impl Fn(&Configure) -> &T) -> bool {
+        self.before.is_none_or(|before| of(before) != of(self.wanted))
     }
-    let addresses_before = before.and_then(|before| before.network.as_ref());
-    if let Some(network) = &wanted.network
-        && addresses_before != Some(network)
-    {
-        set_network(addresses_before, network)?;
+
+    /// Applies what differs; time and randomness always. Blocking.
+    pub(crate) fn apply(&self) -> Result<(), SetupError> {
+        let entropy = decode_hex(&self.wanted.entropy).ok_or(SetupError::Entropy)?;
+        let mac = self.wanted.mac.as_deref().map(decode_mac).transpose()?;
+        self.set_clock().map_err(SetupError::step("wall clock"))?;
+        ioctl::reseed(&entropy).map_err(SetupError::step("kernel random generator"))?;
+        grow::grow_root_or_warn();
+        self.set_identity()?;
+        self.set_network(mac)?;
+        if self.is_restored() {
+            match sockets::end_connections() {
+                Ok(count) => tracing::info!("{count} connections of the former life ended"),
+                Err(error) => tracing::warn!("connections of the former life: {error}"),
+            }
+        }
+        make_directory(self.settings);
+        Ok(())
     }
-    Ok(())
+
+    fn set_clock(&self) -> io::Result<()> {
+        // While nobody looks at it a step harms nobody; a running program's clock is left alone if it is nearly right.
+        let is_unseen = self.before.is_none() || self.is_restored() || self.is_frozen;
+        let allowed = if is_unseen { CLOCK_DRIFT_STOPPED_MAX } else { CLOCK_DRIFT_MAX };
+        let now = Duration::from_nanos(self.wanted.wall_clock_ns).saturating_add(self.arrived.elapsed());
+        if Duration::from_nanos(now_ns()).abs_diff(now) > allowed {
+            clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(now))?;
+        }
+        Ok(())
+    }
+
+    fn set_identity(&self) -> Result<(), SetupError> {
+        if self.is_new(|of| &of.hostname) {
+            identity::set_hostname(&self.wanted.hostname);
+        }
+        if self.is_new(|of| &of.sandbox_id) {
+            identity::renew_machine_id().map_err(SetupError::step("/etc/machine-id"))?;
+        }
+        if self.is_new(|of| &of.identity_token) {
+            let owner = default_owner(self.settings);
+            identity::write_token(&self.wanted.identity_token, owner).map_err(SetupError::step("identity token"))?;
+        }
+        Ok(())
+    }
+
+    fn set_network(&self, mac: Option<[u8; 6]>) -> Result<(), SetupError> {
+        let was_down = match mac {
+            Some(mac) => ioctl::set_hardware_address(mac).map_err(SetupError::step("hardware address of eth0"))?,
+            None => false,
+        };
+        let before = self.before.and_then(|before| before.network.as_ref());
+        match &self.wanted.network {
+            // A device that was down has lost its routes.
+            Some(network) if before != Some(network) || was_down => set_addresses(before, network),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A step whose failure leaves a usable sandbox.
-fn warn(step: &str, result: io::Result<()>) {
+pub(crate) fn warn(step: &str, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!("{step}: {error}");
     }
 }
 
-fn set_clock(wanted_ns: u64) {
-    if now_ns().abs_diff(wanted_ns) <= u64::try_from(CLOCK_DRIFT_MAX.as_nanos()).unwrap_or(u64::MAX) {
-        return;
-    }
-    let time = TimeSpec::from_duration(Duration::from_nanos(wanted_ns));
-    warn("wall clock", clock_settime(ClockId::CLOCK_REALTIME, time).map_err(io::Error::from));
-}
-
-fn set_hostname(name: &str) {
-    warn("host name", sethostname(name).map_err(io::Error::from));
-    warn("/etc/hostname", write_file("/etc/hostname", &format!("{name}\n")));
-    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
-    warn("/etc/hosts", write_file("/etc/hosts", &hosts_with(&hosts, name)));
-}
-
-/// `/etc/hosts` in which the machine's own name resolves, as Debian does it.
-fn hosts_with(hosts: &str, name: &str) -> String {
-    const OWN: &str = "127.0.1.1";
-    let is_own = |line: &&str| line.split_whitespace().next() == Some(OWN);
-    let mut text = String::new();
-    if !hosts.lines().any(|line| line.split_whitespace().skip(1).any(|word| word == "localhost")) {
-        text.push_str("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    }
-    for line in hosts.lines().filter(|line| !is_own(line)) {
-        text.push_str(line);
-        text.push('\n');
-    }
-    text.push_str(&format!("{OWN}\t{name}\n"));
-    text
-}
-
-/// Gives a machine that has no id one, and a copy of a machine its own.
-fn set_machine_id(is_copy: bool) {
-    const FILE: &str = "/etc/machine-id";
-    let current = fs::read_to_string(FILE).unwrap_or_default();
-    let is_unset = matches!(current.trim(), "" | "uninitialized");
-    if is_unset || is_copy {
-        warn(FILE, write_file(FILE, &format!("{}\n", random::hex::<16>())));
-    }
-}
-
-fn set_network(before: Option<&GuestNetwork>, network: &GuestNetwork) -> Result<(), SetupError> {
+fn set_addresses(before: Option<&GuestNetwork>, network: &GuestNetwork) -> Result<(), SetupError> {
     let address = parse(&network.address)?;
     let gateway = parse(&network.gateway)?;
     let dns = parse(&network.dns)?;
     let old_gateway = before.map(|before| parse(&before.gateway)).transpose()?;
     ioctl::configure(address, network.prefix.min(32), gateway, old_gateway)
-        .map_err(|(step, source)| SetupError::Network { step, source })?;
-    warn("/etc/resolv.conf", write_file("/etc/resolv.conf", &format!("nameserver {dns}\n")));
+        .map_err(|(step, source)| SetupError::Step { step, source })?;
+    warn("/etc/resolv.conf", identity::write_file("/etc/resolv.conf", &format!("nameserver {dns}\n")));
     Ok(())
 }
 
@@ -120,20 +151,8 @@ fn parse(address: &str) -> Result<Ipv4Addr, SetupError> {
     address.parse().map_err(|_| SetupError::Address(address.to_owned()))
 }
 
-/// Replaces a file, and a link by a file: `/etc/resolv.conf` often points into a `/run` that is not there.
-fn write_file(path: &str, text: &str) -> io::Result<()> {
-    if let Some(directory) = Path::new(path).parent() {
-        fs::create_dir_all(directory)?;
-    }
-    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
-        fs::remove_file(path)?;
-    }
-    fs::write(path, text)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
-}
-
 /// Makes the default working directory, as a container runtime does for WORKDIR.
-pub(crate) fn make_directory(settings: &Settings) {
+fn make_directory(settings: &Settings) {
     let Ok(Some(identity)) = settings.identity(None) else { return };
     let directory = settings.directory(Some(&identity));
     if directory.is_dir() {
@@ -151,23 +170,52 @@ fn decode_hex(text: &str) -> Option<[u8; 32]> {
     if text.len() == 64 { bytes.try_into().ok() } else { None }
 }
 
+/// The address of one device: not of a group of them, and not of none.
+fn decode_mac(text: &str) -> Result<[u8; 6], SetupError> {
+    let byte = |digits: &str| {
+        (digits.len() == 2 && !digits.starts_with('+')).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+    };
+    let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+    let mac = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+    mac.filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6]).ok_or_else(|| SetupError::Mac(text.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn the_own_name_is_in_hosts_once() {
-        let first = hosts_with("", "one");
-        assert_eq!(first, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tone\n");
-        assert_eq!(hosts_with(&first, "two"), first.replace("one", "two"));
-        assert_eq!(hosts_with("127.0.0.1 localhost\n1.2.3.4 x", "a"), "127.0.0.1 localhost\n1.2.3.4 x\n127.0.1.1\ta\n");
-    }
+    use super::*;
 
     #[test]
     fn entropy_is_exactly_32_bytes() {
         assert_eq!(decode_hex(&"0f".repeat(32)), Some([15; 32]));
         for wrong in ["", "0f", &"0g".repeat(32), &"0f".repeat(33), &"é".repeat(32)] {
             assert_eq!(decode_hex(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_hardware_address_is_six_bytes_and_one_devices() {
+        assert_eq!(decode_mac("02:00:5e:10:00:fF").ok(), Some([2, 0, 0x5e, 0x10, 0, 0xff]));
+        for wrong in [
+            "",
+            "02",
+            "02:0:0:0:0:1",
+            "01:00:00:00:00:01",
+            "00:00:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "+2:00:00:00:00:01",
+        ] {
+            assert!(decode_mac(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_address_of_a_device_is_read_back(mut mac in any::<[u8; 6]>()) {
+            mac[0] = mac[0] & !1 | 2;
+            let text: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+            prop_assert_eq!(decode_mac(&text.join(":")).ok(), Some(mac));
         }
     }
 }

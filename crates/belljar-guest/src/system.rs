@@ -1,32 +1,38 @@
-//! The system API, which only the node reaches: `POST /v1/configure`, `GET /v1/logs`.
+//! The system API, which only the node reaches: `POST /v1/configure`, `/v1/freeze`, `/v1/settle`, `GET /v1/logs`.
+//!
+//! ```text
+//! booted ─(settle)─► golden snapshot ─(restore)─► booted
+//! booted ─(configure)─► a sandbox ─(freeze)─► standing still ─(configure)─► a sandbox: the same, or a copy
+//! ```
+//!
+//! One of them at a time, and each to its end: a node that goes away in the middle leaves nothing half done.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Instant};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::State,
     http::header,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use belljar_api::{
-    guest::{Configure, Configured, PROTOCOL},
-    process::{OutputMode, StdinMode},
-};
+use belljar_api::guest::{Configure, Configured, Freeze, PROTOCOL, Settled};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Deserialize;
 
 use crate::{
     agent::{Agent, Configuration, VERSION},
-    error::{ApiError, JsonBody, Params, unknown_route, wrong_method},
+    error::{ApiError, JsonBody, OptionalJsonBody, Params, unknown_route, wrong_method},
+    files::blocking,
+    freeze::{self, FreezeError, Frozen},
     launch::{Launch, Place, Request, Settings},
-    limits::{LOG_BATCH, LOG_LINE_MAX},
+    limits::{FREEZE_PATIENCE, LOG_BATCH, LOG_LINE_MAX},
     managed::{self, Rules},
     process::Plan,
-    random,
-    setup::{self, SetupError},
+    random, settle,
+    setup::{Change, SetupError},
 };
 
 /// Name of the supervisor of the sandbox's entrypoint.
@@ -36,54 +42,147 @@ const ENTRYPOINT: &str = "entrypoint";
 pub(crate) fn router(agent: &Arc<Agent>) -> Router {
     Router::new()
         .route("/v1/configure", post(configure))
+        .route("/v1/freeze", post(freeze))
+        .route("/v1/settle", post(settle))
         .route("/v1/logs", get(logs))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Arc::clone(agent))
 }
 
+/// When the stream was accepted that a request came on.
+#[derive(Clone, Copy)]
+pub(crate) struct Accepted(pub(crate) Instant);
+
 impl From<SetupError> for ApiError {
     fn from(error: SetupError) -> Self {
         match error {
-            SetupError::Address(_) | SetupError::Entropy => Self::invalid(error.to_string()),
-            SetupError::Network { .. } => Self::internal(error.to_string()),
+            SetupError::Address(_) | SetupError::Mac(_) | SetupError::Entropy => Self::invalid(error.to_string()),
+            SetupError::Step { .. } => Self::internal(error.to_string()),
         }
     }
 }
 
+impl From<FreezeError> for ApiError {
+    fn from(error: FreezeError) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
+/// Does it to its end, whatever becomes of the connection that asked for it.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::spawn(work).await.map_err(|error| ApiError::internal(format!("system work: {error}")))?
+}
+
 /// Makes this guest a certain sandbox. Called first before any process runs, and again whenever the node came back or
 /// the VM was restored: then only what changed is applied, the clock and the entropy always, and the entrypoint, which
-/// is in the memory of the restored guest, is left alone.
+/// is in the memory of the restored guest, is left alone. Processes that stand still go on as the very last; where
+/// something failed they do not.
 async fn configure(
     State(agent): State<Arc<Agent>>,
+    Extension(Accepted(arrived)): Extension<Accepted>,
     JsonBody(wanted): JsonBody<Configure>,
 ) -> Result<Json<Configured>, ApiError> {
-    let _one_at_a_time = agent.configuring.lock().await;
+    to_the_end(become_sandbox(agent, wanted, arrived)).await.map(Json)
+}
+
+async fn become_sandbox(agent: Arc<Agent>, wanted: Configure, arrived: Instant) -> Result<Configured, ApiError> {
+    let mut frozen = agent.frozen.lock().await;
     let previous = agent.configuration();
-    if let Place::Machine = agent.place {
-        let (before, after) = (previous.as_ref().map(|previous| previous.wanted.clone()), wanted.clone());
-        tokio::task::spawn_blocking(move || setup::apply(before.as_ref(), &after))
-            .await
-            .map_err(|error| ApiError::internal(format!("configure: {error}")))??;
-    }
     let settings = Arc::new(Settings { place: agent.place.clone(), runtime: wanted.runtime.clone() });
     if let Place::Machine = agent.place {
-        setup::make_directory(&settings);
+        // What a rehearsal left is like what a parent leaves: another sandbox's.
+        let before = previous.as_ref().map(|previous| previous.wanted.clone()).or_else(|| agent.rehearsed());
+        let (wanted, settings, is_frozen) = (wanted.clone(), Arc::clone(&settings), frozen.is_some());
+        let apply = move || {
+            let (before, wanted, settings) = (before.as_ref(), &wanted, &*settings);
+            Change { before, wanted, settings, is_frozen, arrived }.apply()
+        };
+        blocking(apply).await??;
+    }
+    if previous.as_ref().is_some_and(|previous| previous.wanted.sandbox_id != wanted.sandbox_id) {
+        // What only the parent's clients and the parent's node may know.
+        agent.terminals.renew_tokens();
+        agent.logs.forget();
     }
     let answer = match &previous {
         Some(previous) => previous.answer.clone(),
         None => Configured { protocol: PROTOCOL, version: VERSION.to_owned(), boot_id: boot_id() },
     };
+    if wanted.rehearsal {
+        agent.set_rehearsed(wanted);
+        settle::warm_up(&agent).await;
+        return Ok(answer);
+    }
     let is_first = previous.is_none();
     agent.set_configuration(Configuration {
         wanted: wanted.clone(),
         settings: Arc::clone(&settings),
         answer: answer.clone(),
     });
+    go_on(&agent, &mut frozen)?;
     if is_first {
         start_entrypoint(&agent, &settings, &wanted);
     }
-    Ok(Json(answer))
+    Ok(answer)
+}
+
+fn go_on(agent: &Agent, frozen: &mut Option<Frozen>) -> Result<(), FreezeError> {
+    if let Some(stopped) = frozen {
+        stopped.go_on()?;
+    }
+    *frozen = None;
+    agent.reaper.release();
+    Ok(())
+}
+
+/// Stops the sandbox's processes and brings the disk in step. Asked again it only does what is missing.
+async fn freeze(
+    State(agent): State<Arc<Agent>>,
+    OptionalJsonBody(wanted): OptionalJsonBody<Freeze>,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    let work = async move {
+        let mut frozen = agent.frozen.lock().await;
+        let result = stand_still(&agent, &mut frozen, wanted.sync).await;
+        if result.is_err() {
+            go_on(&agent, &mut frozen)?;
+        }
+        result
+    };
+    to_the_end(work).await.map(|()| Json(serde_json::json!({})))
+}
+
+async fn stand_still(agent: &Agent, frozen: &mut Option<Frozen>, sync: bool) -> Result<(), ApiError> {
+    let is_machine = matches!(agent.place, Place::Machine);
+    if sync && is_machine && frozen.is_none() {
+        // What takes long is written while everything still runs; what comes meanwhile is little.
+        blocking(freeze::sync_root).await??;
+    }
+    agent.reaper.hold();
+    if frozen.is_none() {
+        *frozen = Some(match is_machine {
+            true => blocking(|| freeze::stop_all(FREEZE_PATIENCE)).await??,
+            false => Frozen::default(),
+        });
+    }
+    if sync && is_machine {
+        blocking(freeze::sync_root).await??;
+    }
+    Ok(())
+}
+
+async fn settle(State(agent): State<Arc<Agent>>) -> Result<Json<Settled>, ApiError> {
+    let work = async move {
+        let _one_at_a_time = agent.frozen.lock().await;
+        match agent.place {
+            _ if agent.configuration().is_some() => Err(ApiError::invalid("settle: this guest is a sandbox already")),
+            Place::Machine => settle::settle(&agent).await.map_err(|error| ApiError::internal(error.to_string())),
+            Place::Hosted { .. } => Ok(Settled::default()),
+        }
+    };
+    to_the_end(work).await.map(Json)
 }
 
 /// A guest without the file (there is none such) still has an id of its own.
@@ -106,18 +205,9 @@ fn start_entrypoint(agent: &Arc<Agent>, settings: &Settings, wanted: &Configure)
     let Some((command, args)) = words.split_first() else { return };
     let request = Request { command: command.clone(), args: args.to_vec(), ..Request::default() };
     let rules = Rules { name: Some(ENTRYPOINT.to_owned()), ..Rules::default() };
-    let started = Launch::prepare(settings, request).map_err(ApiError::from).and_then(|launch| {
-        let plan = Plan {
-            launch,
-            command: command.clone(),
-            args: args.to_vec(),
-            stdin: StdinMode::Closed,
-            stdout: OutputMode::Capture,
-            stderr: OutputMode::Capture,
-            timeout: None,
-        };
-        Ok(managed::start(&agent.table, plan, rules)?)
-    });
+    let started = Launch::prepare(settings, request)
+        .map_err(ApiError::from)
+        .and_then(|launch| Ok(managed::start(&agent.table, Plan::new(launch), rules)?));
     if let Err(error) = started {
         tracing::warn!("the entrypoint does not run: {error}");
         agent.logs.note(ENTRYPOINT, &format!("the entrypoint does not run: {error}"));

@@ -171,6 +171,10 @@ async fn connect(socket: &std::path::Path) -> Connector {
 pub(crate) fn configuration() -> Configure {
     Configure {
         sandbox_id: "sandbox-1".to_owned(),
+        rehearsal: false,
+        life: 1,
+        identity_token: "token".into(),
+        mac: None,
         hostname: "sandbox-1".to_owned(),
         runtime: RuntimeConfig::default(),
         entrypoint: None,

@@ -48,6 +48,27 @@ pub enum VmmError {
     /// The driver cannot keep its guests off the network.
     #[error("driver {driver} cannot cut a guest off the network: run it with another driver")]
     NoNetworkControl { driver: crate::DriverKind },
+    /// The driver can neither pause nor save its guests.
+    #[error("this driver cannot pause or save a guest: run it with another driver")]
+    NoSnapshots,
+    /// Only a VM that stands still can be saved.
+    #[error("VM process {pid} is not paused: pause it first")]
+    NotPaused { pid: u32 },
+    /// Only a VM that was started with a memory file can be saved.
+    #[error("VM process {pid} was started without a memory file, so it cannot be saved: start it with one")]
+    NoMemoryFile { pid: u32 },
+    /// The state of the devices could not be written.
+    #[error("cannot save the devices of VM process {pid} to {path}")]
+    Save { pid: u32, path: PathBuf, source: io::Error },
+    /// The state of the devices cannot be gone on with.
+    #[error(
+        "VM {id}: cannot go on with the device state {path}; it must be whole and of a VM with the same QEMU, cpus, \
+         memory, disk and network card: {reason}"
+    )]
+    Restore { id: String, path: PathBuf, reason: String },
+    /// A disk would lose its end.
+    #[error("the disk of VM process {pid} has {current} bytes and cannot be made smaller ({wanted})")]
+    SmallerDisk { pid: u32, current: u64, wanted: u64 },
     /// Processes in a hosted sandbox fork faster than they can be stopped.
     #[error(
         "processes below {pid} fork faster than they can be stopped ({} rounds tried): end them by hand",

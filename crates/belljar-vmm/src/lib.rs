@@ -14,11 +14,15 @@
 //!      +----------------------------- kill ------------------------------------+
 //! ```
 //!
+//! A running VM may stand still: by [`Vm::pause`], or because it was launched with the saved state of another one. Its memory
+//! then is a private view of a file that many VMs may share ([`VmSpec::memory`]), and [`Vm::copy_dirty`] tells what it wrote.
+//!
 //! A VM process is its own session and holds nothing of ours, so it outlives us; what is needed to find it again is in
 //! its run directory (`run_dir` module). A guest that resets or panics does not end its process: the VM stays, stopped, so
 //! that the reason and the console can be read, until [`Vm::kill`].
 
 mod child;
+mod dirty;
 mod driver;
 mod error;
 mod guard;
@@ -32,6 +36,6 @@ pub mod qemu;
 mod run_dir;
 mod spawn;
 
-pub use driver::{Accelerator, Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
+pub use driver::{Accelerator, Capabilities, DirtyMemory, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
 pub use error::VmmError;
 pub use memory::MemoryUse;

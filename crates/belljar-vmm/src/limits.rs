@@ -44,6 +44,15 @@ pub const MAX_MEMORY_MIB: u64 = 1024 * 1024;
 /// flushed again and again by interpreters such as Python or Node.
 pub const TRANSLATION_CACHE_MIB: u32 = 256;
 
+/// Bytes of a saved device state: 50 KiB with one virtual CPU, some 12 KiB for each more.
+pub const DEVICES_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Shapes of VMs (memory size, card or not) whose part of a saved state is remembered; each has 30 KiB and takes 50 ms to find out.
+pub const HEADS: usize = 64;
+
+/// Pieces of memory copied by one system call: the kernel takes no more (`UIO_MAXIOV`).
+pub const IOVECS: usize = 1024;
+
 /// Rounds of "stop every descendant" before giving up on a process that forks faster than it can be stopped.
 pub const KILL_ROUNDS: usize = 64;
 

@@ -6,7 +6,8 @@ use crate::VmmError;
 /// guest in a VM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// Guest memory the guest has touched.
+    /// Guest memory the guest has touched. Of a VM that began with a memory file, what it only read is in there as well,
+    /// though it shares that with all others that began with the file.
     pub guest: u64,
     /// Translated guest code (software emulation only).
     pub translation_cache: u64,
@@ -57,8 +58,9 @@ impl MemoryUse {
         let anonymous = !mapping.path.starts_with('/');
         let rss = mapping.rss * 1024;
         // QEMU maps guest memory in one piece with a guard page behind it, hence no merging with a neighbour; nothing
-        // else it has is that large. Translated code is the only memory that is writable and executable.
-        if anonymous && mapping.permissions.starts_with("rw-") && mapping.size == guest_kib {
+        // else it has is that large, with a file or without. Translated code is the only memory that is writable and
+        // executable.
+        if mapping.permissions.starts_with("rw-") && mapping.size == guest_kib {
             self.guest += rss;
         } else if anonymous && mapping.permissions.starts_with("rwx") {
             self.translation_cache += rss;
@@ -123,6 +125,9 @@ mod tests {
         );
         assert_eq!(kib(use_.total()), 60_000 + 3000 + 800 + 5004);
         assert_eq!(parse("", 1), MemoryUse::default());
+
+        let file = map("7f02-7f03 rw-p 00000000 fe:00 78    /data/memory", 512 * 1024, 60_000, 40_000);
+        assert_eq!(parse(&file, 512 * 1024), MemoryUse { guest: 60_000 * 1024, ..MemoryUse::default() });
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //! ```text
 //! run_dir/  link.sock     to the guest agent
 //!           qmp.sock      to QEMU's control interface (QEMU only)
+//!           devices.new   state of the devices that QEMU is saving (QEMU only)
 //!           console.tail  console output that was already fetched from QEMU
 //!           vm.json       which process it is: written once it runs, removed last
 //! ```
 //!
-//! Sockets are bound and connected through `/proc/self/fd/N/name`: a Unix socket address holds 107 bytes, a data directory
-//! may be deeper than that.
+//! Everything in it is reached through `/proc/self/fd/N/name`: a Unix socket address holds 107 bytes, a data directory may be
+//! deeper than that; and the directory, or one above it, may be renamed while the VM runs.
 
 use crate::child;
 use crate::driver::DriverKind;
@@ -24,12 +25,13 @@ use std::path::{Path, PathBuf};
 
 pub(crate) const LINK: &str = "link.sock";
 pub(crate) const QMP: &str = "qmp.sock";
+pub(crate) const DEVICES: &str = "devices.new";
 pub(crate) const CONSOLE: &str = "console.tail";
 const RECORD: &str = "vm.json";
 const RECORD_NEW: &str = "vm.json.new";
 
 /// In the order of removal: the record goes last, so that an interrupted removal is finished by the next adoption.
-const ALL: [&str; 5] = [LINK, QMP, CONSOLE, RECORD_NEW, RECORD];
+const ALL: [&str; 6] = [LINK, QMP, DEVICES, CONSOLE, RECORD_NEW, RECORD];
 
 /// Format of `vm.json`; another number is not ours to read.
 const RECORD_VERSION: u32 = 1;
@@ -44,19 +46,36 @@ pub(crate) struct Record {
     start_time: u64,
     boot_id: String,
     pub driver: DriverKind,
-    /// Version of the VM program, for whoever looks at the file.
-    program_version: String,
-    /// Guest memory, MiB: tells the guest's memory from the process's own.
+    /// Version of the VM program, which may be another one by now.
+    pub program_version: String,
+    #[serde(flatten)]
+    pub guest: Guest,
+}
+
+/// What must be known of a guest to drive it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Guest {
+    /// Its memory, MiB: tells the guest's memory from the process's own.
     pub memory_mib: u64,
+    /// Number of the file its memory began as, which finds it among the process's mappings. (A path may change.)
+    #[serde(default)]
+    pub memory_inode: Option<u64>,
+    /// Its virtual CPUs, and whether it has a disk and a network card: what its saved state fits.
+    #[serde(default)]
+    pub vcpus: u32,
+    #[serde(default)]
+    pub disk: bool,
+    #[serde(default)]
+    pub card: bool,
 }
 
 impl Record {
     /// Describes a process that was just started; `None` when it has ended already.
-    pub(crate) fn of(id: &str, pid: u32, driver: DriverKind, program_version: &str, memory_mib: u64) -> Option<Self> {
+    pub(crate) fn of(id: &str, pid: u32, driver: DriverKind, program_version: &str, guest: Guest) -> Option<Self> {
         let start_time = child::start_time(pid)?;
         let boot_id = child::boot_id()?;
         let (id, program_version) = (id.to_owned(), program_version.to_owned());
-        Some(Self { version: RECORD_VERSION, id, pid, start_time, boot_id, driver, program_version, memory_mib })
+        Some(Self { version: RECORD_VERSION, id, pid, start_time, boot_id, driver, program_version, guest })
     }
 
     /// Whether that very process (not a later one with its number) still runs.
@@ -86,17 +105,17 @@ impl RunDir {
         Ok(Self { path: std::path::absolute(path).map_err(error)?, handle })
     }
 
-    /// Absolute path of the directory.
+    /// Absolute path that the directory was opened by.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Path of a file in it, for messages and ordinary file access.
+    /// Path of a file in it, for messages.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// A short path of a socket in it, valid while `self` lives and in this process only.
+    /// A short path of a file in it, valid while `self` lives and in this process only.
     fn short(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd()))
     }
@@ -117,7 +136,7 @@ impl RunDir {
 
     /// The last `limit` bytes of a file.
     pub(crate) fn tail(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
-        let mut file = File::open(self.file(name))?;
+        let mut file = File::open(self.short(name))?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
         let mut bytes = Vec::new();
@@ -125,18 +144,26 @@ impl RunDir {
         Ok(bytes)
     }
 
+    /// Removes a file. A missing one is fine.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), VmmError> {
+        match std::fs::remove_file(self.short(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.fail("remove", name, error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Replaces a file's content.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), VmmError> {
-        std::fs::write(self.file(name), bytes).map_err(|source| self.fail("write", name, source))
+        std::fs::write(self.short(name), bytes).map_err(|source| self.fail("write", name, source))
     }
 
     /// Writes the record; whoever reads it finds all of it or none.
     pub(crate) fn write_record(&self, record: &Record) -> Result<(), VmmError> {
         let write = || {
-            let mut file = File::create(self.file(RECORD_NEW))?;
+            let mut file = File::create(self.short(RECORD_NEW))?;
             file.set_permissions(Permissions::from_mode(0o600))?;
             file.write_all(&serde_json::to_vec(record)?)?;
-            std::fs::rename(self.file(RECORD_NEW), self.file(RECORD))
+            std::fs::rename(self.short(RECORD_NEW), self.short(RECORD))
         };
         write().map_err(|source| self.fail("write", RECORD, source))
     }
@@ -149,12 +176,6 @@ impl RunDir {
 
     /// Removes every file a VM may have left. Missing ones are fine.
     pub(crate) fn clear(&self) -> Result<(), VmmError> {
-        for name in ALL {
-            match std::fs::remove_file(self.file(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.fail("remove", name, error)),
-                _ => {}
-            }
-        }
-        Ok(())
+        ALL.iter().try_for_each(|name| self.remove(name))
     }
 }

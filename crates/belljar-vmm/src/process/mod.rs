@@ -15,13 +15,13 @@
 mod tree;
 
 use crate::child::Process;
-use crate::driver::{Capabilities, Driver, DriverKind, Vm, VmExit, VmSpec};
+use crate::driver::{Capabilities, DirtyMemory, Driver, DriverKind, Vm, VmExit, VmSpec};
 use crate::error::VmmError;
 use crate::guard::{Files, Started};
 use crate::limits::{CONSOLE_BYTES, LAUNCH, MAX_MEMORY_MIB, MAX_VCPUS};
 use crate::log::Log;
 use crate::memory::MemoryUse;
-use crate::run_dir::{LINK, Record, RunDir};
+use crate::run_dir::{Guest, LINK, Record, RunDir};
 use crate::spawn::{Start, spawn};
 use async_trait::async_trait;
 use std::io;
@@ -117,6 +117,7 @@ impl Driver for ProcessDriver {
             isolates: false,
             hardware: true,
             user_network: true,
+            snapshots: false,
             restricts_network: false,
             limits_resources: false,
             max_vcpus: MAX_VCPUS,
@@ -143,7 +144,8 @@ impl Driver for ProcessDriver {
         let started = Started::of(process);
         let attempt = async {
             let pid = started.process.pid();
-            if let Some(record) = Record::of(&spec.id, pid, self.kind(), self.version(), spec.memory_mib) {
+            let guest = Guest { memory_mib: spec.memory_mib, ..Guest::default() };
+            if let Some(record) = Record::of(&spec.id, pid, self.kind(), self.version(), guest) {
                 dir.write_record(&record)?;
             }
             self.ready(&started.process, output, &log).await
@@ -232,6 +234,34 @@ impl Vm for HostedVm {
     /// It uses the host's network as any process does.
     async fn set_network(&self, connected: bool) -> Result<(), VmmError> {
         if connected { Ok(()) } else { Err(VmmError::NoNetworkControl { driver: DriverKind::Process }) }
+    }
+
+    async fn pause(&self) -> Result<(), VmmError> {
+        Err(VmmError::NoSnapshots)
+    }
+
+    async fn resume(&self) -> Result<(), VmmError> {
+        Err(VmmError::NoSnapshots)
+    }
+
+    async fn is_paused(&self) -> Result<bool, VmmError> {
+        Ok(false)
+    }
+
+    async fn save_devices(&self, _to: &Path) -> Result<(), VmmError> {
+        Err(VmmError::NoSnapshots)
+    }
+
+    fn room_for_dirty(&self) -> Result<Vec<u8>, VmmError> {
+        Err(VmmError::NoSnapshots)
+    }
+
+    fn copy_dirty(&self, _room: Vec<u8>) -> Result<DirtyMemory, VmmError> {
+        Err(VmmError::NoSnapshots)
+    }
+
+    async fn grow_disk(&self, _bytes: u64) -> Result<(), VmmError> {
+        Err(VmmError::NoSnapshots)
     }
 
     fn memory(&self) -> Result<MemoryUse, VmmError> {

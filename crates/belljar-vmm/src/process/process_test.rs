@@ -41,6 +41,8 @@ impl World {
             cmdline_extra: String::new(),
             vcpus: 1,
             memory_mib: 64,
+            memory: None,
+            devices: None,
             network: NetworkSpec::None,
         }
     }

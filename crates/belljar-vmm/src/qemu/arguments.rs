@@ -1,15 +1,22 @@
 //! QEMU's command line as a pure function of what is wanted.
 
 use super::QemuConfig;
+use super::state::Shape;
 use crate::driver::{Accelerator, NetworkSpec, VmSpec};
 use crate::error::VmmError;
 use crate::limits::{CMDLINE_EXTRA_BYTES, CONSOLE_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use crate::spawn::FIRST_FD;
-use std::path::Path;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
-/// Descriptors QEMU finds its listening sockets at.
+/// Descriptors QEMU finds its listening sockets at, and the saved state to go on with.
 const QMP_FD: i32 = FIRST_FD;
 const LINK_FD: i32 = FIRST_FD + 1;
+const DEVICES_FD: i32 = FIRST_FD + 2;
+
+/// Descriptors of the VM that only tells how its memory is described: where it writes that, and its memory.
+const STREAM_FD: i32 = FIRST_FD + 1;
+const MEMORY_FD: i32 = FIRST_FD + 2;
 
 /// Name of the console's ring buffer.
 pub(super) const CONSOLE: &str = "console";
@@ -17,8 +24,14 @@ pub(super) const CONSOLE: &str = "console";
 /// Name of the virtio-serial port the guest agent opens (`/sys/class/virtio-ports/*/name`).
 pub const LINK_PORT: &str = "belljar.link";
 
+/// Name of the disk's back end.
+pub(super) const DISK: &str = "disk";
+
 /// Name of the network card's back end.
 pub(super) const NETWORK: &str = "net";
+
+/// Name of the guest's memory; also in saved states.
+const MEMORY: &str = "mem";
 
 /// What every guest kernel gets. Console output costs an exit per byte, hence `quiet` and errors only; without ACPI a
 /// guest ends itself by rebooting through a triple fault, also after a panic.
@@ -47,7 +60,15 @@ pub(super) fn validate(spec: &VmSpec) -> Result<(), VmmError> {
     if spec.cmdline_extra.len() > CMDLINE_EXTRA_BYTES || spec.cmdline_extra.chars().any(char::is_control) {
         return bad("cmdline_extra", format!("must be one line of at most {CMDLINE_EXTRA_BYTES} bytes"));
     }
-    let files = [("kernel", Some(&spec.kernel)), ("initrd", spec.initrd.as_ref()), ("disk", spec.disk.as_ref())];
+    if spec.devices.is_some() && spec.memory.is_none() {
+        return bad("memory", "must be the file that belongs to the device state".to_owned());
+    }
+    let files = [
+        ("kernel", Some(&spec.kernel)),
+        ("initrd", spec.initrd.as_ref()),
+        ("disk", spec.disk.as_ref()),
+        ("memory", spec.memory.as_ref()),
+    ];
     for (field, path) in files {
         // QEMU takes text, runs in another directory, and reads `name:` at the start of a disk's path as a protocol.
         if let Some(path) = path.filter(|path| !path.is_absolute() || path.to_str().is_none()) {
@@ -82,23 +103,78 @@ fn escaped(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 
+/// Where QEMU finds a descriptor it was given, as a path.
+fn descriptor(number: i32) -> String {
+    format!("/proc/self/fd/{number}")
+}
+
+/// Arguments of `migrate-incoming`.
+pub(super) fn incoming() -> Value {
+    json!({ "uri": format!("file:{}", descriptor(DEVICES_FD)) })
+}
+
+/// Arguments of `migrate` of the VM that only tells how its memory is described.
+pub(super) fn outgoing() -> Value {
+    json!({ "uri": format!("file:{}", descriptor(STREAM_FD)) })
+}
+
+/// Arguments of `migrate-set-capabilities`: shared memory is left out, and the end is told.
+pub(super) fn capabilities() -> Value {
+    let all = ["x-ignore-shared", "events"].map(|name| json!({ "capability": name, "state": true }));
+    json!({ "capabilities": all })
+}
+
+/// A row of options.
+struct Options(Vec<String>);
+
+impl Options {
+    fn add(&mut self, name: &str, value: String) {
+        self.0.extend([format!("-{name}"), value]);
+    }
+
+    fn flag(&mut self, name: &str) {
+        self.0.push(format!("-{name}"));
+    }
+
+    /// What every VM has that shall understand the saved state of another: processor, memory, sandbox.
+    fn machine(config: &QemuConfig, name: &str, shape: &Shape, memory: Option<&str>) -> Self {
+        let mut all = Self(Vec::new());
+        all.flag("nodefaults");
+        all.flag("no-user-config");
+        let (accel, cpu) = match config.accel {
+            Accelerator::Kvm => ("kvm".to_owned(), "host"),
+            Accelerator::Tcg => (format!("tcg,thread=multi,tb-size={}", config.translation_cache_mib), EMULATED_CPU),
+        };
+        all.add("name", format!("{name},process=belljar-vm"));
+        // ACPI off and PIT on: with them the other way round this machine boots unreliably or not at all in software.
+        let mut machine = "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on".to_owned();
+        if let Some(memory) = memory {
+            all.add("object", format!("memory-backend-file,id={MEMORY},size={}M,{memory}", shape.memory_mib));
+            machine.push_str(&format!(",memory-backend={MEMORY}"));
+        }
+        all.add("machine", machine);
+        all.add("accel", accel);
+        all.add("cpu", cpu.to_owned());
+        all.add("smp", shape.vcpus.to_string());
+        all.add("m", format!("{}M", shape.memory_mib));
+        all.add("display", "none".to_owned());
+        all.add("sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+        all
+    }
+
+    fn card(&mut self, restrict: bool) {
+        let restrict = if restrict { "on" } else { "off" };
+        self.add("netdev", format!("user,id={NETWORK},restrict={restrict},ipv6=off"));
+        self.add("device", format!("virtio-net-device,netdev={NETWORK}"));
+    }
+}
+
 /// The arguments after the program's name, for a valid specification. `tsc_khz`: the rate of the host's time stamp counter.
 pub(super) fn arguments(config: &QemuConfig, spec: &VmSpec, tsc_khz: Option<u64>) -> Vec<String> {
-    let mut all = ["-nodefaults", "-no-user-config"].map(str::to_owned).to_vec();
-    let mut option = |name: &str, value: String| all.extend([format!("-{name}"), value]);
-    let (accel, cpu) = match config.accel {
-        Accelerator::Kvm => ("kvm".to_owned(), "host"),
-        Accelerator::Tcg => (format!("tcg,thread=multi,tb-size={}", config.translation_cache_mib), EMULATED_CPU),
-    };
-    option("name", format!("{},process=belljar-vm", spec.id));
-    // ACPI off and PIT on: with them the other way round this machine boots unreliably or not at all in software.
-    option("machine", "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on".to_owned());
-    option("accel", accel);
-    option("cpu", cpu.to_owned());
-    option("smp", spec.vcpus.to_string());
-    option("m", format!("{}M", spec.memory_mib));
-    option("display", "none".to_owned());
-    option("sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    // Private and read-only: what the guest writes stays its own, whatever this process does.
+    let private = |path: &PathBuf| format!("mem-path={},share=off,readonly=on,rom=off", escaped(path));
+    let mut all = Options::machine(config, &spec.id, &Shape::of(spec), spec.memory.as_ref().map(private).as_deref());
+    let mut option = |name: &str, value: String| all.add(name, value);
     // A guest that resets leaves a stopped machine: the reason and the console can still be asked for.
     option("action", "reboot=shutdown,shutdown=pause".to_owned());
     option("chardev", format!("socket,id=qmp,fd={QMP_FD},server=on,wait=off"));
@@ -111,28 +187,47 @@ pub(super) fn arguments(config: &QemuConfig, spec: &VmSpec, tsc_khz: Option<u64>
     option("device", "virtio-rng-device".to_owned());
     if let Some(disk) = &spec.disk {
         // What the guest trims or zeroes frees space on the host. QEMU's lock on the file stays on: it keeps a second VM,
-        // started by mistake, from damaging the file system.
+        // started by mistake, from damaging the file system. Before a restored guest goes on, QEMU would write the file out
+        // and drop it from the page cache, lest it be stale after a move to this host; it never is.
         option(
             "blockdev",
             format!(
-                "driver=raw,node-name=disk,discard=unmap,detect-zeroes=unmap,file.driver=file,file.aio=threads,\
-                 file.filename={}",
+                "driver=raw,node-name={DISK},discard=unmap,detect-zeroes=unmap,file.driver=file,file.aio=threads,\
+                 file.drop-cache=off,file.filename={}",
                 escaped(disk)
             ),
         );
-        option("device", "virtio-blk-device,drive=disk".to_owned());
+        option("device", format!("virtio-blk-device,drive={DISK}"));
     }
     if let NetworkSpec::User { restrict } = spec.network {
-        let restrict = if restrict { "on" } else { "off" };
-        option("netdev", format!("user,id={NETWORK},restrict={restrict},ipv6=off"));
-        option("device", format!("virtio-net-device,netdev={NETWORK}"));
+        all.card(restrict);
     }
-    option("kernel", spec.kernel.to_string_lossy().into_owned());
+    if spec.devices.is_some() {
+        // Kernel and command line are in memory already.
+        all.flag("S");
+        all.add("incoming", "defer".to_owned());
+        return all.0;
+    }
+    all.add("kernel", spec.kernel.to_string_lossy().into_owned());
     if let Some(initrd) = &spec.initrd {
-        option("initrd", initrd.to_string_lossy().into_owned());
+        all.add("initrd", initrd.to_string_lossy().into_owned());
     }
-    option("append", command_line(config.accel, spec, tsc_khz));
-    all
+    all.add("append", command_line(config.accel, spec, tsc_khz));
+    all.0
+}
+
+/// The arguments for a VM that never runs and only tells how the memory of VMs of this shape is described. Its memory is
+/// shared, so that it is left out of what it tells.
+pub(super) fn teller(config: &QemuConfig, shape: &Shape) -> Vec<String> {
+    let memory = format!("mem-path={},share=on", descriptor(MEMORY_FD));
+    let mut all = Options::machine(config, "shape", shape, Some(&memory));
+    all.add("chardev", format!("socket,id=qmp,fd={QMP_FD}"));
+    all.add("mon", "chardev=qmp,mode=control".to_owned());
+    if shape.card {
+        all.card(true);
+    }
+    all.flag("S");
+    all.0
 }
 
 #[cfg(test)]

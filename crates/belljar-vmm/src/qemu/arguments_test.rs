@@ -17,6 +17,8 @@ fn spec() -> VmSpec {
         cmdline_extra: String::new(),
         vcpus: 1,
         memory_mib: 512,
+        memory: None,
+        devices: None,
         network: NetworkSpec::None,
     }
 }
@@ -71,6 +73,8 @@ fn everything_in_hardware() {
         cmdline_extra: "belljar.user=tl-user a=b".into(),
         vcpus: 4,
         memory_mib: 4096,
+        memory: None,
+        devices: None,
         network: NetworkSpec::User { restrict: true },
         ..spec()
     };
@@ -96,7 +100,7 @@ fn everything_in_hardware() {
          -chardev socket,id=link,fd=4,server=on,wait=off
          -device virtserialport,chardev=link,name=belljar.link
          -device virtio-rng-device
-         -blockdev driver=raw,node-name=disk,discard=unmap,detect-zeroes=unmap,file.driver=file,file.aio=threads,file.filename=/data/a,,b/disk.raw
+         -blockdev driver=raw,node-name=disk,discard=unmap,detect-zeroes=unmap,file.driver=file,file.aio=threads,file.drop-cache=off,file.filename=/data/a,,b/disk.raw
          -device virtio-blk-device,drive=disk
          -netdev user,id=net,restrict=on,ipv6=off
          -device virtio-net-device,netdev=net
@@ -104,6 +108,95 @@ fn everything_in_hardware() {
          -initrd /data/agent, 1.cpio
          -append console=ttyS0 quiet loglevel=3 reboot=t panic=-1 random.trust_cpu=on belljar.root=/dev/vda belljar.user=tl-user a=b",
     );
+}
+
+#[test]
+fn begun_with_a_memory_file() {
+    let spec = VmSpec { memory: Some("/data/zero, 512".into()), ..spec() };
+    check(
+        Accelerator::Tcg,
+        &spec,
+        r"-nodefaults
+         -no-user-config
+         -name sbx-1,process=belljar-vm
+         -object memory-backend-file,id=mem,size=512M,mem-path=/data/zero,, 512,share=off,readonly=on,rom=off
+         -machine microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=mem
+         -accel tcg,thread=multi,tb-size=256
+         -cpu max,-erms,-fsrm,-fzrm,-fsrs,-fsrc
+         -smp 1
+         -m 512M
+         -display none
+         -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+         -action reboot=shutdown,shutdown=pause
+         -chardev socket,id=qmp,fd=3,server=on,wait=off
+         -mon chardev=qmp,mode=control
+         -chardev ringbuf,id=console,size=65536
+         -serial chardev:console
+         -device virtio-serial-device,max_ports=2
+         -chardev socket,id=link,fd=4,server=on,wait=off
+         -device virtserialport,chardev=link,name=belljar.link
+         -device virtio-rng-device
+         -kernel /data/vmlinux
+         -append console=ttyS0 quiet loglevel=3 reboot=t panic=-1 random.trust_cpu=on noreplace-smp tsc_early_khz=2445424 tsc=reliable",
+    );
+}
+
+#[test]
+fn restored_in_hardware() {
+    let spec = VmSpec {
+        initrd: Some("/data/agent.cpio".into()),
+        disk: Some("/data/disk.raw".into()),
+        vcpus: 2,
+        memory: Some("/data/memory".into()),
+        devices: Some("/data/devices".into()),
+        network: NetworkSpec::User { restrict: false },
+        ..spec()
+    };
+    check(
+        Accelerator::Kvm,
+        &spec,
+        r"-nodefaults
+         -no-user-config
+         -name sbx-1,process=belljar-vm
+         -object memory-backend-file,id=mem,size=512M,mem-path=/data/memory,share=off,readonly=on,rom=off
+         -machine microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=mem
+         -accel kvm
+         -cpu host
+         -smp 2
+         -m 512M
+         -display none
+         -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+         -action reboot=shutdown,shutdown=pause
+         -chardev socket,id=qmp,fd=3,server=on,wait=off
+         -mon chardev=qmp,mode=control
+         -chardev ringbuf,id=console,size=65536
+         -serial chardev:console
+         -device virtio-serial-device,max_ports=2
+         -chardev socket,id=link,fd=4,server=on,wait=off
+         -device virtserialport,chardev=link,name=belljar.link
+         -device virtio-rng-device
+         -blockdev driver=raw,node-name=disk,discard=unmap,detect-zeroes=unmap,file.driver=file,file.aio=threads,file.drop-cache=off,file.filename=/data/disk.raw
+         -device virtio-blk-device,drive=disk
+         -netdev user,id=net,restrict=off,ipv6=off
+         -device virtio-net-device,netdev=net
+         -S
+         -incoming defer",
+    );
+    assert_eq!(incoming(), json!({ "uri": "file:/proc/self/fd/5" }));
+}
+
+#[test]
+fn one_that_tells_a_head() {
+    let shape = Shape { vcpus: 1, memory_mib: 512, disk: false, card: true };
+    let expected = "-nodefaults -no-user-config -name shape,process=belljar-vm \
+                    -object memory-backend-file,id=mem,size=512M,mem-path=/proc/self/fd/5,share=on \
+                    -machine microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=mem -accel kvm -cpu host \
+                    -smp 1 -m 512M -display none \
+                    -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
+                    -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control -netdev user,id=net,restrict=on,ipv6=off \
+                    -device virtio-net-device,netdev=net -S";
+    assert_eq!(teller(&config(Accelerator::Kvm), &shape).join(" "), expected);
+    assert_eq!(outgoing(), json!({ "uri": "file:/proc/self/fd/4" }));
 }
 
 #[test]
@@ -129,6 +222,8 @@ fn what_cannot_be_is_refused() {
     check(&|spec| spec.kernel = "vmlinux".into(), "kernel");
     check(&|spec| spec.initrd = Some("x".into()), "initrd");
     check(&|spec| spec.disk = Some("nbd:host".into()), "disk");
+    check(&|spec| spec.memory = Some("x".into()), "memory");
+    check(&|spec| spec.devices = Some("/x".into()), "memory");
 }
 
 proptest! {
@@ -137,12 +232,16 @@ proptest! {
     fn a_path_cannot_add_options(name in "[a-z,=.: -]{1,30}") {
         let mut spec = spec();
         spec.disk = Some(format!("/{name}").into());
+        spec.memory = Some(format!("/{name}").into());
         let all = arguments(&config(Accelerator::Tcg), &spec, None);
-        let blockdev = all.iter().skip_while(|word| *word != "-blockdev").nth(1).unwrap();
-        let file = blockdev.split_once("file.filename=").unwrap().1;
-        prop_assert_eq!(file.replace(",,", "\0").matches(',').count(), 0);
-        prop_assert_eq!(file.replace(",,", ","), format!("/{name}"));
-        let plain = arguments(&config(Accelerator::Tcg), &VmSpec { disk: Some("/d".into()), ..spec.clone() }, None);
-        prop_assert_eq!(all.len(), plain.len());
+        let value = |option: &str| all.iter().skip_while(|word| *word != option).nth(1).unwrap();
+        let disk = value("-blockdev").split_once("file.filename=").unwrap().1;
+        let memory = value("-object").split_once("mem-path=").unwrap().1.strip_suffix(",share=off,readonly=on,rom=off").unwrap();
+        for file in [disk, memory] {
+            prop_assert_eq!(file.replace(",,", "\0").matches(',').count(), 0);
+            prop_assert_eq!(file.replace(",,", ","), format!("/{name}"));
+        }
+        let plain = VmSpec { disk: Some("/d".into()), memory: Some("/m".into()), ..spec.clone() };
+        prop_assert_eq!(all.len(), arguments(&config(Accelerator::Tcg), &plain, None).len());
     }
 }

@@ -4,15 +4,18 @@
 //! `Started` when they are dropped, hence also when the caller gives up waiting:
 //!
 //! ```text
-//! validate -> claim run dir -> sockets, log -> process -> record -> control connection -> running
-//!                          \__________ Files __________________________________________/
-//!                                                     \__ Started ____________________/
+//! validate -> claim run dir -> sockets, log -> process -> record -> control connection -> (devices loaded) -> running
+//!                          \__________ Files ___________________________________________________________/
+//!                                                     \__ Started ______________________________________/
 //! ```
 //!
 //! The sockets are made here and given to QEMU as descriptors: they exist before QEMU runs, so connecting needs no retry.
 
 mod arguments;
+mod heads;
 mod qmp;
+mod state;
+mod stream;
 mod tsc;
 mod vm;
 
@@ -23,20 +26,24 @@ use crate::guard::{Files, Started};
 use crate::limits::{LAUNCH, MAX_MEMORY_MIB, MAX_VCPUS, QMP_REPLY, TRANSLATION_CACHE_MIB};
 use crate::log::Log;
 use crate::probe::QemuProgram;
-use crate::run_dir::{LINK, QMP, Record, RunDir};
+use crate::run_dir::{Guest, LINK, QMP, Record, RunDir};
 use crate::spawn::{Start, spawn};
 pub use arguments::LINK_PORT;
 use async_trait::async_trait;
+use heads::Heads;
 use qmp::Qmp;
 pub use qmp::QmpError;
 use serde_json::json;
-use std::fs::OpenOptions;
+use state::{Shape, State};
+use std::fmt;
+use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tsc::Tsc;
-use vm::QemuVm;
+use vm::{Parts, QemuVm};
 
 /// How to run QEMU.
 #[derive(Debug, Clone)]
@@ -63,34 +70,35 @@ impl QemuConfig {
 #[derive(Debug)]
 pub struct QemuDriver {
     config: QemuConfig,
+    heads: Arc<Heads>,
     tsc: Tsc,
 }
 
 impl QemuDriver {
     #[must_use]
     pub fn new(config: QemuConfig) -> Self {
-        Self { config, tsc: Tsc::new() }
+        Self { heads: Arc::new(Heads::new(config.clone())), config, tsc: Tsc::new() }
     }
 
-    fn start(&self, args: &[String], dir: &RunDir, log: &Log) -> Result<Process, VmmError> {
+    fn start(&self, args: &[String], dir: &RunDir, log: &Log, state: Option<&State>) -> Result<Process, VmmError> {
         let program = &self.config.program.path;
         let qmp = dir.listen(QMP)?;
         let link = dir.listen(LINK)?;
         let failed = |source| VmmError::Spawn { program: program.clone(), source };
-        let pid = spawn(&Start {
-            program,
-            args,
-            cwd: dir.path(),
-            stdout: log.as_fd(),
-            stderr: log.as_fd(),
-            fds: &[qmp.as_fd(), link.as_fd()],
-        })
-        .map_err(failed)?;
+        let mut fds = vec![qmp.as_fd(), link.as_fd()];
+        fds.extend(state.map(|state| state.file.as_fd()));
+        let pid = spawn(&Start { program, args, cwd: dir.path(), stdout: log.as_fd(), stderr: log.as_fd(), fds: &fds })
+            .map_err(failed)?;
         Process::watch(pid).map_err(failed)
     }
 
-    /// Waits until QEMU can be driven, or has ended, or took too long.
-    async fn connect(&self, dir: &RunDir, process: &Process, log: &Log) -> Result<(Qmp, Option<VmExit>), VmmError> {
+    /// Waits until QEMU has done what it was asked for, or has ended, or took too long.
+    async fn supervise<T>(
+        &self,
+        process: &Process,
+        log: &Log,
+        work: impl Future<Output = Result<T, QmpError>>,
+    ) -> Result<T, VmmError> {
         let program = || self.config.program.path.clone();
         let limit = self.config.launch_limit;
         let ended = async {
@@ -100,8 +108,8 @@ impl QemuDriver {
         tokio::select! {
             biased;
             error = ended => Err(error),
-            result = tokio::time::timeout(limit, drive(dir)) => match result {
-                Ok(Ok(driven)) => Ok(driven),
+            result = tokio::time::timeout(limit, work) => match result {
+                Ok(Ok(done)) => Ok(done),
                 // The connection of a process that is ending breaks a moment before the process is gone.
                 Ok(Err(QmpError::Closed | QmpError::Io(_))) => {
                     process.kill().await?;
@@ -115,6 +123,36 @@ impl QemuDriver {
                 Err(_) => Err(VmmError::NotReady { program: program(), limit, log: log.message() }),
             },
         }
+    }
+
+    /// Has a QEMU that waits for it load its devices.
+    async fn load(
+        &self,
+        spec: &VmSpec,
+        state: &State,
+        qmp: &Qmp,
+        process: &Process,
+        log: &Log,
+    ) -> Result<(), VmmError> {
+        let loaded = async {
+            qmp.command("migrate-set-capabilities", arguments::capabilities()).await?;
+            qmp.command("migrate-incoming", arguments::incoming()).await?;
+            match qmp.migrated().await {
+                // It says why in its log, and ends: that is waited for.
+                Err(QmpError::NotMigrated { .. }) => std::future::pending().await,
+                done => done,
+            }
+        };
+        let refused = |reason: &dyn fmt::Display| {
+            let reason = format!("QEMU {} read what {} wrote: {reason}", self.version(), state.qemu);
+            VmmError::Restore { id: spec.id.clone(), path: spec.devices.clone().unwrap_or_default(), reason }
+        };
+        self.supervise(process, log, loaded).await.map_err(|error| match error {
+            VmmError::EndedEarly { log, .. } => refused(&log),
+            VmmError::Monitor { source, .. } => refused(&source),
+            other => other,
+        })?;
+        self.supervise(process, log, activate_disk(qmp)).await
     }
 
     async fn adopt_recorded(&self, dir: RunDir, record: Record) -> Result<Option<Box<dyn Vm>>, VmmError> {
@@ -133,25 +171,43 @@ impl QemuDriver {
         };
         let log = Log::of_process(pid).map_err(failed("read the log of"))?;
         let monitor = |source| VmmError::Monitor { pid, source };
-        let (qmp, stopped) = tokio::time::timeout(QMP_REPLY, drive(&dir))
+        let Driven { qmp, stopped, paused } = tokio::time::timeout(QMP_REPLY, drive(&dir))
             .await
             .map_err(|_| monitor(QmpError::Silent { command: "connect" }))?
             .map_err(monitor)?;
-        Ok(Some(Box::new(QemuVm::new(Arc::new(dir), process, qmp, log, record.memory_mib, stopped))))
+        let heads = Arc::clone(&self.heads);
+        let version = record.program_version;
+        let parts = Parts { dir: Arc::new(dir), process, version, guest: record.guest, heads, restored: paused };
+        Ok(Some(Box::new(QemuVm::new(parts, qmp, log, stopped))))
     }
 }
 
 /// Connects to a QEMU, and asks whether its guest has stopped already: the event that tells goes to whoever is in
 /// command mode at that moment, which may have been an earlier process of ours, or nobody yet.
-async fn drive(dir: &RunDir) -> Result<(Qmp, Option<VmExit>), QmpError> {
+async fn drive(dir: &RunDir) -> Result<Driven, QmpError> {
     let qmp = Qmp::start(dir.connect(QMP).await?).await?;
     let status = qmp.command("query-status", json!({})).await?;
-    let stopped = match status.get("status").and_then(serde_json::Value::as_str) {
-        // A guest without ACPI can only stop by resetting.
-        Some("shutdown") => Some(VmExit::GuestReset),
-        _ => None,
-    };
-    Ok((qmp, stopped))
+    let status = status.get("status").and_then(serde_json::Value::as_str);
+    // A guest without ACPI can only stop by resetting.
+    let stopped = (status == Some("shutdown")).then_some(VmExit::GuestReset);
+    Ok(Driven { qmp, stopped, paused: status == Some("paused") })
+}
+
+/// A QEMU that is connected to.
+struct Driven {
+    qmp: Qmp,
+    /// Why its guest has stopped, if it has.
+    stopped: Option<VmExit>,
+    paused: bool,
+}
+
+/// Has QEMU take its disk now: it would do so when the guest goes on, and find out only then that another VM uses it.
+async fn activate_disk(qmp: &Qmp) -> Result<(), QmpError> {
+    match qmp.command("blockdev-set-active", json!({ "active": true })).await {
+        // QEMU 9 has no such command, and does it then.
+        Err(QmpError::Refused { class, .. }) if class == "CommandNotFound" => Ok(()),
+        done => done.map(drop),
+    }
 }
 
 #[async_trait]
@@ -165,6 +221,7 @@ impl Driver for QemuDriver {
             isolates: true,
             hardware: self.config.accel == Accelerator::Kvm,
             user_network: true,
+            snapshots: true,
             restricts_network: true,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,
@@ -179,28 +236,40 @@ impl Driver for QemuDriver {
     async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
         arguments::validate(spec)?;
         check_files(spec)?;
-        let args = arguments::arguments(&self.config, spec, self.tsc.khz().await);
+        let memory_inode = check_memory(spec)?;
+        let state = State::open(spec)?;
+        // Who is restored has been told.
+        let tsc_khz = if state.is_none() { self.tsc.khz().await } else { None };
+        let args = arguments::arguments(&self.config, spec, tsc_khz);
+        let Shape { vcpus, memory_mib, disk, card } = Shape::of(spec);
+        let guest = Guest { memory_mib, memory_inode, vcpus, disk, card };
         let dir = Arc::new(RunDir::open(&spec.run_dir)?);
         claim(&dir).await?;
         let files = Files::of(&dir);
         let operation = "create the log for";
         let log =
             Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
-        let started = Started::of(self.start(&args, &dir, &log)?);
+        let started = Started::of(self.start(&args, &dir, &log, state.as_ref())?);
         let attempt = async {
             let process = started.process.clone();
             // The record comes before anything that takes time: should we die now, it is how the process is found.
             // (There is none of a process that has ended already; connecting reports that.)
-            let record = Record::of(&spec.id, process.pid(), self.kind(), self.version(), spec.memory_mib);
+            let record = Record::of(&spec.id, process.pid(), self.kind(), self.version(), guest);
             if let Some(record) = record {
                 dir.write_record(&record)?;
             }
-            self.connect(&dir, &process, &log).await
+            let Driven { qmp, stopped, .. } = self.supervise(&process, &log, drive(&dir)).await?;
+            if let Some(state) = &state {
+                self.load(spec, state, &qmp, &process, &log).await?;
+            }
+            Ok((qmp, stopped))
         };
         match attempt.await {
             Ok((qmp, stopped)) => {
                 files.keep();
-                Ok(Box::new(QemuVm::new(dir, started.keep(), qmp, log, spec.memory_mib, stopped)))
+                let (version, heads) = (self.version().to_owned(), Arc::clone(&self.heads));
+                let parts = Parts { dir, process: started.keep(), version, guest, heads, restored: state.is_some() };
+                Ok(Box::new(QemuVm::new(parts, qmp, log, stopped)))
             }
             Err(error) => {
                 started.process.kill().await?;
@@ -240,6 +309,20 @@ fn check_files(spec: &VmSpec) -> Result<(), VmmError> {
     Ok(())
 }
 
+/// The number of the memory file, if there is one. A shorter one would end QEMU in the middle of the guest's life.
+fn check_memory(spec: &VmSpec) -> Result<Option<u64>, VmmError> {
+    let Some(path) = &spec.memory else { return Ok(None) };
+    let what = "memory file";
+    let failed = |source| VmmError::File { id: spec.id.clone(), what, path: path.clone(), source };
+    let metadata = File::open(path).and_then(|file| file.metadata()).map_err(failed)?;
+    let (found, wanted) = (metadata.len(), spec.memory_mib << 20);
+    if !metadata.is_file() || found != wanted {
+        let reason = format!("file {} has {found} bytes, must have {wanted}", path.display());
+        return Err(VmmError::BadSpec { id: spec.id.clone(), field: "memory", reason });
+    }
+    Ok(Some(metadata.ino()))
+}
+
 /// Makes sure no VM runs with this directory, and removes what an earlier one left.
 async fn claim(dir: &RunDir) -> Result<(), VmmError> {
     match dir.read_record() {
@@ -270,3 +353,7 @@ async fn end_unrecorded(dir: &RunDir) {
 #[cfg(test)]
 #[path = "qemu_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "snapshot_test.rs"]
+mod snapshot_tests;

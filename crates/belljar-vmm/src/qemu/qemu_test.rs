@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use tokio::io::AsyncReadExt;
 
 /// A directory with everything a launch needs.
-struct World {
+pub(super) struct World {
     dir: tempfile::TempDir,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let this = Self { dir: tempfile::tempdir().unwrap() };
         std::fs::create_dir(this.run_dir()).unwrap();
         std::fs::set_permissions(this.run_dir(), std::fs::Permissions::from_mode(0o700)).unwrap();
@@ -21,12 +21,12 @@ impl World {
         this
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Deeper than a socket's address is long.
-    fn run_dir(&self) -> PathBuf {
+    pub(super) fn run_dir(&self) -> PathBuf {
         let deep = self.path(&"d".repeat(120));
         if !deep.exists() {
             std::fs::create_dir(&deep).unwrap();
@@ -35,7 +35,7 @@ impl World {
     }
 
     /// An executable shell script.
-    fn script(&self, text: &str) -> PathBuf {
+    pub(super) fn script(&self, text: &str) -> PathBuf {
         let path = self.path("script");
         std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -43,7 +43,7 @@ impl World {
     }
 
     /// A VM whose kernel is the given machine code.
-    fn spec(&self, code: &[u8]) -> VmSpec {
+    pub(super) fn spec(&self, code: &[u8]) -> VmSpec {
         std::fs::write(self.path("kernel"), kernel(code)).unwrap();
         VmSpec {
             id: "test".into(),
@@ -54,6 +54,8 @@ impl World {
             cmdline_extra: String::new(),
             vcpus: 1,
             memory_mib: 64,
+            memory: None,
+            devices: None,
             network: NetworkSpec::User { restrict: true },
         }
     }
@@ -68,7 +70,7 @@ impl World {
     }
 
     /// Nothing in the run directory, and no process that works in it.
-    fn assert_clean(&self) {
+    pub(super) fn assert_clean(&self) {
         assert_eq!(self.files(), Vec::<String>::new());
         let here = self.run_dir();
         let users: Vec<_> = std::fs::read_dir("/proc")
@@ -131,12 +133,12 @@ fn print(text: &str, after: &[u8]) -> Vec<u8> {
 }
 
 /// With QEMU 9 or newer; without it there is nothing to test here.
-fn driver() -> Option<QemuDriver> {
+pub(super) fn driver() -> Option<QemuDriver> {
     let program = probe::qemu(Path::new("qemu-system-x86_64")).ok()?;
     Some(QemuDriver::new(QemuConfig::new(program, Accelerator::Tcg)))
 }
 
-fn driver_of(path: PathBuf) -> QemuDriver {
+pub(super) fn driver_of(path: PathBuf) -> QemuDriver {
     let program = QemuProgram { path, version: "0".into() };
     let mut config = QemuConfig::new(program, Accelerator::Tcg);
     config.launch_limit = Duration::from_millis(200);
@@ -264,7 +266,8 @@ async fn reused_process_id_is_neither_adopted_nor_killed() {
     let world = World::new();
     let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let dir = RunDir::open(&world.run_dir()).unwrap();
-    dir.write_record(&Record::of("x", other.id(), driver.kind(), "0", 64).unwrap()).unwrap();
+    let guest = Guest { memory_mib: 64, ..Guest::default() };
+    dir.write_record(&Record::of("x", other.id(), driver.kind(), "0", guest).unwrap()).unwrap();
     let path = world.run_dir().join("vm.json");
     let text = std::fs::read_to_string(&path).unwrap();
     let start = crate::child::start_time(other.id()).unwrap().to_string();

@@ -1,7 +1,7 @@
 //! A client of QEMU's control protocol (QMP): one JSON object per line, over a Unix socket.
 //!
-//! Only what this crate needs: commands one at a time, and of the events the one that tells why the guest stopped. A task
-//! reads; it ends with the connection or with the client.
+//! Only what this crate needs: commands one at a time, and of the events those that tell why the guest stopped and how a
+//! migration (saving or restoring a state) stands. A task reads; it ends with the connection or with the client.
 
 use crate::child::known;
 use crate::limits::{QMP_LINE_BYTES, QMP_REPLY};
@@ -32,6 +32,9 @@ pub enum QmpError {
     /// QEMU refused a command.
     #[error("QEMU refused `{command}`: {class}: {description}")]
     Refused { command: &'static str, class: String, description: String },
+    /// A state was not saved or restored.
+    #[error("QEMU's migration {status}")]
+    NotMigrated { status: String },
     /// No answer.
     #[error("QEMU did not answer `{command}` within {} s", QMP_REPLY.as_secs())]
     Silent { command: &'static str },
@@ -54,6 +57,10 @@ enum Message {
     Shutdown {
         reason: String,
     },
+    /// A migration got on: `setup`, `active`, .. `completed` or `failed`.
+    Migration {
+        status: String,
+    },
     /// Any other event.
     Event,
 }
@@ -66,10 +73,12 @@ fn parse(line: &[u8]) -> Result<Message, QmpError> {
     if message.get("QMP").is_some() {
         Ok(Message::Greeting)
     } else if let Some(event) = message.get("event").and_then(Value::as_str) {
-        if event != "SHUTDOWN" {
-            return Ok(Message::Event);
+        let data = |key: &str| message.get("data").map(|data| text(data, key)).unwrap_or_default();
+        match event {
+            "SHUTDOWN" => Ok(Message::Shutdown { reason: data("reason") }),
+            "MIGRATION" => Ok(Message::Migration { status: data("status") }),
+            _ => Ok(Message::Event),
         }
-        Ok(Message::Shutdown { reason: message.get("data").map(|data| text(data, "reason")).unwrap_or_default() })
     } else if let Some(error) = message.get("error") {
         // Without an id it is about a line QEMU could not read; ours are all well-formed.
         let id = id.ok_or_else(malformed)?;
@@ -140,6 +149,7 @@ pub(crate) struct Qmp {
     /// Also makes commands wait for each other: QEMU serves them one by one.
     writer: tokio::sync::Mutex<(OwnedWriteHalf, u64)>,
     shutdown: watch::Receiver<Option<String>>,
+    migration: watch::Receiver<Option<String>>,
     reader: JoinHandle<()>,
 }
 
@@ -160,9 +170,10 @@ impl Qmp {
             return Err(QmpError::Malformed("no greeting".to_owned()));
         }
         let slot: Slot = Arc::new(Mutex::new(Waiting::Nobody));
-        let (tell, shutdown) = watch::channel(None);
-        let reader = tokio::spawn(read_all(read, Arc::clone(&slot), tell));
-        let this = Self { slot, writer: tokio::sync::Mutex::new((write, 0)), shutdown, reader };
+        let (stopped, shutdown) = watch::channel(None);
+        let (migrated, migration) = watch::channel(None);
+        let reader = tokio::spawn(read_all(read, Arc::clone(&slot), stopped, migrated));
+        let this = Self { slot, writer: tokio::sync::Mutex::new((write, 0)), shutdown, migration, reader };
         this.command("qmp_capabilities", json!({})).await?;
         Ok(this)
     }
@@ -189,7 +200,7 @@ impl Qmp {
         match tokio::time::timeout(QMP_REPLY, exchange).await.map_err(|_| QmpError::Silent { command })?? {
             Message::Return { value, .. } => Ok(value),
             Message::Error { class, description, .. } => Err(QmpError::Refused { command, class, description }),
-            Message::Greeting | Message::Shutdown { .. } | Message::Event => {
+            Message::Greeting | Message::Shutdown { .. } | Message::Migration { .. } | Message::Event => {
                 Err(QmpError::Malformed(format!("answer to `{command}`")))
             }
         }
@@ -200,6 +211,16 @@ impl Qmp {
         known(&self.shutdown).await
     }
 
+    /// Waits until the one migration of this connection is over. It must have the capability `events`.
+    pub(crate) async fn migrated(&self) -> Result<(), QmpError> {
+        let mut migration = self.migration.clone();
+        let over = |status: &Option<String>| matches!(status.as_deref(), Some("completed" | "failed" | "cancelled"));
+        match migration.wait_for(over).await.map_err(|_| QmpError::Closed)?.as_deref() {
+            Some("completed") => Ok(()),
+            status => Err(QmpError::NotMigrated { status: status.unwrap_or_default().to_owned() }),
+        }
+    }
+
     /// Resolves when QEMU has closed the connection.
     pub(crate) async fn closed(&self) {
         // The sender lives in the reading task; nothing more than its end is waited for.
@@ -207,7 +228,12 @@ impl Qmp {
     }
 }
 
-async fn read_all(mut read: impl AsyncBufRead + Unpin, slot: Slot, shutdown: watch::Sender<Option<String>>) {
+async fn read_all(
+    mut read: impl AsyncBufRead + Unpin,
+    slot: Slot,
+    shutdown: watch::Sender<Option<String>>,
+    migration: watch::Sender<Option<String>>,
+) {
     loop {
         let message = match read_line(&mut read).await {
             Ok(Some(line)) => parse(&line),
@@ -222,6 +248,7 @@ async fn read_all(mut read: impl AsyncBufRead + Unpin, slot: Slot, shutdown: wat
                 }
             }
             Ok(Message::Shutdown { reason }) => drop(shutdown.send_replace(Some(reason))),
+            Ok(Message::Migration { status }) => drop(migration.send_replace(Some(status))),
             Ok(Message::Greeting | Message::Event) => {}
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "QMP connection given up");

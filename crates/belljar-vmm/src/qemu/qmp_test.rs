@@ -37,6 +37,7 @@ fn messages() {
         Message::Shutdown { reason: "guest-reset".into() },
     );
     check(r#"{"event": "SHUTDOWN"}"#, Message::Shutdown { reason: String::new() });
+    check(r#"{"event": "MIGRATION", "data": {"status": "active"}}"#, Message::Migration { status: "active".into() });
     check(r#"{"event": "RESUME", "data": {}}"#, Message::Event);
     for bad in ["", "x", "[]", "{}", r#"{"return": 1}"#, r#"{"error": {"class": "GenericError"}}"#, "\u{0}"] {
         assert!(matches!(parse(bad.as_bytes()), Err(QmpError::Malformed(_))), "{bad}");
@@ -65,6 +66,22 @@ async fn late_answers_and_events_do_not_confuse() {
     assert_eq!(qmp.command("x", json!({})).await.unwrap(), json!(2));
     assert_eq!(qmp.shutdown().await, "guest-panic");
     assert_eq!(qmp.shutdown().await, "guest-panic");
+}
+
+#[tokio::test]
+async fn end_of_a_migration_is_waited_for() {
+    let check = async |last: &'static str, expected: Result<(), &str>| {
+        let tell = move |id| {
+            let event = |status| format!("{{\"event\": \"MIGRATION\", \"data\": {{\"status\": \"{status}\"}}}}\n");
+            [event("setup"), format!("{{\"return\": {{}}, \"id\": {id}}}\n"), event("active"), event(last)].concat()
+        };
+        let qmp = Qmp::start(fake(vec![ok(), Box::new(tell)])).await.unwrap();
+        qmp.command("migrate", json!({})).await.unwrap();
+        assert_eq!(qmp.migrated().await.map_err(|error| error.to_string()), expected.map_err(str::to_owned));
+    };
+    check("completed", Ok(())).await;
+    check("failed", Err("QEMU's migration failed")).await;
+    check("device", Err("QEMU closed the QMP connection")).await;
 }
 
 #[tokio::test]

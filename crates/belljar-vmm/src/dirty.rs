@@ -1,0 +1,249 @@
+//! What a guest wrote to its memory, read from outside of a VM process that stands still.
+//!
+//! Guest memory is a private mapping of a file. A page that was never written is the file's page, or none yet; the first write
+//! replaces it by a page without a file. The kernel tells which is which in `/proc/PID/pagemap`.
+
+use crate::driver::DirtyMemory;
+use crate::limits::IOVECS;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+/// Bytes of a page, in both of the types needed here.
+const PAGE: u64 = 4096;
+const PAGE_SIZE: usize = 4096;
+
+/// Entries of `/proc/PID/pagemap` read at once.
+const ENTRIES: usize = 64 * 1024;
+
+/// Regions asked of the kernel at once.
+const REGIONS: usize = 1024;
+
+/// A piece of guest memory in the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mapping {
+    /// Addresses in the process.
+    start: u64,
+    end: u64,
+    /// Offset in guest memory.
+    offset: u64,
+}
+
+/// Memory for [`copy`], taken and touched ahead: while the VM stands still, only what was written since has to be found room for.
+pub(crate) fn room(pid: u32, inode: u64, bytes: u64) -> io::Result<Vec<u8>> {
+    let (runs, _) = written(pid, inode, bytes)?;
+    let total: u64 = runs.iter().map(|(_, length)| length).sum();
+    let mut room = empty(usize::try_from(total + total / 8).map_err(io::Error::other)?);
+    // Writing is what makes the pages ours.
+    room.resize(room.capacity(), 0);
+    room.clear();
+    Ok(room)
+}
+
+/// Copies the written pages of process `pid`'s private mapping of the file with number `inode`, which has `bytes`, into
+/// `room`, which grows where it is too small.
+pub(crate) fn copy(pid: u32, inode: u64, bytes: u64, room: Vec<u8>) -> io::Result<DirtyMemory> {
+    let (runs, addresses) = written(pid, inode, bytes)?;
+    let data = read(pid, &addresses, room)?;
+    Ok(DirtyMemory { runs, data })
+}
+
+/// Runs of offset and length.
+type Runs = Vec<(u64, u64)>;
+
+/// What was written: by its place in guest memory, and by its place in the process.
+fn written(pid: u32, inode: u64, bytes: u64) -> io::Result<(Runs, Runs)> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let mappings = mappings(&maps, inode);
+    if mappings.iter().map(|mapping| mapping.end - mapping.start).sum::<u64>() != bytes {
+        return Err(io::Error::other("it does not have its memory file mapped as it was started with"));
+    }
+    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+    let mut addresses = Vec::new();
+    let mut runs = Vec::new();
+    for mapping in mappings {
+        let found = match scan(&pagemap, mapping) {
+            Ok(found) => found,
+            // Linux before 6.7.
+            Err(_) => read_entries(&pagemap, mapping)?,
+        };
+        runs.extend(found.iter().map(|(start, length)| (start - mapping.start + mapping.offset, *length)));
+        addresses.extend(found);
+    }
+    Ok((runs, addresses))
+}
+
+/// A buffer of large pages: clearing and mapping small ones would take longer than the copying.
+#[expect(unsafe_code, reason = "no safe wrapper gives advice on memory that is not initialized")]
+fn empty(capacity: usize) -> Vec<u8> {
+    let mut data: Vec<u8> = Vec::with_capacity(capacity);
+    // SAFETY: advice on memory that is ours changes no content; an address that does not fit is refused. Only a hint.
+    unsafe {
+        let start = data.as_mut_ptr().map_addr(|address| address.next_multiple_of(PAGE_SIZE));
+        libc::madvise(start.cast(), capacity.saturating_sub(2 * PAGE_SIZE), libc::MADV_HUGEPAGE);
+    }
+    data
+}
+
+/// The private writable mappings of a file, in the order of the file, from `/proc/PID/maps`:
+/// `7f26-7f27 rw-p 00000000 fe:00 10051770 /path`. The device number is not looked at: with some file systems it is not the file's.
+fn mappings(maps: &str, inode: u64) -> Vec<Mapping> {
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let parse = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let (start, end) = words.next()?.split_once('-')?;
+        let private = words.next()?.starts_with("rw-p");
+        let offset = hex(words.next()?)?;
+        let number: u64 = words.nth(1)?.parse().ok()?;
+        let mapping = Mapping { start: hex(start)?, end: hex(end)?, offset };
+        (private && number == inode && mapping.start < mapping.end).then_some(mapping)
+    };
+    let mut found: Vec<Mapping> = maps.lines().filter_map(parse).collect();
+    found.sort_by_key(|mapping| mapping.offset);
+    found
+}
+
+/// Adds pages to the last run, or begins one.
+fn add(runs: &mut Vec<(u64, u64)>, start: u64, length: u64) {
+    match runs.last_mut() {
+        Some((last, size)) if *last + *size == start => *size += length,
+        _ => runs.push((start, length)),
+    }
+}
+
+/// The written pages of a mapping, one by one.
+fn read_entries(pagemap: &File, mapping: Mapping) -> io::Result<Vec<(u64, u64)>> {
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    const OF_FILE: u64 = 1 << 61;
+    let mut runs = Vec::new();
+    let mut buffer = vec![0; ENTRIES * 8];
+    let mut page = mapping.start / PAGE;
+    while page < mapping.end / PAGE {
+        let count = usize::try_from(mapping.end / PAGE - page).unwrap_or(ENTRIES).min(ENTRIES);
+        let entries = &mut buffer[..count * 8];
+        pagemap.read_exact_at(entries, page * 8)?;
+        for entry in entries.as_chunks::<8>().0 {
+            let entry = u64::from_ne_bytes(*entry);
+            if entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0 {
+                add(&mut runs, page * PAGE, PAGE);
+            }
+            page += 1;
+        }
+    }
+    Ok(runs)
+}
+
+/// `struct pm_scan_arg` of `linux/fs.h`.
+#[repr(C)]
+struct ScanArguments {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    regions: u64,
+    region_count: u64,
+    max_pages: u64,
+    inverted: u64,
+    all_of: u64,
+    any_of: u64,
+    returned: u64,
+}
+
+/// `struct page_region` of `linux/fs.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`
+const PAGEMAP_SCAN: libc::Ioctl = (3 << 30) | ((size_of::<ScanArguments>() as libc::Ioctl) << 16) | (0x66 << 8) | 16;
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+
+/// The written pages of a mapping, as runs that the kernel (6.7 or newer) makes.
+#[expect(unsafe_code, reason = "no safe wrapper has this ioctl")]
+fn scan(pagemap: &File, mapping: Mapping) -> io::Result<Vec<(u64, u64)>> {
+    let mut regions = vec![Region { start: 0, end: 0, categories: 0 }; REGIONS];
+    let mut runs = Vec::new();
+    let mut start = mapping.start;
+    while start < mapping.end {
+        let mut arguments = ScanArguments {
+            size: size_of::<ScanArguments>() as u64,
+            flags: 0,
+            start,
+            end: mapping.end,
+            walk_end: 0,
+            regions: regions.as_mut_ptr().expose_provenance() as u64,
+            region_count: REGIONS as u64,
+            max_pages: 0,
+            inverted: PAGE_IS_FILE,
+            all_of: PAGE_IS_FILE,
+            any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            returned: PAGE_IS_FILE,
+        };
+        // SAFETY: the argument is laid out as the kernel defines it and says its size; `regions` has room for as many as
+        // it says, and lives until the call returns.
+        let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arguments) };
+        let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
+        for region in regions.iter().take(found) {
+            add(&mut runs, region.start, region.end - region.start);
+        }
+        // Not from `walk_end`: when the kernel gets to the end in several steps of its own, that is the last but one.
+        match regions.get(found.wrapping_sub(1)) {
+            Some(last) if found == REGIONS => start = last.end,
+            _ => break,
+        }
+    }
+    Ok(runs)
+}
+
+/// Copies pieces of another process's memory, one after the other.
+#[expect(unsafe_code, reason = "no safe wrapper reads many pieces of another process into memory that was not cleared")]
+fn read(pid: u32, pieces: &[(u64, u64)], room: Vec<u8>) -> io::Result<Vec<u8>> {
+    let wide = |number: u64| usize::try_from(number).map_err(io::Error::other);
+    let total = wide(pieces.iter().map(|(_, length)| length).sum())?;
+    let mut data = if room.capacity() < total { empty(total) } else { room };
+    data.clear();
+    // What is still to be copied: the first piece's rest, and the other pieces.
+    let (mut next, mut skip) = (0, 0);
+    while let Some(rest) = pieces.get(next..).filter(|rest| !rest.is_empty()) {
+        let mut remote = Vec::with_capacity(rest.len().min(IOVECS));
+        for (start, length) in rest.iter().take(IOVECS) {
+            let iov_base = std::ptr::with_exposed_provenance_mut(wide(*start)?);
+            remote.push(libc::iovec { iov_base, iov_len: wide(*length)? });
+        }
+        if let Some(first) = remote.first_mut() {
+            first.iov_base = first.iov_base.map_addr(|address| address + skip);
+            first.iov_len -= skip;
+        }
+        let room = data.spare_capacity_mut();
+        let local = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+        let count = remote.len() as libc::c_ulong;
+        // SAFETY: `local` is the unused room of `data`; the remote addresses are checked by the kernel.
+        let copied =
+            unsafe { libc::process_vm_readv(pid.cast_signed(), &raw const local, 1, remote.as_ptr(), count, 0) };
+        let copied = usize::try_from(copied).map_err(|_| io::Error::last_os_error())?;
+        if copied == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // SAFETY: the kernel has filled that many bytes of the room.
+        unsafe { data.set_len(data.len() + copied) };
+        skip += copied;
+        while let Some((_, length)) = pieces.get(next).filter(|(_, length)| *length <= skip as u64) {
+            skip -= wide(*length)?;
+            next += 1;
+        }
+    }
+    Ok(data)
+}
+
+#[cfg(test)]
+#[path = "dirty_test.rs"]
+mod tests;

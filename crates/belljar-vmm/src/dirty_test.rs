@@ -1,0 +1,136 @@
+//! The process that is looked at is this one.
+
+use super::*;
+use proptest::prelude::*;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+
+/// Enough for more runs than one system call takes.
+const PAGES: usize = 2 * IOVECS + 10;
+
+/// What the file has in every byte of a page.
+fn content_of(page: usize) -> u8 {
+    page.to_le_bytes()[0]
+}
+
+/// A private mapping of a file.
+struct Mapped {
+    file: File,
+    start: *mut u8,
+}
+
+#[expect(unsafe_code, reason = "mapping memory")]
+impl Mapped {
+    fn new() -> Self {
+        let file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..PAGES).flat_map(|page| [content_of(page); PAGE_SIZE]).collect();
+        file.write_all_at(&content, 0).unwrap();
+        let both = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, wherever there is room.
+        let start = unsafe { mmap(std::ptr::null_mut(), PAGES * PAGE_SIZE, both, MapFlags::PRIVATE, &file, 0) };
+        Self { file, start: start.unwrap().cast() }
+    }
+
+    fn write(&self, page: usize, byte: u8) {
+        assert!(page < PAGES);
+        // SAFETY: inside of the mapping, of which there is no reference.
+        unsafe { self.start.add(page * PAGE_SIZE + 7).write_volatile(byte) };
+    }
+
+    fn look_at(&self, page: usize) -> u8 {
+        assert!(page < PAGES);
+        // SAFETY: as above.
+        unsafe { self.start.add(page * PAGE_SIZE).read_volatile() }
+    }
+
+    fn copy(&self) -> io::Result<DirtyMemory> {
+        copy(std::process::id(), self.file.metadata().unwrap().ino(), (PAGES * PAGE_SIZE) as u64, Vec::new())
+    }
+}
+
+#[expect(unsafe_code, reason = "as above")]
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: what was mapped, and nobody uses it any more.
+        unsafe { munmap(self.start.cast(), PAGES * PAGE_SIZE) }.unwrap();
+    }
+}
+
+/// What `copy` must find.
+fn expected(written: &BTreeSet<usize>, byte: u8) -> DirtyMemory {
+    let mut expected = DirtyMemory::default();
+    for page in written {
+        add(&mut expected.runs, (page * PAGE_SIZE) as u64, PAGE);
+        let mut content = vec![content_of(*page); PAGE_SIZE];
+        content[7] = byte;
+        expected.data.extend(content);
+    }
+    expected
+}
+
+fn check(written: &BTreeSet<usize>) {
+    let memory = Mapped::new();
+    for page in 0..PAGES {
+        assert_eq!(memory.look_at(page), content_of(page));
+    }
+    assert_eq!(memory.copy().unwrap(), DirtyMemory::default());
+    for page in written {
+        memory.write(*page, 0);
+    }
+    let (found, expected) = (memory.copy().unwrap(), expected(written, 0));
+    assert_eq!(found.runs, expected.runs);
+    assert!(found.data == expected.data, "content");
+
+    // Both ways of asking the kernel say the same; the first one needs Linux 6.7.
+    let mapping = mappings(&std::fs::read_to_string("/proc/self/maps").unwrap(), memory.file.metadata().unwrap().ino());
+    let pagemap = File::open("/proc/self/pagemap").unwrap();
+    let entries = read_entries(&pagemap, mapping[0]).unwrap();
+    if let Ok(scanned) = scan(&pagemap, mapping[0]) {
+        assert_eq!(scanned, entries);
+    }
+    assert_eq!(entries.len(), expected.runs.len());
+}
+
+#[test]
+fn written_pages_are_found() {
+    check(&BTreeSet::new());
+    check(&BTreeSet::from([0, PAGES - 1]));
+    check(&(0..PAGES).collect());
+    // As many runs as one system call takes, and more.
+    const _: () = assert!(REGIONS == IOVECS);
+    for count in [IOVECS - 1, IOVECS, IOVECS + 1] {
+        check(&(0..count).map(|page| page * 2).collect());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn any_written_pages_are_found(written in proptest::collection::btree_set(0..PAGES, 0..300)) {
+        check(&written);
+    }
+}
+
+#[test]
+fn another_size_or_file_is_refused() {
+    let memory = Mapped::new();
+    let inode = memory.file.metadata().unwrap().ino();
+    for (inode, bytes) in [(inode, PAGE), (u64::MAX, (PAGES * PAGE_SIZE) as u64)] {
+        assert!(copy(std::process::id(), inode, bytes, Vec::new()).unwrap_err().to_string().contains("memory file"));
+    }
+    assert!(copy(u32::MAX >> 1, inode, PAGE, Vec::new()).is_err());
+}
+
+#[test]
+fn maps_are_read() {
+    let maps = "5600-5700 r--p 00000000 fe:00 7 /usr/bin/qemu\n\
+                7f10-7f18 rw-p 00000008 fe:00 9 /data/a b (deleted)\n\
+                7f00-7f08 rw-p 00000000 fe:00 9 /data/a b\n\
+                7f20-7f28 rw-s 00000000 fe:00 9 /data/a b\n\
+                7f30-7f38 rw-p 00000000 00:00 0 \n\
+                nonsense\n";
+    let mapping = |start, end, offset| Mapping { start, end, offset };
+    assert_eq!(mappings(maps, 9), [mapping(0x7f00, 0x7f08, 0), mapping(0x7f10, 0x7f18, 8)]);
+    assert_eq!(mappings("", 9), []);
+}

@@ -1,0 +1,168 @@
+//! A saved state of a VM's devices, as a file: a stream for QEMU (see `stream`), with a note of ours on what VM it is of.
+//!
+//! QEMU would take the state of a VM with fewer processors or without a card, and would not notice a flipped bit. The note
+//! is what QEMU calls a description: it is read over.
+
+use super::stream::{self, StreamError};
+use crate::driver::{NetworkSpec, VmSpec};
+use crate::error::VmmError;
+use crate::limits::DEVICES_BYTES;
+use crate::run_dir::Guest;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// What two VMs must have in common for one to go on with the state of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shape {
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub disk: bool,
+    pub card: bool,
+}
+
+impl Shape {
+    pub(super) fn of(spec: &VmSpec) -> Self {
+        let (disk, card) = (spec.disk.is_some(), spec.network != NetworkSpec::None);
+        Self { vcpus: spec.vcpus, memory_mib: spec.memory_mib, disk, card }
+    }
+
+    pub(super) fn of_guest(guest: Guest) -> Self {
+        Self { vcpus: guest.vcpus, memory_mib: guest.memory_mib, disk: guest.disk, card: guest.card }
+    }
+}
+
+/// What is noted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Note {
+    /// Version of the QEMU that wrote it, for messages: another one may well understand it.
+    qemu: String,
+    #[serde(flatten)]
+    shape: Shape,
+    /// CRC-32 of the stream, less this note.
+    crc: u32,
+}
+
+/// Why a state cannot be gone on with.
+#[derive(Debug, thiserror::Error)]
+enum StateError {
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error("its note cannot be read")]
+    Note(#[from] serde_json::Error),
+    #[error("it is damaged: its checksum is another one")]
+    Damaged,
+    #[error("it is of a VM with {}, this one has {}", words(*.saved), words(*.wanted))]
+    OtherShape { saved: Shape, wanted: Shape },
+}
+
+fn words(shape: Shape) -> String {
+    let with = |has: bool, what: &str| format!("{} {what}", if has { "a" } else { "no" });
+    let (disk, card) = (with(shape.disk, "disk"), with(shape.card, "network card"));
+    format!("{} vcpus, {} MiB of memory, {disk} and {card}", shape.vcpus, shape.memory_mib)
+}
+
+/// Makes a state of what a QEMU told: `head` of the VM's memory, `devices` of all else.
+fn encode(qemu: &str, shape: Shape, head: &[u8], devices: &[u8]) -> Result<Vec<u8>, StateError> {
+    let stream = stream::join(head, devices)?;
+    let note = Note { qemu: qemu.to_owned(), shape, crc: crc32fast::hash(&stream) };
+    Ok(stream::annotate(stream, &serde_json::to_vec(&note)?)?)
+}
+
+/// Makes sure that a VM of this shape can go on with the state, as far as that can be said without QEMU. Returns the version
+/// of the QEMU that wrote it.
+fn check(state: &[u8], wanted: Shape) -> Result<String, StateError> {
+    let (stream, note) = stream::annotation(state)?;
+    let note: Note = serde_json::from_slice(note)?;
+    if crc32fast::hash(stream) != note.crc {
+        return Err(StateError::Damaged);
+    }
+    if note.shape != wanted {
+        return Err(StateError::OtherShape { saved: note.shape, wanted });
+    }
+    Ok(note.qemu)
+}
+
+/// Writes a new state file; on error there is none.
+pub(super) fn write(to: &Path, qemu: &str, shape: Shape, head: &[u8], devices: &[u8]) -> io::Result<()> {
+    let state = encode(qemu, shape, head, devices).map_err(io::Error::other)?;
+    let mut file = File::create_new(to)?;
+    file.write_all(&state).inspect_err(|_| drop(std::fs::remove_file(to)))
+}
+
+/// A state that can be gone on with.
+#[derive(Debug)]
+pub(super) struct State {
+    pub file: File,
+    /// Version of the QEMU that wrote it.
+    pub qemu: String,
+}
+
+impl State {
+    /// That of a specification, if there is one.
+    pub(super) fn open(spec: &VmSpec) -> Result<Option<Self>, VmmError> {
+        let Some(path) = &spec.devices else { return Ok(None) };
+        let read = || {
+            let file = File::open(path)?;
+            let mut bytes = Vec::new();
+            (&file).take(DEVICES_BYTES).read_to_end(&mut bytes)?;
+            Ok((file, bytes))
+        };
+        let what = "device state";
+        let failed = |source| VmmError::File { id: spec.id.clone(), what, path: path.clone(), source };
+        let (file, bytes) = read().map_err(failed)?;
+        match check(&bytes, Shape::of(spec)) {
+            Ok(qemu) => Ok(Some(Self { file, qemu })),
+            Err(error) => Err(VmmError::Restore { id: spec.id.clone(), path: path.clone(), reason: error.to_string() }),
+        }
+    }
+}
+
+/// The state with its checksum made right.
+#[cfg(test)]
+pub(super) fn renewed(state: &[u8]) -> Vec<u8> {
+    let (stream, note) = stream::annotation(state).unwrap();
+    let note = Note { crc: crc32fast::hash(stream), ..serde_json::from_slice(note).unwrap() };
+    stream::annotate(stream.to_vec(), &serde_json::to_vec(&note).unwrap()).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::stream::tests::{DEVICES, HEAD};
+
+    const SHAPE: Shape = Shape { vcpus: 2, memory_mib: 64, disk: true, card: false };
+
+    fn state() -> Vec<u8> {
+        encode("10.0.2", SHAPE, &HEAD.concat(), &DEVICES.concat()).unwrap()
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let good = state();
+        assert_eq!(check(&good, SHAPE).unwrap(), "10.0.2");
+        for at in 0..good.len() {
+            assert!(check(&good[..at], SHAPE).is_err(), "cut at {at}");
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            // What stands for the version, and the blanks, may change.
+            assert!(check(&bad, SHAPE).map_or(true, |_| at > good.len() - stream::NOTE_BYTES), "flipped at {at}");
+        }
+    }
+
+    #[test]
+    fn other_shapes_are_refused_in_words() {
+        let check = |other: Shape, expected: &str| {
+            let error = check(&state(), other).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(
+            Shape { vcpus: 1, ..SHAPE },
+            "2 vcpus, 64 MiB of memory, a disk and no network card, this one has 1 vcpus",
+        );
+        check(Shape { memory_mib: 65, ..SHAPE }, "this one has 2 vcpus, 65 MiB");
+        check(Shape { disk: false, ..SHAPE }, "this one has 2 vcpus, 64 MiB of memory, no disk");
+        check(Shape { card: true, ..SHAPE }, "a disk and a network card");
+    }
+}

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read},
+    ops::Range,
     path::Path,
 };
 
@@ -28,8 +29,14 @@ pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Clones `from` to the new file `to`; on failure `to` is gone.
-pub(super) fn clone_file(from: &Path, to: &Path) -> io::Result<File> {
+/// Bytes of the file system of `path` in all.
+pub(super) fn total_bytes(path: &Path) -> io::Result<u64> {
+    let stat = statvfs(path)?;
+    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
+/// Clones `from` to the new file `to`, a disk or memory, holes and all; on failure `to` is gone.
+pub(crate) fn clone_file(from: &Path, to: &Path) -> io::Result<File> {
     let source = File::open(from)?;
     let target = OpenOptions::new().read(true).write(true).create_new(true).open(to)?;
     let result = match ioctl_ficlone(&target, &source) {
@@ -46,17 +53,8 @@ pub(super) fn clone_file(from: &Path, to: &Path) -> io::Result<File> {
 }
 
 fn sparse_copy(source: &File, target: &File) -> io::Result<()> {
-    let size = source.metadata()?.len();
-    target.set_len(size)?;
-    let mut offset = 0;
-    while offset < size {
-        let start = match seek(source, SeekFrom::Data(offset)) {
-            Ok(start) => start,
-            // No data after `offset`: the rest is a hole.
-            Err(rustix::io::Errno::NXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(source, SeekFrom::Hole(start))?.min(size);
+    target.set_len(source.metadata()?.len())?;
+    for Range { start, end } in data_ranges(source)? {
         seek(source, SeekFrom::Start(start))?;
         seek(target, SeekFrom::Start(start))?;
         // Copies inside the kernel where the two file systems can.
@@ -64,9 +62,30 @@ fn sparse_copy(source: &File, target: &File) -> io::Result<()> {
         if io::copy(&mut from, &mut to)? != end - start {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file shrank while it was copied"));
         }
-        offset = end;
     }
     Ok(())
+}
+
+/// The parts of a file that hold data, in order.
+pub(crate) fn data_ranges(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let size = file.metadata()?.len();
+    let mut ranges = Vec::new();
+    let mut offset = 0;
+    while offset < size {
+        let start = match seek(file, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            // No data after `offset`: the rest is a hole.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(file, SeekFrom::Hole(start))?.min(size);
+        if start >= end {
+            break;
+        }
+        ranges.push(start..end);
+        offset = end;
+    }
+    Ok(ranges)
 }
 
 #[cfg(test)]

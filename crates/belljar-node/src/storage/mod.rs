@@ -5,11 +5,17 @@
 //!        volume.xfs, volume/       only where the data directory cannot reflink: see [`volume`]
 //!        <root>/images/<digest>/rootfs.ext4    immutable copies of the image store's files
 //!        <root>/sandboxes/<id>/    everything a sandbox owns: record, disk, run/
+//!        <root>/templates/<key>/   golden snapshots
+//!        <root>/spares/<id>/       VMs that are kept ready
+//!        <root>/passing/           standstills on their way; emptied at start
+//!        <root>/snapshots/, cache/ see [`crate::vault`]
 //!        <root>/logs/<id>.jsonl    what it said; outlives it
 //! ```
 //! `<root>` is `data/volume` or `data`. It knows no VM and no server.
 
 mod clone;
+mod extents;
+mod usage;
 mod volume;
 
 use std::{
@@ -17,7 +23,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use self::extents::changed_extents;
 use self::volume::Volume;
+pub(crate) use self::{
+    clone::{clone_file, data_ranges},
+    usage::dir_usage,
+};
 
 /// The file system refused; names the operation and the path.
 #[derive(Debug, thiserror::Error)]
@@ -70,45 +81,80 @@ impl StorageError {
     }
 }
 
+/// What the owner of the host may choose.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StorageOptions {
+    /// File that becomes the volume where the data directory cannot reflink; `None` is `volume.xfs` in it.
+    pub volume_path: Option<PathBuf>,
+    /// Bytes of a new volume; `None` takes most of what is free. It is a sparse file: only what is used takes space.
+    pub volume_size: Option<u64>,
+}
+
 /// The node's directories, opened once at its start.
 #[derive(Debug)]
 pub struct Storage {
     root: PathBuf,
     volume: Option<Volume>,
+    clone_method: &'static str,
 }
 
 impl Storage {
     /// Opens (or makes) the data directory. Where it cannot reflink and we are root, an XFS file is made and mounted;
     /// where that fails too, clones are sparse copies.
-    pub fn open(data: &Path) -> Result<Self, StorageError> {
+    pub fn open(data: &Path, options: &StorageOptions) -> Result<Self, StorageError> {
         fs::create_dir_all(data).map_err(StorageError::io("create", data))?;
-        let (root, volume) = if clone::can_reflink(data) {
-            (data.to_owned(), None)
-        } else {
-            match Volume::open(data) {
-                Ok(volume) => (volume.mount_point().to_owned(), Some(volume)),
-                Err(error) => {
-                    tracing::warn!(%error, "no reflink volume: every sandbox gets a sparse copy of its image");
-                    (data.to_owned(), None)
-                }
+        if clone::can_reflink(data) {
+            return Self::in_dir(data.to_owned(), None, "reflink");
+        }
+        match Volume::open(data, options) {
+            Ok(volume) => Self::in_dir(volume.mount_point().to_owned(), Some(volume), "reflink (volume)"),
+            // Who asked for it is to be told that it cannot be had.
+            Err(error) if *options != StorageOptions::default() => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "no reflink volume: every sandbox gets a sparse copy of its image");
+                Self::in_dir(data.to_owned(), None, "copy")
             }
-        };
-        Self::in_dir(root, volume)
+        }
     }
 
     /// Storage without a volume, whatever the file system can.
     #[cfg(test)]
     pub(crate) fn plain(data: &Path) -> Result<Self, StorageError> {
-        Self::in_dir(data.to_owned(), None)
+        Self::in_dir(data.to_owned(), None, "copy")
     }
 
-    fn in_dir(root: PathBuf, volume: Option<Volume>) -> Result<Self, StorageError> {
+    fn in_dir(root: PathBuf, volume: Option<Volume>, clone_method: &'static str) -> Result<Self, StorageError> {
         fs::create_dir_all(&root).map_err(StorageError::io("create", &root))?;
-        let storage = Self { root, volume };
-        for dir in [storage.images(), storage.sandboxes(), storage.logs()] {
+        let storage = Self { root, volume, clone_method };
+        let passing = storage.passing();
+        match fs::remove_dir_all(&passing) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StorageError::io("remove", &passing)(error));
+            }
+            _ => {}
+        }
+        let shelves =
+            [storage.images(), storage.sandboxes(), storage.logs(), storage.templates(), storage.spares(), passing];
+        for dir in shelves {
             fs::create_dir_all(&dir).map_err(StorageError::io("create", &dir))?;
         }
         Ok(storage)
+    }
+
+    /// Where images, sandboxes, logs and snapshots lie.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// How disks are cloned: `reflink`, `reflink (volume)` or `copy`.
+    pub fn clone_method(&self) -> &'static str {
+        self.clone_method
+    }
+
+    /// Bytes of the file system in all, and what is free on it.
+    pub fn space(&self) -> Result<(u64, u64), StorageError> {
+        let both = clone::total_bytes(&self.root).and_then(|total| Ok((total, clone::free_bytes(&self.root)?)));
+        both.map_err(StorageError::io("ask the free space of", &self.root))
     }
 
     /// Directory of image copies.
@@ -124,6 +170,41 @@ impl Storage {
     /// Directory of one sandbox.
     pub fn sandbox(&self, id: &str) -> PathBuf {
         self.sandboxes().join(id)
+    }
+
+    /// Directory of golden snapshots.
+    pub fn templates(&self) -> PathBuf {
+        self.root.join("templates")
+    }
+
+    /// Directory of VMs that are kept ready.
+    pub fn spares(&self) -> PathBuf {
+        self.root.join("spares")
+    }
+
+    /// Directory of standstills that are only passing through.
+    pub fn passing(&self) -> PathBuf {
+        self.root.join("passing")
+    }
+
+    /// Where a snapshot waits to be written.
+    pub fn capture(&self, snapshot_id: &str) -> PathBuf {
+        self.passing().join(format!("snapshot-{snapshot_id}"))
+    }
+
+    /// Where copies are made from.
+    pub fn fork(&self, id: &str) -> PathBuf {
+        self.passing().join(format!("fork-{id}"))
+    }
+
+    /// Where what a sandbox slept in waits to be removed.
+    pub fn slept(&self, id: &str) -> PathBuf {
+        self.passing().join(format!("slept-{id}"))
+    }
+
+    /// Where the vault unpacks a snapshot.
+    pub fn cached_snapshot(&self, id: &str) -> PathBuf {
+        self.root.join("cache").join(id)
     }
 
     /// Directory of logs.

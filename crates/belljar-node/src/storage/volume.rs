@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use super::{StorageError, clone::free_bytes};
+use super::{StorageError, StorageOptions, clone::free_bytes};
 
 /// Share of the free space that the volume may grow to: the rest stays for the host.
 const SHARE_PERCENT: u64 = 80;
@@ -26,15 +26,17 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    /// Mounts the volume of `data`, making it first where there is none.
-    pub(super) fn open(data: &Path) -> Result<Self, StorageError> {
-        let (file, mount_point) = (data.join("volume.xfs"), data.join("volume"));
+    /// Mounts the volume of `data`, making it first where there is none. One that exists keeps its size.
+    pub(super) fn open(data: &Path, options: &StorageOptions) -> Result<Self, StorageError> {
+        let file = options.volume_path.clone().unwrap_or_else(|| data.join("volume.xfs"));
+        let file = std::path::absolute(&file).map_err(StorageError::io("resolve", &file))?;
+        let mount_point = data.join("volume");
         fs::create_dir_all(&mount_point).map_err(StorageError::io("create", &mount_point))?;
         if is_mount_point(&mount_point)? {
             return Ok(Self { mount_point });
         }
         if !file.exists() {
-            make(data, &file)?;
+            make(&file, options.volume_size)?;
         }
         run("mount", &["-t", "xfs", "-o", "loop,noatime,discard"], &[&file, &mount_point])?;
         // Without it every page of a disk would be cached twice. Not every host file system can.
@@ -53,10 +55,11 @@ impl Volume {
     }
 }
 
-fn make(data: &Path, file: &Path) -> Result<(), StorageError> {
-    let free = free_bytes(data).map_err(StorageError::io("ask the free space of", data))?;
-    let size = (free / 100 * SHARE_PERCENT).max(SIZE_MIN);
-    let new = data.join(".volume.xfs.new");
+fn make(file: &Path, size: Option<u64>) -> Result<(), StorageError> {
+    let dir = file.parent().unwrap_or(Path::new("/"));
+    let free = free_bytes(dir).map_err(StorageError::io("ask the free space of", dir))?;
+    let size = size.unwrap_or(free / 100 * SHARE_PERCENT).max(SIZE_MIN);
+    let new = file.with_added_extension("new");
     let made = File::create(&new)
         .and_then(|file| file.set_len(size))
         .map_err(StorageError::io("create", &new))

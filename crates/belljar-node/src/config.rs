@@ -1,6 +1,8 @@
 //! What a node is started with.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
+
+use crate::storage::StorageOptions;
 
 /// Everything a node needs to know; see the fields.
 #[derive(Debug, Clone)]
@@ -17,8 +19,23 @@ pub struct NodeConfig {
     pub image_store: PathBuf,
     /// What runs the sandboxes.
     pub driver: DriverSetting,
+    /// Whether sandboxes begin from golden snapshots; without them each one boots.
+    pub templates: bool,
+    /// VMs that are kept ready for each golden snapshot.
+    pub spares: usize,
+    /// How long the memory of a sleeping sandbox is held for a quick wake.
+    pub resident: Duration,
     /// Memory for sandboxes, MiB; `None` leaves the host a gigabyte.
     pub memory_mb: Option<u64>,
+    /// The volume of a data directory that cannot reflink.
+    pub storage: StorageOptions,
+}
+
+impl NodeConfig {
+    /// What [`Self::resident`] is unless somebody wants something else.
+    pub const RESIDENT: Duration = crate::limits::RESIDENT;
+    /// What [`Self::spares`] is unless somebody wants something else.
+    pub const SPARES: usize = crate::limits::SPARES_PER_TEMPLATE;
 }
 
 /// Files that every VM boots from.

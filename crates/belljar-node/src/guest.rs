@@ -2,6 +2,8 @@
 //!
 //! The guest is hostile: every answer is capped in size and the caller bounds it in time.
 
+use std::{future::Future, time::Duration};
+
 use belljar_api::guest::{Configure, Configured, PROTOCOL, SYSTEM_PORT};
 use belljar_link::Connector;
 use bytes::Bytes;
@@ -9,7 +11,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 
-use crate::limits::SYSTEM_ANSWER_MAX;
+use crate::limits::{FREEZE_TIMEOUT, SETTLE_TIMEOUT, SYSTEM_ANSWER_MAX};
 
 /// The agent did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,8 @@ pub(crate) enum GuestError {
     Status { status: StatusCode, body: String },
     #[error("the agent's answer is not understood: {0}")]
     Answer(String),
+    #[error("the agent did not answer within {0:?}")]
+    Late(Duration),
     #[error(
         "the agent speaks system protocol {0}, this node speaks {PROTOCOL}; rebuild the initramfs with `cargo xtask guest`"
     )]
@@ -29,9 +33,34 @@ pub(crate) enum GuestError {
 }
 
 /// Gives the guest its identity, network and clock; user processes run only after it.
+///
+/// It also lets frozen processes go on. A guest that could not stir its random numbers refuses it.
 pub(crate) async fn configure(link: &Connector, body: &Configure) -> Result<Configured, GuestError> {
+    let body = post(link, "/v1/configure", body).await?;
+    let configured: Configured = serde_json::from_slice(&body).map_err(|e| GuestError::Answer(e.to_string()))?;
+    if configured.protocol != PROTOCOL {
+        return Err(GuestError::Protocol(configured.protocol));
+    }
+    Ok(configured)
+}
+
+/// Stops every user process until the next [`configure`]; with `sync` what they wrote is on the disk then.
+pub(crate) async fn freeze(link: &Connector, sync: bool) -> Result<(), GuestError> {
+    within(FREEZE_TIMEOUT, post(link, "/v1/freeze", &serde_json::json!({ "sync": sync }))).await.map(drop)
+}
+
+/// Makes the machine small and quiet, before it is anybody's.
+pub(crate) async fn settle(link: &Connector) -> Result<(), GuestError> {
+    within(SETTLE_TIMEOUT, post(link, "/v1/settle", &serde_json::json!({}))).await.map(drop)
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, GuestError>>) -> Result<T, GuestError> {
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(GuestError::Late(limit)))
+}
+
+async fn post(link: &Connector, path: &str, body: &impl serde::Serialize) -> Result<Bytes, GuestError> {
     let json = serde_json::to_vec(body).map_err(|e| GuestError::Answer(e.to_string()))?;
-    let request = Request::post("/v1/configure").header("content-type", "application/json");
+    let request = Request::post(path).header("content-type", "application/json");
     let response = call(link, request, Bytes::from(json)).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), SYSTEM_ANSWER_MAX).collect().await;
@@ -40,11 +69,7 @@ pub(crate) async fn configure(link: &Connector, body: &Configure) -> Result<Conf
         let body = String::from_utf8_lossy(&body).chars().take(300).collect();
         return Err(GuestError::Status { status, body });
     }
-    let configured: Configured = serde_json::from_slice(&body).map_err(|e| GuestError::Answer(e.to_string()))?;
-    if configured.protocol != PROTOCOL {
-        return Err(GuestError::Protocol(configured.protocol));
-    }
-    Ok(configured)
+    Ok(body)
 }
 
 /// The endless JSON lines of the guest's log, from the line after `after` on.

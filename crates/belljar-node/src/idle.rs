@@ -38,6 +38,11 @@ impl Activity {
         Guard { activity: self.clone() }
     }
 
+    /// Whether a connection is open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.borrow().open > 0
+    }
+
     /// Resolves when the sandbox has been idle for `timeout`; never when that is zero.
     pub(crate) async fn idle_for(&self, timeout: Duration) {
         if timeout.is_zero() {

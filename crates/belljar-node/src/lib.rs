@@ -7,23 +7,32 @@
 //!
 //! Called by the `belljar` binary (`up`).
 
+mod account;
 mod config;
 mod driver;
+mod fault;
 mod guest;
 mod idle;
 mod images;
 mod limits;
 mod logs;
+mod pressure;
 mod record;
 mod registry;
 mod sandbox;
+mod snapshots;
 pub mod storage;
+mod templates;
+#[cfg(test)]
+mod testing;
 mod uplink;
+pub mod vault;
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use belljar_api::{node::Capacity, sandbox::TerminationReason};
@@ -35,7 +44,10 @@ pub use self::{
     config::{Artifacts, DriverSetting, NodeConfig},
     driver::DriverError,
 };
-use self::{idle::ConnectionSlots, images::Images, record::Ending, registry::Registry, storage::Storage};
+use self::{
+    fault::Faults, idle::ConnectionSlots, images::Images, record::Ending, registry::Registry, snapshots::Snapshots,
+    storage::Storage, templates::Templates, vault::Vault,
+};
 
 /// How a node stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,6 +85,9 @@ pub enum NodeError {
     /// The data directory.
     #[error(transparent)]
     Storage(#[from] storage::StorageError),
+    /// The store of snapshots.
+    #[error(transparent)]
+    Vault(#[from] vault::VaultError),
     /// No driver works here.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -90,6 +105,14 @@ pub(crate) struct Context {
     pub(crate) artifacts: Artifacts,
     /// Whether guests have QEMU's user-mode network.
     pub(crate) user_network: bool,
+    /// Snapshots that are kept, written, or failed.
+    pub(crate) snapshots: Snapshots,
+    /// Golden snapshots and VMs kept ready.
+    pub(crate) templates: Templates,
+    /// How long the memory of a sleeping sandbox is held for a quick wake.
+    pub(crate) resident: Duration,
+    /// Where tests make things fail.
+    pub(crate) faults: Faults,
     /// Boots at once: more only slow each other down.
     pub(crate) boot_slots: Semaphore,
     pub(crate) connections: ConnectionSlots,
@@ -101,6 +124,16 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Runs something beside everything else until it is done or the node leaves; a leaving node waits for the file work
+    /// in it.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let work = self.leaving.clone().run_until_cancelled_owned(work);
+        self.tasks.spawn(FILE_WORK.scope(TaskTracker::new(), async move {
+            work.await;
+            file_work_done().await;
+        }));
+    }
+
     pub(crate) fn forget(&self, id: &str) {
         self.registry.forget(id);
     }
@@ -117,40 +150,62 @@ async fn run_with(
     driver: Box<dyn Driver>,
     mut shutdown: watch::Receiver<Shutdown>,
 ) -> Result<(), NodeError> {
-    let ctx = Arc::new(open(config, driver)?);
-    ctx.registry.load(&ctx)?;
-    let alive = |id: &str| ctx.registry.get(id).is_some();
-    if let Err(error) = logs::file::sweep(&ctx.storage.logs(), alive).and_then(|()| ctx.images.sweep(&ctx.storage)) {
-        tracing::warn!(%error, "cannot remove what is no longer needed");
-    }
+    let storage = Storage::open(&config.data_dir, &config.storage)?;
+    let ctx = Arc::new(open(config, driver, storage)?);
+    start(&ctx).await?;
     let mode = tokio::select! {
         () = uplink::run(ctx.clone()) => Shutdown::No,
         // A dropped sender means that the program is going away: the VMs are not ours to end.
         mode = shutdown.wait_for(|mode| *mode != Shutdown::No) => mode.map_or(Shutdown::KeepSandboxes, |mode| *mode),
     };
+    stop(&ctx, mode).await?;
+    Ok(())
+}
+
+/// Takes up what an earlier node process left, and begins to serve.
+async fn start(ctx: &Arc<Context>) -> Result<(), NodeError> {
+    // Before anything can make new ones: what there is now belongs to nobody.
+    ctx.templates.sweep(ctx).await;
+    ctx.registry.load(ctx)?;
+    let alive = |id: &str| ctx.registry.get(id).is_some();
+    if let Err(error) = logs::file::sweep(&ctx.storage.logs(), alive).and_then(|()| ctx.images.sweep(&ctx.storage)) {
+        tracing::warn!(%error, "cannot remove what is no longer needed");
+    }
+    ctx.spawn(pressure::run(ctx.clone()));
+    // After the sweep: it brings an image in.
+    let this = ctx.clone();
+    ctx.spawn(async move { this.templates.start(&this).await });
+    Ok(())
+}
+
+async fn stop(ctx: &Arc<Context>, mode: Shutdown) -> Result<(), NodeError> {
     if mode == Shutdown::EndSandboxes {
         ctx.registry.end_all(&Ending::new(TerminationReason::User, "the node was shut down")).await;
     }
     ctx.leaving.cancel();
     ctx.tasks.close();
     ctx.tasks.wait().await;
+    // Nobody makes any more of them now.
+    ctx.templates.sweep(ctx).await;
     if mode == Shutdown::EndSandboxes {
         ctx.storage.close()?;
     }
     Ok(())
 }
 
-fn open(config: NodeConfig, driver: Box<dyn Driver>) -> Result<Context, NodeError> {
+fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result<Context, NodeError> {
     let is_vm = driver.kind() != DriverKind::Process;
     if is_vm {
         check_artifact("kernel", &config.artifacts.kernel, "kernel")?;
         check_artifact("initramfs", &config.artifacts.initrd, "guest")?;
     }
-    let storage = Storage::open(&config.data_dir)?;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     #[expect(clippy::cast_precision_loss, reason = "no host has 2^52 cpus")]
     let capacity = Capacity { cpus: cpus as f64, memory_mb: config.memory_mb.map_or_else(host_memory, Ok)? };
     let user_network = driver.capabilities().user_network;
+    let registry = Registry::new();
+    let vault = Vault::open(storage.root())?;
+    let snapshots = Snapshots::new(vault, registry.changes());
     Ok(Context {
         node_id: node_id(&config.data_dir)?,
         node_token: config.node_token,
@@ -163,7 +218,11 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>) -> Result<Context, NodeErro
         user_network,
         boot_slots: Semaphore::new(cpus.max(2)),
         connections: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
-        registry: Registry::new(),
+        registry,
+        snapshots,
+        templates: Templates::new(config.templates, config.spares),
+        resident: config.resident,
+        faults: Faults::default(),
         tasks: TaskTracker::new(),
         leaving: CancellationToken::new(),
     })
@@ -206,6 +265,31 @@ fn host_memory() -> Result<u64, NodeError> {
     Ok((kib / 1024).saturating_sub(1024))
 }
 
-#[cfg(test)]
-#[path = "node_test.rs"]
-mod tests;
+tokio::task_local! {
+    /// File work of one task of the node: it goes on although whoever waited for it has given up.
+    static FILE_WORK: TaskTracker;
+}
+
+/// Waits until no file work of this task is under way, also of what was given up in the middle.
+pub(crate) async fn file_work_done() {
+    if let Ok(tracker) = FILE_WORK.try_with(TaskTracker::clone) {
+        tracker.close();
+        tracker.wait().await;
+    }
+}
+
+/// Runs file work on a thread that may wait. A panic in there is a bug of ours; it must not be taken for success.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let running = match FILE_WORK.try_with(TaskTracker::clone) {
+        Ok(tracker) => tracker.spawn_blocking(work),
+        Err(_) => tokio::task::spawn_blocking(work),
+    };
+    match running.await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Cancelled: the runtime is going away, and we with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -7,6 +7,31 @@ use std::time::Duration;
 pub(crate) const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long one handshake of the link may take once the guest has answered before.
 pub(crate) const RELINK_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a restored VM may take until its agent has answered: it need not boot.
+pub(crate) const RESTORE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the processes of a guest may take to come to rest, what they wrote included.
+pub(crate) const FREEZE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a guest may take to become small before a golden snapshot; 2 s are usual in software emulation.
+pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a sleeping sandbox's memory is held for a quick wake, unless the configuration says otherwise.
+pub(crate) const RESIDENT: Duration = Duration::from_secs(30);
+/// Host memory that stays available; below it sleeping sandboxes give theirs back at once, MiB.
+pub(crate) const MEMORY_RESERVE_MB: u64 = 1024;
+/// Bytes of a page of guest memory.
+pub(crate) const PAGE: usize = 4096;
+/// Golden snapshots on a node; the one that was not used for the longest time goes first.
+pub(crate) const TEMPLATES_MAX: usize = 8;
+/// VMs that are kept ready for one golden snapshot. Each holds about 40 MiB, most of them the VMM's own.
+pub(crate) const SPARES_PER_TEMPLATE: usize = 2;
+/// VMs that are kept ready in all.
+pub(crate) const SPARES_MAX: usize = 4;
+/// Copies that one command may make.
+pub(crate) const COPIES_MAX: usize = 100;
+/// Snapshots that are being written at once: each takes a processor and memory for what changed.
+pub(crate) const SNAPSHOT_WRITERS: usize = 2;
+/// Failed snapshots that are remembered until the server has taken note.
+pub(crate) const FAILED_SNAPSHOTS_MAX: usize = 1024;
+
 /// Link failures within [`LINK_FAILURE_WINDOW`] after which a guest counts as broken.
 pub(crate) const LINK_FAILURES_MAX: usize = 3;
 /// See [`LINK_FAILURES_MAX`].
@@ -15,10 +40,14 @@ pub(crate) const LINK_FAILURE_WINDOW: Duration = Duration::from_secs(60);
 pub(crate) const EXIT_GRACE: Duration = Duration::from_secs(2);
 /// How long the guest's agent may take to accept one connection.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection waits for a sandbox that wakes, before its client is told to try again.
+pub(crate) const WAKE_PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes per direction and proxied connection that the node holds; bounds its memory.
 pub(crate) const SPLICE_BUFFER: usize = 128 * 1024;
 /// Commands that wait for one sandbox's task.
 pub(crate) const MAILBOX: usize = 16;
+/// Commands that wait for a sandbox to run: more than a server sends before it hears of one.
+pub(crate) const DEFERRED_MAX: usize = 64;
 /// Reports that a slow server connection may lag behind before it is told everything again.
 pub(crate) const REPORT_LAG: usize = 1024;
 /// Sandboxes on one node, running or just ended.
@@ -49,5 +78,32 @@ pub(crate) const LOG_PAGE: usize = 1000;
 pub(crate) const SYSTEM_ANSWER_MAX: usize = 64 * 1024;
 /// Largest command body from the server, bytes.
 pub(crate) const COMMAND_MAX: usize = 4 * 1024 * 1024;
+/// What a caller may keep beside a snapshot, bytes: a command's specification fits with room to spare.
+pub(crate) const SNAPSHOT_METADATA_MAX: usize = 2 * COMMAND_MAX;
+/// Largest manifest, bytes: a terabyte in scattered chunks. More is not read back.
+pub(crate) const SNAPSHOT_MANIFEST_MAX: usize = 256 * 1024 * 1024;
+/// Largest flat file in a snapshot, bytes: the numbers of its chunks stay within 32 bits.
+pub(crate) const SNAPSHOT_PART_MAX: u64 = 16 << 40;
+/// Threads that hash and compress one snapshot: the sandboxes need the other cpus.
+pub(crate) const SNAPSHOT_THREADS: usize = 2;
+/// Level of zstd. A snapshot has to be durable soon; higher levels take twice the time to save a few percent.
+pub(crate) const SNAPSHOT_ZSTD_LEVEL: i32 = 1;
+/// Packs that a snapshot may need before they are compacted: each costs a file to open and read in pieces.
+pub(crate) const SNAPSHOT_PACKS_MAX: usize = 8;
 
+/// Files that the answer of one diff names.
+pub(crate) const DIFF_ENTRIES_MAX: usize = 10_000;
+/// Files that one diff looks at, over both disks: bounds its memory.
+pub(crate) const DIFF_WALK_MAX: usize = 4_000_000;
+/// How long one diff may take: a client waits for it.
+pub(crate) const DIFF_TIMEOUT: Duration = Duration::from_secs(25);
+/// Diffs at once: each takes a cpu.
+pub(crate) const DIFFS_MAX: usize = 2;
+/// Live chunks that one compaction step moves, bytes: what has to be free for it.
+pub(crate) const SNAPSHOT_COMPACT_STEP: u64 = 1024 * 1024 * 1024;
+/// Unpacked snapshots that are kept, bytes: a few dozen of an ordinary sandbox.
+pub(crate) const SNAPSHOT_CACHE_MAX: u64 = 16 * 1024 * 1024 * 1024;
+
+const _: () =
+    assert!(SNAPSHOT_PART_MAX / 4096 <= u32::MAX as u64 + 1 && SNAPSHOT_THREADS > 0 && SNAPSHOT_PACKS_MAX > 1);
 const _: () = assert!(LINK_FAILURES_MAX > 0 && (LOG_LINE_MAX as u64) < LOG_BYTES_MAX);

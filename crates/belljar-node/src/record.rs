@@ -10,15 +10,20 @@ use std::{
 };
 
 use belljar_api::{
-    node::{NodeState, SandboxSpec},
+    image::RuntimeConfig,
+    node::{NodeState, Origin, SandboxSpec},
     sandbox::TerminationReason,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::storage::StorageError;
+
 /// First field of the file: what it is.
 const MAGIC: &str = "belljar-sandbox";
 /// Version of the file's format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Oldest version that is still read: what it lacks has defaults.
+const VERSION_MIN: u32 = 1;
 /// Name of the file in the sandbox's directory.
 const FILE: &str = "record.json";
 /// Largest file that is read back, bytes.
@@ -37,8 +42,27 @@ pub(crate) struct Record {
     pub spec: SandboxSpec,
     /// Set once the sandbox has to end; the end itself may still be under way.
     pub ending: Option<Ending>,
-    /// Where it stands.
+    /// Where it stands. `Suspended` is the word on disk that makes the directory `sleep` the truth; every other one makes
+    /// it the VM process. What is only under way (`Suspending`, `Resuming`) is never written.
     pub state: NodeState,
+    /// What it began as.
+    #[serde(default)]
+    pub origin: Origin,
+    /// Number of its memory's present life; a random one for each restore, so that no two are alike.
+    #[serde(default)]
+    pub life: u64,
+    /// What the sandbox proves itself with.
+    #[serde(default)]
+    pub identity_token: String,
+    /// ENV, WORKDIR, USER of its image, kept since the image may go.
+    #[serde(default)]
+    pub runtime: Option<RuntimeConfig>,
+    /// The last snapshot that was taken of it, or that it was put back to.
+    #[serde(default)]
+    pub last_snapshot: Option<String>,
+    /// Why the last thing that was asked for did not happen.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// Why a sandbox has to end.
@@ -69,6 +93,9 @@ pub(crate) enum RecordError {
         /// Why not.
         source: io::Error,
     },
+    /// So did the storage.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// Not JSON, or not ours.
     #[error("{path} is not a sandbox record of this release: {why}")]
     Damaged {
@@ -80,9 +107,24 @@ pub(crate) enum RecordError {
 }
 
 impl Record {
-    pub(crate) fn new(sandbox_id: String, generation: u64, spec: SandboxSpec) -> Self {
+    pub(crate) fn new(sandbox_id: String, generation: u64, spec: SandboxSpec, origin: Origin) -> Self {
         let magic = MAGIC.to_owned();
-        Self { magic, version: VERSION, sandbox_id, generation, spec, ending: None, state: NodeState::Starting }
+        let token: [u8; 32] = rand::random();
+        Self {
+            magic,
+            version: VERSION,
+            sandbox_id,
+            generation,
+            spec,
+            ending: None,
+            state: NodeState::Starting,
+            origin,
+            life: rand::random(),
+            identity_token: token.iter().map(|byte| format!("{byte:02x}")).collect(),
+            runtime: None,
+            last_snapshot: None,
+            trouble: None,
+        }
     }
 
     /// Writes the record to `dir` so that a crash leaves the old or the new one.
@@ -111,7 +153,7 @@ impl Record {
         }
         let record: Self = serde_json::from_slice(&fs::read(&path).map_err(io)?).map_err(|e| damaged(e.to_string()))?;
         match (record.magic.as_str(), record.version) {
-            (MAGIC, VERSION) => Ok(record),
+            (MAGIC, VERSION_MIN..=VERSION) => Ok(Self { version: VERSION, ..record }),
             (MAGIC, newer) => Err(damaged(format!("it has version {newer}, this release knows {VERSION}"))),
             _ => Err(damaged("its magic is missing".into())),
         }
@@ -133,9 +175,15 @@ mod tests {
             image: "belljar/debian".into(),
             resources: ResourcesRequest::default().resolve().expect("defaults"),
             entrypoint: None,
-            settings: Settings { name: None, timeout_secs: 600, network: NetworkConfig::default() },
+            settings: Settings {
+                name: None,
+                suspends: false,
+                auto_resume: true,
+                timeout_secs: 600,
+                network: NetworkConfig::default(),
+            },
         };
-        Record::new("a".repeat(21), 1, spec)
+        Record::new("a".repeat(21), 1, spec, Origin::Image)
     }
 
     #[test]
@@ -154,6 +202,6 @@ mod tests {
         }
         let newer = Record { version: VERSION + 1, ..record };
         fs::write(dir.path().join(FILE), serde_json::to_vec(&newer).expect("json")).expect("write");
-        assert!(Record::load(dir.path()).expect_err("newer").to_string().contains("has version 2"));
+        assert!(Record::load(dir.path()).expect_err("newer").to_string().contains("has version 3"));
     }
 }

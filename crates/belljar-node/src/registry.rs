@@ -5,22 +5,32 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use belljar_api::node::{Command, CommandAck, Op};
+use belljar_api::node::{Command, CommandAck, CopySpec, Op, Origin};
 use tokio::sync::{broadcast, oneshot};
 
 use crate::{
     Context, NodeError,
-    limits::{REPORT_LAG, SANDBOXES_MAX},
+    limits::{COPIES_MAX, REPORT_LAG, SANDBOXES_MAX},
     logs::LogFile,
     record::{Ending, Record, RecordError},
-    sandbox::{Handle, Mail, Start, View, spawn},
+    sandbox::{Forked, Handle, Mail, Order, Start, View, spawn},
+    snapshots::SnapshotError,
 };
 
 /// The table of sandboxes.
 #[derive(Debug)]
 pub(crate) struct Registry {
     sandboxes: RwLock<HashMap<String, Handle>>,
-    changes: broadcast::Sender<String>,
+    changes: broadcast::Sender<Changed>,
+}
+
+/// What the server is told anew.
+#[derive(Debug, Clone)]
+pub(crate) enum Changed {
+    /// The sandbox with this id.
+    Sandbox(String),
+    /// The snapshot with this id.
+    Snapshot(String),
 }
 
 /// A command that could not be taken.
@@ -36,11 +46,20 @@ pub(crate) enum ApplyError {
     Id(String),
     #[error("the sandbox is just being forgotten; ask again")]
     Gone,
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("{0} copies at once; at most {COPIES_MAX}")]
+    Copies(usize),
 }
 
 impl Registry {
     pub(crate) fn new() -> Self {
         Self { sandboxes: RwLock::default(), changes: broadcast::Sender::new(REPORT_LAG) }
+    }
+
+    /// Where changes are announced.
+    pub(crate) fn changes(&self) -> broadcast::Sender<Changed> {
+        self.changes.clone()
     }
 
     /// Starts a task for every record on disk.
@@ -74,7 +93,7 @@ impl Registry {
         let log = LogFile::open(&ctx.storage.logs(), &id).map_err(ApplyError::Directory)?;
         let changes = self.changes.clone();
         // Nobody listening is fine: who listens later is told everything.
-        let changed = move |id: &str| drop(changes.send(id.to_owned()));
+        let changed = move |id: &str| drop(changes.send(Changed::Sandbox(id.to_owned())));
         let handle = spawn(ctx.clone(), record, log, start, changed);
         self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle);
         Ok(())
@@ -86,29 +105,71 @@ impl Registry {
         if !belljar_api::id::is_id(&id) {
             return Err(ApplyError::Id(id));
         }
-        let Some(handle) = self.get(&id) else {
+        if command.op == Op::DeleteSnapshot {
+            ctx.snapshots.delete(ctx, &id).await?;
+            return Ok(CommandAck { seq, applied: true });
+        }
+        let handle = self.get(&id);
+        let seats = match &command.op {
+            // A source that has taken it already has made them: those that are not there any more have ended.
+            Op::Copy { .. } if handle.as_ref().is_some_and(|it| it.has_taken(command.generation)) => Vec::new(),
+            Op::Copy { copies } => self.seat(ctx, &id, copies)?,
+            _ => Vec::new(),
+        };
+        let Some(handle) = handle else {
+            if let Op::Snapshot { snapshot_id, .. } = &command.op
+                && ctx.snapshots.begin(snapshot_id)
+            {
+                ctx.snapshots.fail(snapshot_id, "the sandbox is not on this node any more".to_owned());
+            }
             return match command.op {
-                Op::Create { spec } => {
-                    self.create(ctx, Record::new(id, command.generation, spec))?;
+                Op::Create { spec, origin } => {
+                    self.create(ctx, Record::new(id, command.generation, spec, origin), Start::Boot)?;
                     Ok(CommandAck { seq, applied: true })
                 }
-                Op::Update { .. } | Op::Terminate { .. } => Ok(CommandAck { seq, applied: false }),
+                _ => Ok(CommandAck { seq, applied: false }),
             };
         };
         let (reply, answer) = oneshot::channel();
-        handle.mailbox.send(Mail::Command(Box::new(command), reply)).await.map_err(|_| ApplyError::Gone)?;
+        let order = Box::new(Order { command, seats, reply });
+        handle.mailbox.send(Mail::Command(order)).await.map_err(|_| ApplyError::Gone)?;
         Ok(answer.await.map_err(|_| ApplyError::Gone)??)
     }
 
-    fn create(&self, ctx: &Arc<Context>, record: Record) -> Result<(), ApplyError> {
+    /// Makes the copies of a sandbox, as far as they are not there yet, and lets them wait for what they begin as. When
+    /// that never comes they end, each with its reason.
+    fn seat(
+        &self,
+        ctx: &Arc<Context>,
+        source: &str,
+        copies: &[CopySpec],
+    ) -> Result<Vec<oneshot::Sender<Forked>>, ApplyError> {
+        if copies.len() > COPIES_MAX {
+            return Err(ApplyError::Copies(copies.len()));
+        }
+        let mut seats = Vec::new();
+        for copy in copies.iter().filter(|copy| self.get(&copy.sandbox_id).is_none()) {
+            if !belljar_api::id::is_id(&copy.sandbox_id) {
+                return Err(ApplyError::Id(copy.sandbox_id.clone()));
+            }
+            let origin = Origin::Copy { sandbox_id: source.to_owned() };
+            let record = Record::new(copy.sandbox_id.clone(), copy.generation, copy.spec.clone(), origin);
+            let (seat, waiting) = oneshot::channel();
+            self.create(ctx, record, Start::Copy(waiting))?;
+            seats.push(seat);
+        }
+        Ok(seats)
+    }
+
+    fn create(&self, ctx: &Arc<Context>, record: Record, start: Start) -> Result<(), ApplyError> {
         if self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).len() >= SANDBOXES_MAX {
             return Err(ApplyError::TooMany);
         }
         let (dir, id) = (ctx.storage.sandbox(&record.sandbox_id), record.sandbox_id.clone());
         std::fs::create_dir_all(&dir).map_err(ApplyError::Directory)?;
-        let result = record.save(&dir).map_err(ApplyError::from).and_then(|()| self.start(ctx, record, Start::Boot));
+        let result = record.save(&dir).map_err(ApplyError::from).and_then(|()| self.start(ctx, record, start));
         match &result {
-            Ok(()) => drop(self.changes.send(id)),
+            Ok(()) => drop(self.changes.send(Changed::Sandbox(id))),
             Err(_) => drop(std::fs::remove_dir_all(&dir)),
         }
         result
@@ -122,8 +183,18 @@ impl Registry {
         self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
+    /// Lets sleeping sandboxes give back the memory that they still hold.
+    pub(crate) fn release(&self) {
+        for handle in self.sandboxes.read().unwrap_or_else(PoisonError::into_inner).values() {
+            if handle.view.borrow().sleeps() {
+                // A full mailbox means that it is about to do something else.
+                let _ = handle.mailbox.try_send(Mail::Release);
+            }
+        }
+    }
+
     /// Every sandbox's view now, and the ids of those that change from now on.
-    pub(crate) fn watch(&self) -> (Vec<View>, broadcast::Receiver<String>) {
+    pub(crate) fn watch(&self) -> (Vec<View>, broadcast::Receiver<Changed>) {
         let changes = self.changes.subscribe();
         (self.views(), changes)
     }

@@ -1,9 +1,11 @@
-//! From nothing to an agent that answers: disk, VM, link, configuration. And all the way back.
+//! From nothing, or from a standstill, to an agent that answers: disk, memory, VM, link, configuration. And all the way
+//! back.
 //!
 //! Dropping the future in the middle is allowed at any await: everything it makes lies in the sandbox's directory, and
 //! [`undo`] removes what is found there, however far the boot got.
 
 use std::{
+    future::Future,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,22 +16,30 @@ use belljar_api::{
     guest::{Configure, GuestNetwork},
     image::RuntimeConfig,
     node::SandboxSpec,
-    sandbox::TerminationReason,
+    sandbox::{Resources, TerminationReason},
 };
 use belljar_link::{ConnectOptions, Connector, LinkError};
 use belljar_vmm::{NetworkSpec, Vm, VmExit, VmSpec, VmmError};
 
 use tokio_util::task::AbortOnDropHandle;
 
+use super::frozen;
 use crate::{
-    Context,
+    Context, blocking,
     guest::{self, GuestError},
-    images::{self, LocalImage, NodeImageError},
-    limits::{BOOT_TIMEOUT, CONSOLE_QUOTE},
+    images::{self, NodeImageError},
+    limits::{BOOT_TIMEOUT, CONSOLE_QUOTE, RESTORE_TIMEOUT},
     logs::file::now_ns,
+    pressure,
     record::Ending,
     storage::StorageError,
+    templates::Claimed,
 };
+
+/// Disk of a sandbox, in its directory.
+pub(crate) const DISK: &str = "disk.ext4";
+/// Directory of its VM process.
+pub(crate) const RUN: &str = "run";
 
 /// A VM whose agent answers.
 pub(super) struct Booted {
@@ -37,6 +47,10 @@ pub(super) struct Booted {
     pub(super) link: Connector,
     /// The task that moves the link's bytes; it ends with the reason, and dies with this handle.
     pub(super) session: AbortOnDropHandle<LinkError>,
+    /// What the guest was told of its image.
+    pub(super) runtime: RuntimeConfig,
+    /// Whether the VM was last told to have a network.
+    pub(super) network: bool,
 }
 
 /// A boot that failed, at one of its steps.
@@ -56,6 +70,12 @@ pub(crate) enum BootError {
     Exited { exit: VmExit, console: String },
     #[error("the guest's agent did not answer within {after:?}; its console: {console}")]
     Timeout { after: Duration, console: String },
+    #[error(transparent)]
+    Freeze(#[from] frozen::FreezeError),
+    #[error("a VM that was kept ready is gone")]
+    SpareGone,
+    #[error("{0}")]
+    Origin(String),
 }
 
 impl BootError {
@@ -71,7 +91,9 @@ impl BootError {
             Self::Image(_) | Self::Storage(_) | Self::Vmm(_) | Self::Link(_) | Self::Guest(_) => {
                 TerminationReason::StartupFailedInternalError
             }
-            Self::Exited { .. } | Self::Timeout { .. } => TerminationReason::StartupFailedInternalError,
+            Self::Exited { .. } | Self::Timeout { .. } | Self::SpareGone | Self::Origin(_) | Self::Freeze(_) => {
+                TerminationReason::StartupFailedInternalError
+            }
         };
         Ending::new(reason, chain(self))
     }
@@ -91,6 +113,17 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What a sandbox begins with.
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    /// Its image: from the golden snapshot where there is one, else by booting.
+    Image,
+    /// A standstill ([`frozen`]): it goes on from there.
+    Still(PathBuf),
+    /// A standstill of which only the disk counts: it boots from that.
+    Disk(PathBuf),
+}
+
 /// What a boot needs to know.
 #[derive(Clone)]
 pub(super) struct Plan {
@@ -98,112 +131,307 @@ pub(super) struct Plan {
     pub(super) id: String,
     pub(super) dir: PathBuf,
     pub(super) spec: SandboxSpec,
+    /// See [`Configure::life`].
+    pub(super) life: u64,
+    pub(super) identity_token: String,
+    /// What its image says, when that is known already.
+    pub(super) runtime: Option<RuntimeConfig>,
 }
 
 impl Plan {
     fn run_dir(&self) -> PathBuf {
-        self.dir.join("run")
+        self.dir.join(RUN)
     }
 
-    /// Makes the disk and starts the VM, then waits until the agent is configured.
-    pub(super) async fn boot(self) -> Result<Booted, BootError> {
+    /// Makes disk and memory, starts the VM and waits until the agent is configured.
+    pub(super) async fn start(&self, source: Source) -> Result<Booted, BootError> {
         // The semaphore is never closed; without a permit the boot is merely not throttled.
         let _slot = self.ctx.boot_slots.acquire().await;
+        pressure::make_room(&self.ctx, self.spec.resources.memory_mb);
+        match source {
+            Source::Image => self.start_image().await,
+            Source::Still(dir) => self.revive(&dir, self.runtime()?).await,
+            Source::Disk(dir) => {
+                let runtime = self.runtime()?;
+                let disk = dir.join(frozen::DISK);
+                self.boot(disk, runtime).await
+            }
+        }
+    }
+
+    /// What the image says; for one that is made from a standstill that is told with it.
+    fn runtime(&self) -> Result<RuntimeConfig, BootError> {
+        match &self.runtime {
+            Some(runtime) => Ok(runtime.clone()),
+            None => Ok(self.ctx.images.find_runtime(&self.spec.image).map_err(NodeImageError::from)?),
+        }
+    }
+
+    async fn start_image(&self) -> Result<Booted, BootError> {
         let image = self.ctx.images.ensure(&self.spec.image, &self.ctx.storage).await?;
-        let disk = self.make_disk(&image).await?;
-        let resources = self.spec.resources;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "cpus is validated to 0.25..=1024")]
-        let vcpus = resources.cpus.ceil() as u32;
-        let vm_spec = VmSpec {
-            id: self.id.clone(),
-            run_dir: self.run_dir(),
-            kernel: self.ctx.artifacts.kernel.clone(),
-            initrd: Some(self.ctx.artifacts.initrd.clone()),
-            disk: Some(disk),
-            cmdline_extra: String::new(),
-            vcpus,
-            memory_mib: resources.memory_mb,
-            network: NetworkSpec::User { restrict: false },
+        let Some(key) = self.ctx.templates.key(&self.ctx, &image, &self.spec.resources) else {
+            return self.boot(image.rootfs, image.runtime).await;
         };
+        if let Some(spare) = self.ctx.templates.claim(&self.ctx, &key) {
+            match self.move_in(&spare, &image.runtime).await {
+                Ok(booted) => return Ok(booted),
+                Err(error) => self.unusable(&error, "a VM that was kept ready").await?,
+            }
+        }
+        let Some(template) = self.ctx.templates.find(&self.ctx, &key) else {
+            self.ctx.templates.build_later(&self.ctx, key, image.clone(), self.spec.resources);
+            return self.boot(image.rootfs, image.runtime).await;
+        };
+        match self.revive(&template, image.runtime.clone()).await {
+            Ok(booted) => Ok(booted),
+            Err(error) => {
+                self.unusable(&error, "a golden snapshot").await?;
+                self.ctx.templates.discard(&self.ctx, &key);
+                self.boot(image.rootfs, image.runtime).await
+            }
+        }
+    }
+
+    /// A short cut failed: says so, and makes room for the long way.
+    async fn unusable(&self, error: &BootError, what: &str) -> Result<(), BootError> {
+        tracing::warn!(sandbox = self.id, error = chain(error), "{what} cannot be used");
+        undo(&self.ctx, &self.dir).await
+    }
+
+    /// Boots the kernel on a clone of `disk`.
+    async fn boot(&self, disk: PathBuf, runtime: RuntimeConfig) -> Result<Booted, BootError> {
+        let this = self.clone();
+        let size = self.spec.resources.disk_mb << 20;
+        blocking(move || {
+            this.make_run_dir()?;
+            this.ctx.faults.point("boot: disk")?;
+            let to = this.dir.join(DISK);
+            frozen::remove_file(&to)?;
+            this.ctx.storage.clone_disk(&disk, &to, size)?;
+            frozen::blank_memory(&this.dir, this.spec.resources.memory_mb)
+        })
+        .await?;
+        let vm = self.launch(None).await?;
+        self.attach(vm, runtime, BOOT_TIMEOUT).await
+    }
+
+    /// Goes on from a standstill.
+    pub(super) async fn revive(&self, still: &Path, runtime: RuntimeConfig) -> Result<Booted, BootError> {
+        let (this, from) = (self.clone(), still.to_owned());
+        blocking(move || {
+            this.make_run_dir()?;
+            this.ctx.faults.point("revive: bring in")?;
+            frozen::bring_in(&this.ctx.storage, &from, &this.dir)
+        })
+        .await?;
+        let vm = self.launch(Some(still.join(frozen::DEVICES))).await?;
+        self.go_on(vm, runtime).await
+    }
+
+    /// Takes over a VM that was kept ready. The run directory comes last: where it is, the rest is too. What stays where it
+    /// was goes with `spare`.
+    async fn move_in(&self, spare: &Claimed, runtime: &RuntimeConfig) -> Result<Booted, BootError> {
+        let (this, from) = (self.clone(), spare.dir().to_owned());
+        blocking(move || {
+            for name in [frozen::MEMORY, DISK, RUN] {
+                this.ctx.faults.point("spare: move in")?;
+                let to = this.dir.join(name);
+                std::fs::rename(from.join(name), &to).map_err(StorageError::io("rename a spare to", &to))?;
+            }
+            frozen::remove_dir(&from)
+        })
+        .await?;
+        let vm = self.ctx.driver.adopt(&self.run_dir()).await?.ok_or(BootError::SpareGone)?;
+        self.connect_network(&*vm).await?;
+        self.go_on(Arc::from(vm), runtime.clone()).await
+    }
+
+    /// Lets a VM that stands still go on as this sandbox.
+    async fn go_on(&self, vm: Arc<dyn Vm>, runtime: RuntimeConfig) -> Result<Booted, BootError> {
+        let size = self.spec.resources.disk_mb << 20;
+        let disk = self.dir.join(DISK);
+        let have =
+            blocking(move || std::fs::metadata(&disk).map_err(StorageError::io("read the size of", &disk))).await?;
+        self.ctx.faults.point("revive: go on")?;
+        vm.resume().await?;
+        if have.len() < size {
+            vm.grow_disk(size).await?;
+        }
+        self.attach(vm, runtime, RESTORE_TIMEOUT).await
+    }
+
+    /// Gives a VM the network that its sandbox may have, whatever it has now.
+    async fn connect_network(&self, vm: &dyn Vm) -> Result<(), BootError> {
+        let wanted = self.spec.settings.network.allow_internet_access;
+        // A driver that restricts none lets all of them in.
+        if !wanted || self.ctx.driver.capabilities().restricts_network {
+            vm.set_network(wanted).await?;
+        }
+        Ok(())
+    }
+
+    async fn launch(&self, devices: Option<PathBuf>) -> Result<Arc<dyn Vm>, BootError> {
+        let vm_spec = vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices);
         let vm: Arc<dyn Vm> = Arc::from(self.ctx.driver.launch(&vm_spec).await?);
         if !self.spec.settings.network.allow_internet_access {
             // No user process runs before the guest is configured, so nothing can leave before this.
             vm.set_network(false).await?;
         }
-        self.attach(vm, &image.runtime, BOOT_TIMEOUT).await
+        Ok(vm)
+    }
+
+    fn make_run_dir(&self) -> Result<(), StorageError> {
+        self.ctx.storage.check_free()?;
+        make_run_dir(&self.run_dir())
     }
 
     /// Connects to the agent of a VM that runs, and configures it; harmless when that was done before.
     pub(super) async fn attach(
         &self,
         vm: Arc<dyn Vm>,
-        runtime: &RuntimeConfig,
+        runtime: RuntimeConfig,
         timeout: Duration,
     ) -> Result<Booted, BootError> {
-        let connect = async {
-            let io = vm.connect_link().await?;
-            let (link, session) = belljar_link::connect(io, ConnectOptions { timeout }).await?;
-            let session = AbortOnDropHandle::new(tokio::spawn(session));
-            guest::configure(&link, &self.configuration(runtime)).await?;
-            Ok::<_, BootError>((link, session))
-        };
-        let result = tokio::select! {
-            biased;
-            exit = vm.wait() => Err(BootError::Exited { exit, console: console(&*vm).await }),
-            result = tokio::time::timeout(timeout, connect) => match result {
-                Ok(Err(BootError::Link(_))) | Err(_) => {
-                    Err(BootError::Timeout { after: timeout, console: console(&*vm).await })
-                }
-                Ok(result) => result,
-            },
-        };
-        result.map(|(link, session)| Booted { vm, link, session })
+        let told = &runtime;
+        let first = |link: Connector| async move { self.configure(&link, told).await.map(|()| link) };
+        let (link, session) = linked(&*vm, timeout, first).await?;
+        let network = self.spec.settings.network.allow_internet_access;
+        Ok(Booted { vm, link, session, runtime, network })
     }
 
-    /// Reaches the VM that an earlier node process started; `None` when it is gone.
-    pub(super) async fn adopt(self) -> Result<Option<Booted>, BootError> {
+    /// Gives the guest its identity, fresh randomness and the time, and lets its processes go on.
+    pub(super) async fn configure(&self, link: &Connector, runtime: &RuntimeConfig) -> Result<(), BootError> {
+        guest::configure(link, &self.configuration(runtime)).await?;
+        Ok(())
+    }
+
+    /// Reaches the VM that an earlier node process started; `None` when it is gone. One that was left at a standstill
+    /// goes on.
+    pub(super) async fn adopt(&self) -> Result<Option<Booted>, BootError> {
         let run_dir = self.run_dir();
         if !run_dir.exists() {
             return Ok(None);
         }
         let Some(vm) = self.ctx.driver.adopt(&run_dir).await? else { return Ok(None) };
-        let runtime = self.ctx.images.find_runtime(&self.spec.image).unwrap_or_default();
-        self.attach(Arc::from(vm), &runtime, BOOT_TIMEOUT).await.map(Some)
-    }
-
-    async fn make_disk(&self, image: &LocalImage) -> Result<PathBuf, BootError> {
-        let (ctx, run_dir, disk) = (self.ctx.clone(), self.run_dir(), self.dir.join("disk.ext4"));
-        let (rootfs, size) = (image.rootfs.clone(), self.spec.resources.disk_mb << 20);
-        let made = disk.clone();
-        let work = tokio::task::spawn_blocking(move || {
-            ctx.storage.check_free()?;
-            let io = |source| StorageError::Io { operation: "create", path: run_dir.clone(), source };
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&run_dir).map_err(io)?;
-            ctx.storage.clone_disk(&rootfs, &made, size)
-        });
-        // A panic in there is a bug of ours; it must not be taken for success.
-        work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        Ok(disk)
+        let (vm, runtime): (Arc<dyn Vm>, _) = (Arc::from(vm), self.runtime().unwrap_or_default());
+        // How far the earlier process got is not known.
+        self.connect_network(&*vm).await?;
+        if self.ctx.driver.capabilities().snapshots && vm.is_paused().await? {
+            return self.go_on(vm, runtime).await.map(Some);
+        }
+        self.attach(vm, runtime, BOOT_TIMEOUT).await.map(Some)
     }
 
     fn configuration(&self, runtime: &RuntimeConfig) -> Configure {
-        let network = self.ctx.user_network.then(|| GuestNetwork {
-            address: "10.0.2.15".into(),
-            prefix: 24,
-            gateway: "10.0.2.2".into(),
-            dns: "10.0.2.3".into(),
-        });
-        let entropy: [u8; 32] = rand::random();
+        let network = guest_network(&self.ctx);
         Configure {
             sandbox_id: self.id.clone(),
+            life: self.life,
+            rehearsal: false,
+            identity_token: self.identity_token.clone(),
+            mac: network.as_ref().map(|_| mac(&self.id)),
             hostname: self.spec.settings.name.clone().unwrap_or_else(|| self.id.clone()),
             runtime: runtime.clone(),
             entrypoint: self.spec.entrypoint.clone(),
             network,
             wall_clock_ns: now_ns(),
-            entropy: entropy.iter().map(|byte| format!("{byte:02x}")).collect(),
+            entropy: fresh_entropy(),
         }
     }
+}
+
+/// What a VM that is kept ready practises with: a sandbox that never was.
+pub(crate) fn rehearsal(ctx: &Context) -> Configure {
+    let id = belljar_api::id::new_id();
+    Configure {
+        life: rand::random(),
+        rehearsal: true,
+        identity_token: String::new(),
+        mac: Some(mac(&id)),
+        hostname: id.clone(),
+        sandbox_id: id,
+        runtime: RuntimeConfig::default(),
+        entrypoint: None,
+        network: guest_network(ctx),
+        wall_clock_ns: now_ns(),
+        entropy: fresh_entropy(),
+    }
+}
+
+/// The addresses of QEMU's user-mode network.
+fn guest_network(ctx: &Context) -> Option<GuestNetwork> {
+    ctx.user_network.then(|| GuestNetwork {
+        address: "10.0.2.15".into(),
+        prefix: 24,
+        gateway: "10.0.2.2".into(),
+        dns: "10.0.2.3".into(),
+    })
+}
+
+fn fresh_entropy() -> String {
+    let entropy: [u8; 32] = rand::random();
+    entropy.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the VMM is told of a sandbox, or of a template.
+pub(crate) fn vm_spec(ctx: &Context, id: &str, home: &Path, resources: &Resources, devices: Option<PathBuf>) -> VmSpec {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "cpus is validated to 0.25..=1024")]
+    let vcpus = resources.cpus.ceil() as u32;
+    VmSpec {
+        id: id.to_owned(),
+        run_dir: home.join(RUN),
+        kernel: ctx.artifacts.kernel.clone(),
+        initrd: Some(ctx.artifacts.initrd.clone()),
+        disk: Some(home.join(DISK)),
+        cmdline_extra: String::new(),
+        vcpus,
+        memory_mib: resources.memory_mb,
+        memory: Some(home.join(frozen::MEMORY)),
+        devices,
+        network: NetworkSpec::User { restrict: false },
+    }
+}
+
+/// Makes the private directory that a VM's process has for itself.
+pub(crate) fn make_run_dir(dir: &Path) -> Result<(), StorageError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(StorageError::io("create", dir))
+}
+
+/// Connects to the agent of a VM and does the first thing with it, within `timeout` in all. A guest that ends, or does
+/// not answer, is an error with its last words.
+pub(crate) async fn linked<F, Fut>(
+    vm: &dyn Vm,
+    timeout: Duration,
+    first: F,
+) -> Result<(Connector, AbortOnDropHandle<LinkError>), BootError>
+where
+    F: FnOnce(Connector) -> Fut + Send,
+    Fut: Future<Output = Result<Connector, BootError>> + Send,
+{
+    let connect = async {
+        let io = vm.connect_link().await?;
+        let (link, session) = belljar_link::connect(io, ConnectOptions { timeout }).await?;
+        let session = AbortOnDropHandle::new(tokio::spawn(session));
+        Ok::<_, BootError>((first(link).await?, session))
+    };
+    tokio::select! {
+        biased;
+        exit = vm.wait() => Err(BootError::Exited { exit, console: console(vm).await }),
+        result = tokio::time::timeout(timeout, connect) => match result {
+            Ok(Err(BootError::Link(_))) | Err(_) => {
+                Err(BootError::Timeout { after: timeout, console: console(vm).await })
+            }
+            Ok(result) => result,
+        },
+    }
+}
+
+/// A hardware address of a sandbox's own: locally administered, from the random part of its id.
+fn mac(id: &str) -> String {
+    let number = id.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(131).wrapping_add(u64::from(byte)));
+    let [a, b, c, d, e, ..] = number.to_le_bytes();
+    format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
 }
 
 /// The end of the guest's console, for an error message; control characters are shown as spaces.
@@ -217,18 +445,26 @@ async fn console(vm: &dyn Vm) -> String {
     }
 }
 
-/// Removes the VM and every file of the sandbox but its record; whatever is not there is fine.
-pub(super) async fn undo(ctx: &Context, dir: &Path) -> Result<(), BootError> {
-    let run_dir = dir.join("run");
+/// Ends the VM whose run directory lies in `dir`, if there is one.
+pub(crate) async fn end_vm(ctx: &Context, dir: &Path) -> Result<(), VmmError> {
+    let run_dir = dir.join(RUN);
     // A boot that failed before it made the directory has started nothing.
     if run_dir.exists()
         && let Some(vm) = ctx.driver.adopt(&run_dir).await?
     {
         vm.kill().await?;
     }
+    Ok(())
+}
+
+/// Removes the VM and every file of the sandbox but its record; whatever is not there is fine.
+pub(super) async fn undo(ctx: &Context, dir: &Path) -> Result<(), BootError> {
+    // What was given up in the middle must not come back.
+    crate::file_work_done().await;
+    end_vm(ctx, dir).await?;
+    ctx.faults.point("undo: remove")?;
     let dir = dir.to_owned();
-    let work = tokio::task::spawn_blocking(move || remove_all_but_record(&dir));
-    Ok(work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+    Ok(blocking(move || remove_all_but_record(&dir)).await?)
 }
 
 fn remove_all_but_record(dir: &Path) -> Result<(), StorageError> {

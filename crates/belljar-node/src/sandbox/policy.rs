@@ -3,6 +3,7 @@
 use belljar_api::{
     node::{Command, NodeState, Op, Settings},
     sandbox::TerminationReason,
+    snapshot::SnapshotType,
 };
 
 use crate::record::Record;
@@ -20,27 +21,60 @@ pub(super) enum Decision {
     End(TerminationReason),
     /// It has ended and the server knows: forget it.
     Forget,
+    /// Put it to sleep.
+    Suspend,
+    /// Wake it.
+    Resume,
+    /// Take a snapshot.
+    Snapshot(String, SnapshotType),
+    /// Make copies; where they are made is told beside the command.
+    Copy,
+    /// Put it back to a snapshot of its own.
+    Rollback(String),
+    /// It cannot be done as the sandbox stands, for this reason.
+    Refuse(&'static str),
 }
 
 pub(super) fn decide(record: &Record, command: &Command) -> Decision {
+    let terminated = matches!(record.state, NodeState::Terminated { .. });
     if command.generation < record.generation {
         return Decision::Stale;
     }
-    let terminated = matches!(record.state, NodeState::Terminated { .. });
+    if let (Op::Terminate { .. }, true) = (&command.op, terminated) {
+        return Decision::Forget;
+    }
+    // Every command has a generation of its own: the same one again is the same command again.
+    if command.generation == record.generation {
+        return Decision::Nothing;
+    }
+    if record.ending.is_some() || terminated {
+        return match &command.op {
+            // Somebody waits to hear of it.
+            Op::Snapshot { snapshot_id, kind } => Decision::Snapshot(snapshot_id.clone(), *kind),
+            _ => Decision::Nothing,
+        };
+    }
+    let asleep = matches!(record.state, NodeState::Suspended);
     match &command.op {
-        Op::Create { .. } => Decision::Nothing,
-        Op::Update { .. } if record.ending.is_some() || terminated => Decision::Nothing,
+        Op::Create { .. } | Op::DeleteSnapshot => Decision::Nothing,
         Op::Update { settings } => Decision::Update(settings.clone()),
-        Op::Terminate { .. } if terminated => Decision::Forget,
-        Op::Terminate { .. } if record.ending.is_some() => Decision::Nothing,
         Op::Terminate { reason } => Decision::End(*reason),
+        Op::Suspend if !record.spec.settings.suspends => {
+            Decision::Refuse("it has no name: only named sandboxes are put to sleep")
+        }
+        Op::Suspend => Decision::Suspend,
+        Op::Resume => Decision::Resume,
+        Op::Snapshot { snapshot_id, kind } => Decision::Snapshot(snapshot_id.clone(), *kind),
+        Op::Copy { .. } if asleep => Decision::Refuse("it is asleep: resume it, then copy it"),
+        Op::Copy { .. } => Decision::Copy,
+        Op::Rollback { snapshot_id } => Decision::Rollback(snapshot_id.clone()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use belljar_api::{
-        node::SandboxSpec,
+        node::{Origin, SandboxSpec},
         sandbox::{NetworkConfig, ResourcesRequest},
     };
     use proptest::prelude::*;
@@ -49,7 +83,7 @@ mod tests {
     use crate::record::Ending;
 
     fn settings(timeout_secs: u64) -> Settings {
-        Settings { name: None, timeout_secs, network: NetworkConfig::default() }
+        Settings { name: None, suspends: false, auto_resume: true, timeout_secs, network: NetworkConfig::default() }
     }
 
     fn spec() -> SandboxSpec {
@@ -66,12 +100,17 @@ mod tests {
         Command { seq: 1, sandbox_id: "s".into(), generation, op }
     }
 
+    /// What the task does with a decision, as far as the record shows it.
     fn apply(record: &mut Record, command: &Command) -> Decision {
         let decision = decide(record, command);
         match &decision {
             Decision::Update(settings) => record.spec.settings = settings.clone(),
             Decision::End(reason) => record.ending = Some(Ending::new(*reason, "")),
-            Decision::Stale | Decision::Nothing | Decision::Forget => {}
+            Decision::Suspend => record.state = NodeState::Suspended,
+            Decision::Resume | Decision::Rollback(_) => record.state = NodeState::Running,
+            Decision::Snapshot(id, _) => record.last_snapshot = Some(id.clone()),
+            Decision::Refuse(why) => record.trouble = Some((*why).to_owned()),
+            Decision::Stale | Decision::Nothing | Decision::Forget | Decision::Copy => {}
         }
         if decision != Decision::Stale {
             record.generation = command.generation;
@@ -79,39 +118,65 @@ mod tests {
         decision
     }
 
+    fn any_op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => (0_u64..1000, any::<bool>())
+                .prop_map(|(timeout, suspends)| Op::Update { settings: Settings { suspends, ..settings(timeout) } }),
+            4 => Just(Op::Suspend),
+            4 => Just(Op::Resume),
+            2 => "[a-c]".prop_map(|snapshot_id| Op::Snapshot { snapshot_id, kind: SnapshotType::Memory }),
+            2 => "[a-c]".prop_map(|snapshot_id| Op::Rollback { snapshot_id }),
+            2 => Just(Op::Copy { copies: Vec::new() }),
+            1 => Just(Op::Create { spec: spec(), origin: Origin::Image }),
+            1 => Just(Op::Terminate { reason: TerminationReason::User }),
+        ]
+    }
+
     proptest! {
-        /// Whatever is repeated or comes late, the record stands as if every command had come once and in order.
+        /// Whatever is repeated or comes late, the record stands as if every command had come once and in order, and
+        /// nothing is done twice.
         #[test]
         fn repeated_and_late_commands_change_nothing(
-            ops in prop::collection::vec((0_u64..1000, prop::bool::weighted(0.1)), 1..20),
+            ops in prop::collection::vec(any_op(), 1..20),
             replays in prop::collection::vec((0_usize..20, 0_usize..20), 0..40),
         ) {
-            let commands: Vec<_> = ops.iter().zip(2..).map(|((timeout, end), generation)| {
-                let op = if *end {
-                    Op::Terminate { reason: TerminationReason::User }
-                } else {
-                    Op::Update { settings: settings(*timeout) }
-                };
-                command(generation, op)
-            }).collect();
-            let mut once = Record::new("s".into(), 1, spec());
+            let commands: Vec<_> = ops.iter().zip(2..).map(|(op, generation)| command(generation, op.clone())).collect();
+            let mut once = Record::new("s".into(), 1, spec(), Origin::Image);
+            let mut often = once.clone();
             for command in &commands {
                 apply(&mut once, command);
             }
-            let mut often = Record::new("s".into(), 1, spec());
             for (at, command) in commands.iter().enumerate() {
                 apply(&mut often, command);
                 for (_, earlier) in replays.iter().filter(|(when, _)| *when == at) {
-                    apply(&mut often, &commands[(*earlier).min(at)]);
+                    let again = apply(&mut often, &commands[(*earlier).min(at)]);
+                    prop_assert!(matches!(again, Decision::Stale | Decision::Nothing), "{again:?}");
                 }
             }
             prop_assert_eq!(once, often);
+        }
+
+        /// An unnamed sandbox is never put to sleep, a sleeping one never copied, an ended one left alone.
+        #[test]
+        fn what_cannot_be_is_refused(op in any_op(), suspends in any::<bool>(), asleep in any::<bool>(), ends in any::<bool>()) {
+            let mut record = Record::new("s".into(), 1, spec(), Origin::Image);
+            record.spec.settings.suspends = suspends;
+            record.state = if asleep { NodeState::Suspended } else { NodeState::Running };
+            record.ending = ends.then(|| Ending::new(TerminationReason::User, ""));
+            let decision = decide(&record, &command(2, op.clone()));
+            match (&op, ends) {
+                (Op::Snapshot { .. }, _) => prop_assert!(matches!(decision, Decision::Snapshot(..))),
+                (_, true) => prop_assert_eq!(decision, Decision::Nothing),
+                (Op::Suspend, _) => prop_assert_eq!(decision == Decision::Suspend, suspends),
+                (Op::Copy { .. }, _) => prop_assert_eq!(decision == Decision::Copy, !asleep),
+                _ => prop_assert!(!matches!(decision, Decision::Refuse(_) | Decision::Stale)),
+            }
         }
     }
 
     #[test]
     fn an_ended_sandbox_is_forgotten_only_on_the_servers_word() {
-        let mut record = Record::new("s".into(), 1, spec());
+        let mut record = Record::new("s".into(), 1, spec(), Origin::Image);
         let terminate = Op::Terminate { reason: TerminationReason::User };
         assert_eq!(apply(&mut record, &command(2, terminate.clone())), Decision::End(TerminationReason::User));
         assert_eq!(apply(&mut record, &command(2, terminate.clone())), Decision::Nothing);

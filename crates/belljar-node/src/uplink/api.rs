@@ -19,7 +19,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
-use crate::{Context, images::is_not_found, limits::COMMAND_MAX, logs, registry::ApplyError, sandbox::boot::chain};
+use crate::{
+    Context, account, blocking,
+    images::is_not_found,
+    limits::COMMAND_MAX,
+    logs,
+    registry::{ApplyError, Changed},
+    sandbox::boot::chain,
+    vault::VaultError,
+};
 
 pub(super) fn router(ctx: Arc<Context>) -> Router {
     Router::new()
@@ -27,6 +35,9 @@ pub(super) fn router(ctx: Arc<Context>) -> Router {
         .route("/v1/commands", post(command))
         .route("/v1/reports", get(reports))
         .route("/v1/images", get(images))
+        .route("/v1/storage", get(usage))
+        .route("/v1/storage/gc", post(gc))
+        .route("/v1/snapshots/{id}/diff/{other}", get(diff))
         .route("/v1/logs", post(log_page))
         .route("/v1/logs/{id}/processes", get(log_processes))
         .layer(DefaultBodyLimit::max(COMMAND_MAX))
@@ -59,10 +70,14 @@ async fn hello(State(ctx): State<Arc<Context>>) -> Response {
 async fn command(State(ctx): State<Arc<Context>>, Json(command): Json<Command>) -> Response {
     match ctx.registry.apply(&ctx, command).await {
         Ok(ack) => Json(ack).into_response(),
-        Err(error @ ApplyError::Id(_)) => failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, error.to_string()),
+        Err(error @ (ApplyError::Id(_) | ApplyError::Copies(_))) => {
+            failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, error.to_string())
+        }
         Err(error @ ApplyError::TooMany) => failure(StatusCode::TOO_MANY_REQUESTS, code::TOO_MANY, error.to_string()),
         // 5xx: the server tries again.
-        Err(error @ (ApplyError::Record(_) | ApplyError::Directory(_) | ApplyError::Gone)) => internal(&error),
+        Err(
+            error @ (ApplyError::Record(_) | ApplyError::Directory(_) | ApplyError::Gone | ApplyError::Snapshot(_)),
+        ) => internal(&error),
     }
 }
 
@@ -72,24 +87,31 @@ async fn reports(State(ctx): State<Arc<Context>>) -> Response {
     tokio::spawn(async move {
         'resync: loop {
             let (views, mut changes) = ctx.registry.watch();
-            let all = views.into_iter().map(|view| Report::Sandbox(view.report)).chain([Report::Synced]);
+            let sandboxes = views.into_iter().map(|view| Report::Sandbox(view.report));
+            let snapshots = ctx.snapshots.reports().into_iter().map(Report::Snapshot);
+            let all = sandboxes.chain(snapshots).chain([Report::Synced]);
             for report in all {
                 if sender.send(line(&report)).await.is_err() {
                     return;
                 }
             }
             loop {
-                let id = tokio::select! {
+                let change = tokio::select! {
                     () = sender.closed() => return,
                     change = changes.recv() => match change {
-                        Ok(id) => id,
+                        Ok(change) => change,
                         Err(RecvError::Lagged(_)) => continue 'resync,
                         Err(RecvError::Closed) => return,
                     },
                 };
-                let Some(handle) = ctx.registry.get(&id) else { continue };
-                let report = handle.view.borrow().report.clone();
-                if sender.send(line(&Report::Sandbox(report))).await.is_err() {
+                let report = match change {
+                    Changed::Sandbox(id) => {
+                        ctx.registry.get(&id).map(|handle| Report::Sandbox(handle.view.borrow().report.clone()))
+                    }
+                    Changed::Snapshot(id) => ctx.snapshots.report(&id).map(Report::Snapshot),
+                };
+                let Some(report) = report else { continue };
+                if sender.send(line(&report)).await.is_err() {
                     return;
                 }
             }
@@ -119,6 +141,33 @@ async fn images(State(ctx): State<Arc<Context>>, Query(query): Query<ImageQuery>
     match answer {
         Ok(response) => response,
         Err(error) if is_not_found(&error) => failure(StatusCode::NOT_FOUND, code::NOT_FOUND, chain(&error)),
+        Err(error) => internal(&error),
+    }
+}
+
+async fn usage(State(ctx): State<Arc<Context>>) -> Response {
+    let this = ctx.clone();
+    match blocking(move || account::usage(&this)).await {
+        Ok(usage) => Json(usage).into_response(),
+        Err(error) => internal(&error),
+    }
+}
+
+async fn gc(State(ctx): State<Arc<Context>>) -> Response {
+    let this = ctx.clone();
+    match blocking(move || account::collect(&this)).await {
+        Ok(collected) => Json(collected).into_response(),
+        Err(error) => internal(&error),
+    }
+}
+
+async fn diff(State(ctx): State<Arc<Context>>, Path((id, other)): Path<(String, String)>) -> Response {
+    let vault = ctx.snapshots.vault.clone();
+    match blocking(move || vault.diff(&id, &other)).await {
+        Ok(diff) => Json(diff).into_response(),
+        Err(error @ VaultError::NotFound { .. }) => {
+            failure(StatusCode::NOT_FOUND, code::SNAPSHOT_NOT_FOUND, error.to_string())
+        }
         Err(error) => internal(&error),
     }
 }

@@ -17,7 +17,10 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper::{client::conn::http1, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tower::ServiceExt;
 
 use crate::{
@@ -77,10 +80,14 @@ async fn connect(ctx: &Arc<Context>) -> Result<(), UplinkError> {
         return Err(UplinkError::Refused(response.status()));
     }
     let upgraded = hyper::upgrade::on(response).await?;
-    serve(ctx, upgraded).await.map_err(UplinkError::Http)
+    serve(ctx, TokioIo::new(upgraded)).await.map_err(UplinkError::Http)
 }
 
-async fn serve(ctx: &Arc<Context>, io: hyper::upgrade::Upgraded) -> hyper::Result<()> {
+/// Serves the server until the connection ends.
+pub(crate) async fn serve<Io>(ctx: &Arc<Context>, io: Io) -> hyper::Result<()>
+where
+    Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let router = api::router(ctx.clone());
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let (ctx, router) = (ctx.clone(), router.clone());
@@ -107,5 +114,5 @@ async fn serve(ctx: &Arc<Context>, io: hyper::upgrade::Upgraded) -> hyper::Resul
         .max_concurrent_streams(u32::try_from(crate::limits::CONNECTIONS_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
-    http.serve_connection(TokioIo::new(TokioIo::new(io)), service).await
+    http.serve_connection(TokioIo::new(io), service).await
 }

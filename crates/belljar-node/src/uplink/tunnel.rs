@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{body::Body, response::Response};
 use belljar_api::error::code;
-use belljar_link::OpenError;
+use belljar_link::{LinkStream, OpenError};
 use http::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
@@ -12,7 +12,8 @@ use tokio::io::copy_bidirectional_with_sizes;
 use super::api::failure;
 use crate::{
     Context,
-    limits::{OPEN_TIMEOUT, SPLICE_BUFFER},
+    limits::{OPEN_TIMEOUT, SPLICE_BUFFER, WAKE_PATIENCE},
+    sandbox::{Handle, NotAwake, View},
 };
 
 /// Opens the connection, answers, and splices in the background.
@@ -27,37 +28,90 @@ pub(super) async fn open(ctx: Arc<Context>, mut request: Request<Body>) -> Respo
     let Some(handle) = ctx.registry.get(&id) else {
         return failure(StatusCode::NOT_FOUND, code::SANDBOX_NOT_FOUND, format!("this node has no sandbox {id}"));
     };
-    let mut view = handle.view.clone();
-    // A link that is just being made again, after a restart of this node or a hiccup, is worth waiting for.
-    let settled = view.wait_for(|view| view.link.is_some() || view.is_terminated());
-    let view = tokio::time::timeout(OPEN_TIMEOUT, settled).await.ok().and_then(Result::ok).map(|view| view.clone());
-    let Some(link) = view.as_ref().and_then(|view| view.link.clone()) else {
-        let terminated = view.is_some_and(|view| view.is_terminated());
-        let code = if terminated { code::SANDBOX_NOT_RUNNING } else { code::SANDBOX_NOT_READY };
-        return failure(StatusCode::SERVICE_UNAVAILABLE, code, format!("the agent of sandbox {id} does not answer"));
-    };
+    // Before the look at the link: a sandbox that is about to sleep looks for this after it has taken the link away.
+    let active = handle.activity.enter();
     let Ok(slot) = ctx.connections.clone().try_acquire_owned() else {
         return failure(StatusCode::TOO_MANY_REQUESTS, code::TOO_MANY, "too many connections on this node");
     };
-    let active = handle.activity.enter();
-    let mut stream = match tokio::time::timeout(OPEN_TIMEOUT, link.open(port)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return refusal(&error, port),
-        Err(_) => {
-            handle.suspicion.raise();
-            return failure(StatusCode::GATEWAY_TIMEOUT, code::READ_TIMEOUT, "the guest accepts no connection");
-        }
+    let mut stream = match connect(&handle, &id, port).await {
+        Ok(stream) => stream,
+        Err(response) => return response,
     };
     let upgrade = hyper::upgrade::on(&mut request);
+    let mut view = handle.view.clone();
     tokio::spawn(async move {
         if let Ok(upgraded) = upgrade.await {
             let mut upgraded = TokioIo::new(upgraded);
-            // Either side's failure is seen by the other as its end; there is nobody else to tell.
-            let _ = copy_bidirectional_with_sizes(&mut upgraded, &mut stream, SPLICE_BUFFER, SPLICE_BUFFER).await;
+            let copied = copy_bidirectional_with_sizes(&mut upgraded, &mut stream, SPLICE_BUFFER, SPLICE_BUFFER);
+            tokio::select! {
+                // Either side's failure is seen by the other as its end; there is nobody else to tell.
+                _ = copied => {}
+                // What a client now sends would not wake it; a new connection does.
+                _ = view.wait_for(View::is_suspended) => {}
+            }
         }
         drop((active, slot));
     });
     Response::new(Body::empty())
+}
+
+/// Opens a stream to the port; wakes the sandbox where that is needed, also when it falls asleep right now.
+async fn connect(handle: &Handle, id: &str, port: u16) -> Result<LinkStream, Response> {
+    loop {
+        let mut view = handle.view.clone();
+        let sleeps = view.borrow().sleeps();
+        if sleeps {
+            let woken = tokio::time::timeout(WAKE_PATIENCE, handle.wake()).await;
+            let late = || NotAwake::Failed(format!("it is not awake after {} s; try again", WAKE_PATIENCE.as_secs()));
+            woken.unwrap_or_else(|_| Err(late())).map_err(|why| asleep(id, &why))?;
+        }
+        // A link that is just being made again, after a restart of this node or a hiccup, is worth waiting for.
+        let settled = view.wait_for(|view| view.link.is_some() || view.is_terminated() || view.sleeps());
+        let view = tokio::time::timeout(OPEN_TIMEOUT, settled).await.ok().and_then(Result::ok).map(|view| view.clone());
+        if view.as_ref().is_some_and(View::sleeps) {
+            continue;
+        }
+        let Some(link) = view.as_ref().and_then(|view| view.link.clone()) else {
+            let terminated = view.is_some_and(|view| view.is_terminated());
+            let code = if terminated { code::SANDBOX_NOT_RUNNING } else { code::SANDBOX_NOT_READY };
+            let text = format!("the agent of sandbox {id} does not answer");
+            return Err(failure(StatusCode::SERVICE_UNAVAILABLE, code, text));
+        };
+        let mut view = handle.view.clone();
+        tokio::select! {
+            biased;
+            opened = tokio::time::timeout(OPEN_TIMEOUT, link.open(port)) => return match opened {
+                Ok(Ok(stream)) => Ok(stream),
+                Ok(Err(OpenError::Ended { .. })) if handle.view.borrow().sleeps() => continue,
+                Ok(Err(error)) => Err(refusal(&error, port)),
+                Err(_) => {
+                    handle.suspicion.raise();
+                    let text = "the guest accepts no connection";
+                    Err(failure(StatusCode::GATEWAY_TIMEOUT, code::READ_TIMEOUT, text))
+                }
+            },
+            // It was put to sleep by command, so that nobody will answer.
+            _ = view.wait_for(View::sleeps) => {}
+        }
+    }
+}
+
+fn asleep(id: &str, why: &NotAwake) -> Response {
+    match why {
+        NotAwake::Disabled => failure(
+            StatusCode::SERVICE_UNAVAILABLE,
+            code::SANDBOX_AUTO_RESUME_DISABLED,
+            format!("sandbox {id} is suspended and is not to be woken by a request; resume it"),
+        ),
+        NotAwake::Failed(why) => failure(
+            StatusCode::SERVICE_UNAVAILABLE,
+            code::SANDBOX_NOT_READY,
+            format!("sandbox {id} cannot be resumed now: {why}"),
+        ),
+        NotAwake::Ended => {
+            failure(StatusCode::SERVICE_UNAVAILABLE, code::SANDBOX_NOT_RUNNING, format!("sandbox {id} has ended"))
+        }
+    }
 }
 
 fn refusal(error: &OpenError, port: u16) -> Response {

@@ -1,0 +1,223 @@
+//! VMs that are restored from a template ahead of time and stand still until a sandbox takes one over.
+//!
+//! A spare is a directory with `memory`, `disk.ext4` and `run/`, exactly as a sandbox's, so taking it over is three renames.
+//! It is refilled when one is taken. It has no owner and no identity: the sandbox that takes it configures it. A new node
+//! process knows none of them and ends them ([`sweep`]).
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use belljar_api::{id::new_id, sandbox::Resources};
+use belljar_vmm::Vm;
+
+use super::Key;
+use crate::{
+    Context, blocking, guest,
+    limits::{RESTORE_TIMEOUT, SPARES_MAX, UNDO_PAUSE},
+    sandbox::{
+        boot::{self, BootError, chain, linked, vm_spec},
+        frozen,
+    },
+    storage::StorageError,
+};
+
+/// A restored VM that stands still.
+pub(super) struct Spare {
+    dir: PathBuf,
+    /// Nobody else can drive it meanwhile.
+    _vm: Box<dyn Vm>,
+}
+
+/// A spare that was taken out. When this is dropped, whatever was not moved elsewhere is ended and removed.
+pub(crate) struct Claimed {
+    ctx: Arc<Context>,
+    dir: PathBuf,
+}
+
+impl Claimed {
+    /// Lets go of the VM, so that whoever takes its directory can drive it.
+    pub(super) fn new(ctx: Arc<Context>, spare: Spare) -> Self {
+        Self { ctx, dir: spare.dir }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        let (ctx, dir) = (self.ctx.clone(), std::mem::take(&mut self.dir));
+        if dir.exists() {
+            self.ctx.spawn(async move { discard(&ctx, &dir).await });
+        }
+    }
+}
+
+impl std::fmt::Debug for Spare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spare").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// All spares.
+#[derive(Debug)]
+pub(super) struct Spares {
+    per_template: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ready: HashMap<Key, Vec<Spare>>,
+    /// Being made, by template.
+    making: HashMap<Key, usize>,
+}
+
+impl Inner {
+    fn count(&self, key: &Key) -> usize {
+        self.ready.get(key).map_or(0, Vec::len) + self.making.get(key).copied().unwrap_or(0)
+    }
+
+    fn total(&self) -> usize {
+        self.ready.values().map(Vec::len).sum::<usize>() + self.making.values().sum::<usize>()
+    }
+}
+
+impl Spares {
+    pub(super) fn new(per_template: usize) -> Self {
+        Self { per_template, inner: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The oldest one.
+    pub(super) fn take(&self, key: &Key) -> Option<Spare> {
+        let mut inner = self.lock();
+        let ready = inner.ready.get_mut(key)?;
+        let spare = (!ready.is_empty()).then(|| ready.remove(0));
+        if ready.is_empty() {
+            inner.ready.remove(key);
+        }
+        spare
+    }
+
+    /// Makes as many as are missing, in the background. Where there are too many in all, those of the template that was
+    /// asked for win: another one's are ended.
+    pub(super) fn refill(&self, ctx: &Arc<Context>, key: Key) {
+        let (missing, evicted) = {
+            let mut inner = self.lock();
+            let missing = self.per_template.saturating_sub(inner.count(&key));
+            *inner.making.entry(key.clone()).or_default() += missing;
+            let mut evicted = Vec::new();
+            while inner.total() > SPARES_MAX {
+                let Some(other) = inner.ready.keys().find(|other| **other != key).cloned() else { break };
+                evicted.extend(inner.ready.remove(&other));
+            }
+            (missing, evicted.into_iter().flatten().collect::<Vec<_>>())
+        };
+        let task = {
+            let ctx = ctx.clone();
+            async move {
+                for spare in evicted {
+                    drop(Claimed::new(ctx.clone(), spare));
+                }
+                for _ in 0..missing {
+                    ctx.templates.spares.make_one(&ctx, &key).await;
+                }
+            }
+        };
+        ctx.spawn(task);
+    }
+
+    async fn make_one(&self, ctx: &Arc<Context>, key: &Key) {
+        // Sandboxes that are being made have the machine first.
+        let slot = ctx.boot_slots.acquire().await;
+        let dir = ctx.storage.spares().join(new_id());
+        let made = make(ctx, key, &dir).await;
+        drop(slot);
+        let kept = {
+            let mut inner = self.lock();
+            if let Some(making) = inner.making.get_mut(key) {
+                *making = making.saturating_sub(1);
+            }
+            made.map(|vm| {
+                let spare = Spare { dir: dir.clone(), _vm: vm };
+                inner.ready.entry(key.clone()).or_default().push(spare);
+            })
+        };
+        if let Err(error) = kept {
+            tracing::warn!(error = chain(&error), "cannot keep a VM ready");
+            discard(ctx, &dir).await;
+        }
+    }
+
+    /// Lets go of all of them.
+    pub(super) fn clear(&self) {
+        self.lock().ready.clear();
+    }
+}
+
+async fn make(ctx: &Arc<Context>, key: &Key, dir: &Path) -> Result<Box<dyn Vm>, BootError> {
+    let template = ctx.storage.templates().join(&key.0);
+    let (this, from, to) = (ctx.clone(), template.clone(), dir.to_owned());
+    let resources = blocking(move || {
+        this.faults.point("spare: prepare")?;
+        this.storage.check_free()?;
+        boot::make_run_dir(&to.join(boot::RUN))?;
+        frozen::bring_in(&this.storage, &from, &to)?;
+        super::resources(&from)
+    })
+    .await?;
+    let resources: Resources = resources;
+    let devices = Some(template.join(frozen::DEVICES));
+    let vm = ctx.driver.launch(&vm_spec(ctx, "spare", dir, &resources, devices)).await?;
+    rehearse(ctx, &*vm).await?;
+    Ok(vm)
+}
+
+/// Lets the guest do once what it will have to do first, and stops it again: emulated code has to be translated before it
+/// runs, and that is most of the time that a first configuration and a first program take.
+async fn rehearse(ctx: &Arc<Context>, vm: &dyn Vm) -> Result<(), BootError> {
+    ctx.faults.point("spare: rehearse")?;
+    vm.resume().await?;
+    let (link, session) = linked(vm, RESTORE_TIMEOUT, |link| async move {
+        guest::configure(&link, &boot::rehearsal(ctx)).await?;
+        Ok(link)
+    })
+    .await?;
+    drop((link, session));
+    Ok(vm.pause().await?)
+}
+
+/// As [`end`], until it works: nobody else would do it.
+pub(super) async fn discard(ctx: &Arc<Context>, dir: &Path) {
+    let mut pause = UNDO_PAUSE.0;
+    while let Err(error) = end(ctx, dir).await {
+        tracing::warn!(error = chain(&error), "a VM that was kept ready stays behind");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(UNDO_PAUSE.1);
+    }
+}
+
+/// Ends the VM of a directory, if there is one, and removes the directory, if it is there.
+async fn end(ctx: &Arc<Context>, dir: &Path) -> Result<(), BootError> {
+    boot::end_vm(ctx, dir).await?;
+    let dir = dir.to_owned();
+    Ok(blocking(move || frozen::remove_dir(&dir)).await?)
+}
+
+/// Ends every spare and what was being built.
+pub(super) async fn sweep(ctx: &Arc<Context>) -> Result<(), BootError> {
+    let shelf = ctx.storage.spares();
+    let entries = std::fs::read_dir(&shelf).map_err(StorageError::io("list", &shelf))?;
+    for entry in entries {
+        end(ctx, &entry.map_err(StorageError::io("list", &shelf))?.path()).await?;
+    }
+    end(ctx, &ctx.storage.templates().join(super::BUILDING)).await
+}

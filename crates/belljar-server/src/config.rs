@@ -83,10 +83,12 @@ impl Urls {
     /// Base of the sandbox's own API. Clients refuse to talk to a sandbox without it.
     pub(crate) fn sandbox_url(&self, status: SandboxStatus, id: &str) -> Option<String> {
         match status {
-            SandboxStatus::Pending | SandboxStatus::Running => Some(match &self.domain {
-                Some(domain) => format!("{}://{id}.{}{}", domain.scheme, domain.name, domain.port),
-                None => self.base.clone(),
-            }),
+            SandboxStatus::Pending | SandboxStatus::Running | SandboxStatus::Suspending | SandboxStatus::Suspended => {
+                Some(match &self.domain {
+                    Some(domain) => format!("{}://{id}.{}{}", domain.scheme, domain.name, domain.port),
+                    None => self.base.clone(),
+                })
+            }
             SandboxStatus::Terminated => None,
         }
     }
@@ -94,10 +96,12 @@ impl Urls {
     /// Base of user-port URLs: `{port}-{id}.` goes in front of its host.
     pub(crate) fn ingress_endpoint(&self, status: SandboxStatus) -> Option<String> {
         match status {
-            SandboxStatus::Pending | SandboxStatus::Running => Some(match &self.domain {
-                Some(domain) => format!("{}://{}{}", domain.scheme, domain.name, domain.port),
-                None => self.base.clone(),
-            }),
+            SandboxStatus::Pending | SandboxStatus::Running | SandboxStatus::Suspending | SandboxStatus::Suspended => {
+                Some(match &self.domain {
+                    Some(domain) => format!("{}://{}{}", domain.scheme, domain.name, domain.port),
+                    None => self.base.clone(),
+                })
+            }
             SandboxStatus::Terminated => None,
         }
     }

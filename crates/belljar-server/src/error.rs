@@ -40,6 +40,20 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, code::SANDBOX_NOT_FOUND, message)
     }
 
+    /// 404 for a snapshot.
+    pub(crate) fn snapshot_not_found(id: &str) -> Self {
+        let shown: String = id.chars().take(80).collect();
+        let message = format!("Snapshot not found: {shown:?}; GET /snapshots lists those that there are");
+        Self::new(StatusCode::NOT_FOUND, code::SNAPSHOT_NOT_FOUND, message)
+    }
+
+    /// 404 for a pool.
+    pub(crate) fn pool_not_found(id: &str) -> Self {
+        let shown: String = id.chars().take(80).collect();
+        let message = format!("Pool not found: {shown:?}; GET /sandbox-pools lists those that there are");
+        Self::new(StatusCode::NOT_FOUND, code::POOL_NOT_FOUND, message)
+    }
+
     /// 503: nothing was delivered, the node is away.
     pub(crate) fn unreachable(node_id: &str) -> Self {
         let message = format!("node {node_id}, which has this sandbox, is not connected; try again");
@@ -61,6 +75,35 @@ impl From<StoreError> for ApiError {
                 StatusCode::CONFLICT,
                 code::NAME_IN_USE,
                 format!("a live sandbox is named {name:?}; choose another name or terminate that one"),
+            ),
+            StoreError::Refused(refusal) if refusal.passes() => {
+                Self::new(StatusCode::CONFLICT, code::CONFLICT, refusal.to_string())
+            }
+            StoreError::Refused(refusal) => Self::invalid(refusal.to_string()),
+            StoreError::NoRoom { needed_mb, free_mb } => Self::new(
+                StatusCode::CONFLICT,
+                code::NO_RESOURCES,
+                format!(
+                    "this needs {needed_mb} MiB of memory, and {free_mb} MiB are free on the node: nothing was made; \
+                     ask for fewer, or end or suspend some sandboxes"
+                ),
+            ),
+            StoreError::NodeAway(node_id) => Self::unreachable(&node_id),
+            StoreError::KeyReused => Self::new(
+                StatusCode::CONFLICT,
+                code::CONFLICT,
+                "Idempotency-Key: another request was made under it in the last 24 hours; use a new key",
+            ),
+            StoreError::NoPool(id) => Self::pool_not_found(&id),
+            StoreError::PoolInUse(id) => Self::new(
+                StatusCode::CONFLICT,
+                code::CONFLICT,
+                format!("Cannot delete pool '{id}': active sandbox(es) are using it; terminate them first"),
+            ),
+            StoreError::PoolFull { id, max } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                code::TOO_MANY,
+                format!("pool {id} has {max} sandboxes, its max_containers; terminate one, or raise the limit"),
             ),
             StoreError::TooMany { what, max } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,

@@ -22,7 +22,9 @@ mod listen;
 mod node_link;
 mod openapi;
 mod placement;
+mod pool;
 mod routes;
+mod snapshot;
 mod store;
 mod table;
 mod visible;
@@ -38,7 +40,7 @@ pub use self::{
     store::{OpenError, StoreError},
 };
 use crate::{
-    app::{App, Live, place},
+    app::{App, Live, place, pool as pools},
     store::{SqliteStore, Store},
 };
 
@@ -106,7 +108,6 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
         default_image: config.default_image,
         ingress_domain: config.ingress_domain,
         node_token: auth::NodeToken::new(&node_token),
-        guests: ingress::Pool::default(),
         sessions: TaskTracker::new(),
         stopping: CancellationToken::new(),
         #[cfg(test)]
@@ -152,6 +153,7 @@ impl Server {
         tokio::select! {
             () = serve => {}
             () = place::run(Arc::clone(&self.app)) => {}
+            () = pools::run(Arc::clone(&self.app)) => {}
             () = stopping => {}
         }
         // Only now: the requests that were still open needed the nodes.

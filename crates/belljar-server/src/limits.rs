@@ -6,6 +6,8 @@ use std::time::Duration;
 pub(crate) const CREATE_WAIT_DEFAULT: Duration = Duration::from_secs(300);
 /// Longest a create blocks, whatever the client asks for: a connection is not held for ever.
 pub(crate) const CREATE_WAIT_MAX: Duration = Duration::from_secs(600);
+/// Longest that a suspend, a resume or a snapshot is waited for: the published clients ask for 30 s.
+pub(crate) const STATE_WAIT_MAX: Duration = Duration::from_secs(120);
 /// How long a proxied request waits for a sandbox that boots, before the client is told to replay it. Below the
 /// 30 s for which the published clients replay.
 pub(crate) const READY_WAIT: Duration = Duration::from_secs(20);
@@ -16,6 +18,26 @@ pub(crate) const LIVE_SANDBOXES_MAX: u64 = 50_000;
 pub(crate) const PAGE_MAX: usize = 1000;
 /// Rows of an archive page when the client names no number.
 pub(crate) const PAGE_DEFAULT: usize = 100;
+/// Snapshots in all: bounds a node's account.
+pub(crate) const SNAPSHOTS_MAX: u64 = 20_000;
+/// Most copies that one request makes.
+pub(crate) const COPIES_MAX: usize = 100;
+/// How long an idempotency key is remembered.
+pub(crate) const COPY_REQUEST_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Idempotency keys that are remembered at once.
+pub(crate) const COPY_REQUESTS_MAX: u64 = 100_000;
+/// Longest idempotency key, in characters.
+pub(crate) const IDEMPOTENCY_KEY_MAX: usize = 255;
+/// Pools in all: every one is looked at when one changes.
+pub(crate) const POOLS_MAX: u64 = 1000;
+/// Most sandboxes of one pool.
+pub(crate) const POOL_CONTAINERS_MAX: u32 = 1000;
+/// How long a pool rests after a start that failed; doubles with each further one.
+pub(crate) const POOL_PAUSE_FIRST: Duration = Duration::from_secs(1);
+/// Longest such rest.
+pub(crate) const POOL_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// A failed start counts with the one before it only when that was not longer ago.
+pub(crate) const POOL_FORGET: Duration = Duration::from_secs(900);
 /// API keys in all: the cache holds every one of them.
 pub(crate) const KEYS_MAX: u64 = 10_000;
 /// Longest label of a key, in characters.
@@ -52,12 +74,14 @@ pub(crate) const NODE_PING: Duration = Duration::from_secs(30);
 pub(crate) const NODE_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a node may take for one answer.
 pub(crate) const NODE_CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a node may take for an answer that reads or cleans its disk.
+pub(crate) const NODE_WORK_TIMEOUT: Duration = Duration::from_secs(280);
 /// Most bytes of a node's answer: a page of logs.
 pub(crate) const NODE_ANSWER_MAX: usize = 32 * 1024 * 1024;
 /// Longest report line, bytes.
 pub(crate) const REPORT_LINE_MAX: usize = 64 * 1024;
-/// Sandboxes that one node may report: no node is that large.
-pub(crate) const NODE_SANDBOXES_MAX: usize = 20_000;
+/// Sandboxes and snapshots that one node may report: no node is that large.
+pub(crate) const NODE_REPORTS_MAX: usize = 50_000;
 /// Pause before a command is repeated that the node could not take just now.
 pub(crate) const COMMAND_RETRY: Duration = Duration::from_secs(1);
 /// Commands read from the outbox at once.
@@ -65,8 +89,9 @@ pub(crate) const OUTBOX_BATCH: usize = 64;
 /// Image names remembered per node connection.
 pub(crate) const IMAGE_NAMES_MAX: usize = 1000;
 
-/// How long an unused guest connection is kept. Short, because a node counts an open connection as activity.
-pub(crate) const GUEST_IDLE: Duration = Duration::from_secs(2);
+/// How long an unused guest connection is kept. Short, because a node counts an open connection as activity, and idle
+/// timeouts are to hold to the second.
+pub(crate) const GUEST_IDLE: Duration = Duration::from_millis(500);
 /// Unused guest connections kept per sandbox.
 pub(crate) const GUEST_IDLE_MAX: usize = 8;
 /// How long the guest may keep a request without a byte in either direction before its answer begins.
@@ -77,6 +102,7 @@ pub(crate) const GUEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) const SPLICE_BUFFER: usize = 64 * 1024;
 
 const _: () = assert!(CREATE_WAIT_DEFAULT.as_secs() <= CREATE_WAIT_MAX.as_secs());
+const _: () = assert!(POOL_PAUSE_MAX.as_secs() < POOL_FORGET.as_secs());
 const _: () = assert!(READY_WAIT.as_secs() < 30);
 const _: () = assert!(NODE_STREAM_WINDOW <= NODE_CONNECTION_WINDOW);
 const _: () = assert!(PAGE_DEFAULT <= PAGE_MAX);

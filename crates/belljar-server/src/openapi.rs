@@ -1,10 +1,13 @@
 //! The OpenAPI document: paths from the table of routes, schemas from the wire types.
 
-use belljar_api::{error, file, guest, image, key, log, process, pty, sandbox};
+use belljar_api::{error, file, guest, image, key, log, pool, process, pty, sandbox, snapshot};
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use crate::routes::{Auth, BYTES, EVENTS, Op, ROUTES, Route, Scope};
+use crate::routes::{Auth, BYTES, EVENTS, Op, Route, Scope, routes};
+
+/// Bodies that may be left out: every field of them may.
+const OPTIONAL_BODIES: [&str; 3] = ["CreateSandbox", "CreateSnapshot", "PoolRequest"];
 
 /// Carries the schemas.
 #[derive(OpenApi)]
@@ -21,6 +24,10 @@ use crate::routes::{Auth, BYTES, EVENTS, Op, ROUTES, Route, Scope};
     key::KeyList,
     log::LogPage,
     log::LogProcessList,
+    pool::CreatedPool,
+    pool::PoolInfo,
+    pool::PoolList,
+    pool::PoolRequest,
     process::OutputLines,
     process::ProcessInfo,
     process::ProcessList,
@@ -41,6 +48,16 @@ use crate::routes::{Auth, BYTES, EVENTS, Op, ROUTES, Route, Scope};
     sandbox::PatchSandbox,
     sandbox::SandboxInfo,
     sandbox::SandboxList,
+    snapshot::AcceptedSnapshot,
+    snapshot::CollectedList,
+    snapshot::CopiedSandboxes,
+    snapshot::CreateSnapshot,
+    snapshot::Rollback,
+    snapshot::SnapshotDiff,
+    snapshot::SnapshotInfo,
+    snapshot::SnapshotList,
+    snapshot::StorageList,
+    snapshot::Tree,
 )))]
 struct Schemas;
 
@@ -55,7 +72,7 @@ pub fn openapi() -> String {
 pub(crate) fn document() -> Value {
     let schemas = serde_json::to_value(Schemas::openapi()).unwrap_or_default();
     let mut paths = Map::new();
-    for route in ROUTES {
+    for route in routes() {
         let operation_id = operation_id(route);
         add(&mut paths, route.path, route, &operation_id);
         if route.scope == Scope::Lifecycle {
@@ -108,7 +125,7 @@ fn operation(path: &str, route: &Route, operation_id: &str) -> Value {
         },
     });
     if let Some(body) = route.body {
-        operation["requestBody"] = json!({ "content": content(body), "required": body != "CreateSandbox" });
+        operation["requestBody"] = json!({ "content": content(body), "required": !OPTIONAL_BODIES.contains(&body) });
     }
     operation
 }
@@ -203,7 +220,7 @@ mod tests {
                 assert!(ids.insert(id.to_owned()), "{verb} {path}: {id}");
             }
         }
-        let routes: usize = ROUTES.iter().map(|r| if r.scope == Scope::Lifecycle { 2 } else { 1 }).sum();
+        let routes: usize = routes().map(|r| if r.scope == Scope::Lifecycle { 2 } else { 1 }).sum();
         assert_eq!(ids.len(), routes);
     }
 

@@ -4,7 +4,7 @@
 //! a short lock and never waits for the store.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -24,6 +24,8 @@ struct Inner {
     rows: HashMap<String, watch::Sender<Arc<SandboxRow>>>,
     /// (namespace, name) of the live ones.
     names: HashMap<(String, String), String>,
+    /// Sandboxes of each pool.
+    pools: HashMap<String, BTreeSet<String>>,
     /// Memory that is taken, MiB, by node.
     used_mb: HashMap<String, u64>,
 }
@@ -54,6 +56,9 @@ impl Table {
             inner.names.insert((row.namespace.clone(), name.clone()), row.id.clone());
         }
         let gone = row.ending().is_some() && row.held_by().is_none();
+        if let Some(pool) = &row.pool {
+            inner.join(&pool.pool_id, &row.id, !gone);
+        }
         if let Some(sender) = inner.rows.get(&row.id) {
             sender.send_replace(Arc::clone(row));
         } else if !gone {
@@ -78,6 +83,18 @@ impl Table {
         inner.rows.get(id).map(watch::Sender::subscribe)
     }
 
+    /// The live sandboxes of a pool, oldest first.
+    pub(crate) fn in_pool(&self, pool_id: &str) -> Vec<Arc<SandboxRow>> {
+        let inner = self.read();
+        let ids = inner.pools.get(pool_id).into_iter().flatten();
+        let mut rows: Vec<_> =
+            ids.filter_map(|id| inner.rows.get(id)).map(|sender| Arc::clone(&sender.borrow())).collect();
+        drop(inner);
+        rows.retain(|row| row.ending().is_none());
+        rows.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        rows
+    }
+
     /// Memory that sandboxes take on a node, MiB.
     pub(crate) fn used_mb(&self, node_id: &str) -> u64 {
         self.read().used_mb.get(node_id).copied().unwrap_or(0)
@@ -87,7 +104,7 @@ impl Table {
     pub(crate) fn pending(&self) -> Vec<Arc<SandboxRow>> {
         let is_pending = |row: &SandboxRow| match &row.phase {
             Phase::Waiting => true,
-            Phase::Placed { .. } => !row.is_running(),
+            Phase::Placed { .. } => !row.is_up(),
             Phase::Ended { .. } => false,
         };
         let inner = self.read();
@@ -100,6 +117,19 @@ impl Table {
 }
 
 impl Inner {
+    /// Puts a sandbox into the list of its pool, or takes it out.
+    fn join(&mut self, pool_id: &str, id: &str, is_in: bool) {
+        let members = self.pools.entry(pool_id.to_owned()).or_default();
+        if is_in {
+            members.insert(id.to_owned());
+        } else {
+            members.remove(id);
+        }
+        if members.is_empty() {
+            self.pools.remove(pool_id);
+        }
+    }
+
     /// Moves the memory of a row from where it was to where it is; returns the node that has more now.
     fn account(&mut self, before: Option<&SandboxRow>, after: &SandboxRow) -> Option<String> {
         let (old, new) = (before.and_then(SandboxRow::held_by), after.held_by());

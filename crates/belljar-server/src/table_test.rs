@@ -1,35 +1,15 @@
 //! Tests of [`super`].
 
-use belljar_api::sandbox::{Resources, TerminationReason};
 use proptest::prelude::*;
 
 use super::*;
-use crate::life::{Ending, Reported, Spec};
+use crate::{
+    life::Reported,
+    testing::rows::{self, ended, placed},
+};
 
 fn row(id: &str, name: Option<&str>, created_at: i64, phase: Phase) -> Arc<SandboxRow> {
-    let resources = Resources { cpus: 1.0, memory_mb: 1024, disk_mb: 10240, ephemeral_disk_mb: 10240 };
-    let spec = Spec {
-        image: "i".into(),
-        resources,
-        entrypoint: None,
-        timeout_secs: 600,
-        network: None,
-        allow_unauthenticated_access: false,
-        exposed_ports: Vec::new(),
-        auto_resume: true,
-        max_pending_secs: None,
-    };
-    let (id, namespace, name) = (id.into(), "default".into(), name.map(str::to_owned));
-    Arc::new(SandboxRow { id, namespace, name, spec, generation: 0, phase, created_at, started_at: None })
-}
-
-fn placed(reported: Reported) -> Phase {
-    Phase::Placed { node_id: "n".into(), reported }
-}
-
-fn ended(held: bool) -> Phase {
-    let ending = Ending { reason: TerminationReason::User, detail: String::new(), at: 1 };
-    Phase::Ended { node_id: Some("n".into()), held, ending }
+    Arc::new(SandboxRow { name: name.map(str::to_owned), created_at, ..rows::row(id, phase) })
 }
 
 #[test]
@@ -49,6 +29,27 @@ fn names_and_memory_follow_the_rows() {
     assert_eq!(table.apply(&row("a", Some("y"), 1, ended(false))), Some("n".into()));
     assert!(table.get("a").is_none() && table.used_mb("n") == 1024);
     assert_eq!(table.named("default", "y").map(|row| row.borrow().id.clone()), Some("b".into()));
+    // One that sleeps keeps its name and takes no memory.
+    assert_eq!(table.apply(&row("b", Some("y"), 2, placed(Reported::Suspended))), Some("n".into()));
+    assert!(table.named("default", "y").is_some() && table.used_mb("n") == 0);
+}
+
+#[test]
+fn a_pool_knows_its_own() {
+    let table = Table::default();
+    let member = |id: &str, created_at, phase| {
+        let pool = Some(crate::life::Membership { pool_id: "p".into(), claimed: false });
+        Arc::new(SandboxRow { pool, ..SandboxRow::clone(&row(id, None, created_at, phase)) })
+    };
+    table.apply(&member("b", 2, placed(Reported::Running)));
+    table.apply(&member("a", 1, placed(Reported::Starting)));
+    table.apply(&row("c", None, 3, placed(Reported::Running)));
+    let ids = || table.in_pool("p").iter().map(|row| row.id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(), ["a", "b"]);
+    table.apply(&member("a", 1, ended(true)));
+    assert_eq!(ids(), ["b"]);
+    table.apply(&member("b", 2, ended(false)));
+    assert!(ids().is_empty() && table.in_pool("q").is_empty());
 }
 
 #[test]
@@ -57,6 +58,7 @@ fn the_pending_come_in_order() {
     for (id, at, phase) in [
         ("late", 3, Phase::Waiting),
         ("running", 0, placed(Reported::Running)),
+        ("asleep", 0, placed(Reported::Suspended)),
         ("booting", 2, placed(Reported::Starting)),
         ("early", 1, Phase::Waiting),
         ("gone", 0, ended(true)),
@@ -79,7 +81,7 @@ async fn a_waiter_sees_the_end_of_what_it_watches() {
 
 proptest! {
     #[test]
-    fn memory_is_the_sum_of_what_is_held(events in prop::collection::vec((0usize..5, 0u8..5), 0..60)) {
+    fn memory_is_the_sum_of_what_is_held(events in prop::collection::vec((0usize..5, 0u8..6), 0..60)) {
         let table = Table::default();
         let mut model: HashMap<usize, bool> = HashMap::new();
         for (which, phase) in events {
@@ -87,7 +89,8 @@ proptest! {
                 0 => Phase::Waiting,
                 1 => placed(Reported::Unreported),
                 2 => placed(Reported::Running),
-                3 => ended(true),
+                3 => placed(Reported::Suspended),
+                4 => ended(true),
                 _ => ended(false),
             };
             let row = row(&which.to_string(), None, 1, phase);

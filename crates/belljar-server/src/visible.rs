@@ -5,8 +5,11 @@
 //! |---|---|---|
 //! | waiting | none connected | pending, `no_executors_available` |
 //! | waiting | some connected | pending, `no_resources_available` |
-//! | placed, not running | - | pending, `waiting_for_container` |
+//! | waiting for the node that has its snapshot | that one away | pending, `no_executor_for_snapshot_location` |
+//! | placed, not up yet | - | pending, `waiting_for_container` |
 //! | placed, running | - | running: a node that is away goes on running it |
+//! | placed, being put to sleep | - | suspending |
+//! | placed, asleep or waking | - | suspended: the published clients know no word for waking |
 //! | ended | - | terminated |
 
 use belljar_api::sandbox::{
@@ -21,28 +24,34 @@ use crate::{
 /// Which nodes are connected, as far as it matters to one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct World {
-    /// Any at all.
-    pub(crate) any_node: bool,
+    /// One that could take it.
+    pub(crate) has_node: bool,
     /// Driver of the row's own node, when it is known.
     pub(crate) driver: Option<String>,
 }
 
 /// Status and reason of a row.
-pub(crate) fn status(row: &SandboxRow, any_node: bool) -> (SandboxStatus, Option<PendingReason>) {
-    match &row.phase {
-        Phase::Waiting if any_node => (SandboxStatus::Pending, Some(PendingReason::NoResourcesAvailable)),
-        Phase::Waiting => (SandboxStatus::Pending, Some(PendingReason::NoExecutorsAvailable)),
-        Phase::Placed { reported: Reported::Unreported | Reported::Starting, .. } => {
+pub(crate) fn status(row: &SandboxRow, has_node: bool) -> (SandboxStatus, Option<PendingReason>) {
+    let waiting = || match &row.home {
+        _ if has_node => PendingReason::NoResourcesAvailable,
+        Some(_) => PendingReason::NoExecutorForSnapshotLocation,
+        None => PendingReason::NoExecutorsAvailable,
+    };
+    match row.stage() {
+        None if row.phase == Phase::Waiting => (SandboxStatus::Pending, Some(waiting())),
+        None => (SandboxStatus::Terminated, None),
+        Some(Reported::Unreported | Reported::Starting) => {
             (SandboxStatus::Pending, Some(PendingReason::WaitingForContainer))
         }
-        Phase::Placed { reported: Reported::Running, .. } => (SandboxStatus::Running, None),
-        Phase::Ended { .. } => (SandboxStatus::Terminated, None),
+        Some(Reported::Running) => (SandboxStatus::Running, None),
+        Some(Reported::Suspending) => (SandboxStatus::Suspending, None),
+        Some(Reported::Suspended | Reported::Resuming) => (SandboxStatus::Suspended, None),
     }
 }
 
 /// The row as `GET` shows it.
 pub(crate) fn info(row: &SandboxRow, world: World, urls: &Urls) -> SandboxInfo {
-    let (status, pending_reason) = status(row, world.any_node);
+    let (status, pending_reason) = status(row, world.has_node);
     let ending = row.ending();
     let spec = &row.spec;
     SandboxInfo {
@@ -57,7 +66,7 @@ pub(crate) fn info(row: &SandboxRow, world: World, urls: &Urls) -> SandboxInfo {
         name: row.name.clone(),
         network_policy: spec.network.clone(),
         network: spec.network.clone(),
-        pool_id: None,
+        pool_id: row.pool.as_ref().map(|pool| pool.pool_id.clone()),
         outcome: ending.map(|e| e.reason.outcome().to_owned()),
         termination_reason: ending.map(|e| e.reason),
         error_details: error_details(row),
@@ -76,13 +85,14 @@ pub(crate) fn info(row: &SandboxRow, world: World, urls: &Urls) -> SandboxInfo {
 }
 
 /// The row as a blocking create answers it; `timed_out` when it is still pending at the deadline.
-pub(crate) fn created(row: &SandboxRow, any_node: bool, urls: &Urls, timed_out: bool) -> CreatedSandbox {
-    let (status, pending_reason) = status(row, any_node);
+pub(crate) fn created(row: &SandboxRow, has_node: bool, urls: &Urls, timed_out: bool) -> CreatedSandbox {
+    let (status, pending_reason) = status(row, has_node);
     let termination_reason = row.ending().map(|e| e.reason);
     let word = match status {
         SandboxStatus::Pending if timed_out => "timeout",
         SandboxStatus::Pending => "pending",
-        SandboxStatus::Running => "running",
+        // It came up; that it may sleep again by now is nothing that a create can say.
+        SandboxStatus::Running | SandboxStatus::Suspending | SandboxStatus::Suspended => "running",
         SandboxStatus::Terminated if termination_reason == Some(TerminationReason::User) => "terminated",
         SandboxStatus::Terminated => "failed",
     };
@@ -119,9 +129,9 @@ fn error_details(row: &SandboxRow) -> Option<ErrorDetails> {
     Some(ErrorDetails { message })
 }
 
-/// The wire spelling of a reason.
-pub(crate) fn wire_word(reason: TerminationReason) -> String {
-    serde_json::to_value(reason).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+/// The wire spelling of a reason or a status.
+pub(crate) fn wire_word(value: impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 #[cfg(test)]

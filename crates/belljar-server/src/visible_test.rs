@@ -1,11 +1,10 @@
 //! Tests of [`super`].
 
-use belljar_api::sandbox::Resources;
-
 use super::*;
 use crate::{
     config::ServerConfig,
-    life::{Ending, Spec},
+    life::{Asked, Ending, Wish},
+    testing::rows::{self, placed},
 };
 
 const REASONS: [TerminationReason; 12] = [
@@ -24,20 +23,7 @@ const REASONS: [TerminationReason; 12] = [
 ];
 
 fn row(phase: Phase) -> SandboxRow {
-    let resources = Resources { cpus: 1.0, memory_mb: 1024, disk_mb: 10240, ephemeral_disk_mb: 10240 };
-    let spec = Spec {
-        image: "i".into(),
-        resources,
-        entrypoint: None,
-        timeout_secs: 600,
-        network: None,
-        allow_unauthenticated_access: false,
-        exposed_ports: Vec::new(),
-        auto_resume: true,
-        max_pending_secs: None,
-    };
-    let (id, namespace) = ("id".into(), "default".into());
-    SandboxRow { id, namespace, name: None, spec, generation: 0, phase, created_at: 1, started_at: None }
+    rows::row("id", phase)
 }
 
 fn urls() -> Urls {
@@ -51,15 +37,11 @@ fn urls() -> Urls {
     config.check().expect("configuration")
 }
 
-fn placed(reported: Reported) -> Phase {
-    Phase::Placed { node_id: "n".into(), reported }
-}
-
 #[track_caller]
-fn check(phase: Phase, any_node: bool, status: SandboxStatus, pending: Option<PendingReason>) {
+fn check(phase: Phase, has_node: bool, status: SandboxStatus, pending: Option<PendingReason>) {
     let row = row(phase);
-    assert_eq!(super::status(&row, any_node), (status, pending));
-    let info = info(&row, World { any_node, driver: None }, &urls());
+    assert_eq!(super::status(&row, has_node), (status, pending));
+    let info = info(&row, World { has_node, driver: None }, &urls());
     let ended = status == SandboxStatus::Terminated;
     assert_eq!(info.sandbox_url.is_none(), ended, "clients refuse a live sandbox without a URL");
     assert_eq!((info.outcome.is_some(), info.terminated_at.is_some()), (ended, ended));
@@ -69,16 +51,27 @@ fn check(phase: Phase, any_node: bool, status: SandboxStatus, pending: Option<Pe
 #[test]
 fn the_table_of_the_module_holds() {
     use PendingReason as Why;
-    use SandboxStatus::{Pending, Running, Terminated};
+    use SandboxStatus::{Pending, Running, Suspended, Suspending, Terminated};
     check(Phase::Waiting, false, Pending, Some(Why::NoExecutorsAvailable));
     check(Phase::Waiting, true, Pending, Some(Why::NoResourcesAvailable));
-    for any_node in [false, true] {
-        check(placed(Reported::Unreported), any_node, Pending, Some(Why::WaitingForContainer));
-        check(placed(Reported::Starting), any_node, Pending, Some(Why::WaitingForContainer));
-        check(placed(Reported::Running), any_node, Running, None);
+    for has_node in [false, true] {
+        check(placed(Reported::Unreported), has_node, Pending, Some(Why::WaitingForContainer));
+        check(placed(Reported::Starting), has_node, Pending, Some(Why::WaitingForContainer));
+        check(placed(Reported::Running), has_node, Running, None);
+        check(placed(Reported::Suspending), has_node, Suspending, None);
+        check(placed(Reported::Suspended), has_node, Suspended, None);
+        check(placed(Reported::Resuming), has_node, Suspended, None);
+        for (reported, wish, status) in [
+            (Reported::Running, Wish::Suspend, Suspending),
+            (Reported::Suspended, Wish::Resume, Suspended),
+            (Reported::Running, Wish::Rollback, Suspended),
+        ] {
+            let asked = Some(Asked { wish, generation: 2 });
+            check(Phase::Placed { node_id: "n".into(), reported, asked }, has_node, status, None);
+        }
         for reason in REASONS {
             let ending = Ending { reason, detail: String::new(), at: 5 };
-            check(Phase::Ended { node_id: None, held: false, ending }, any_node, Terminated, None);
+            check(Phase::Ended { node_id: None, held: false, ending }, has_node, Terminated, None);
         }
     }
 }
@@ -107,7 +100,15 @@ fn a_create_has_words_of_its_own() {
         (Phase::Waiting, false, "pending"),
         (placed(Reported::Starting), true, "timeout"),
         (placed(Reported::Running), true, "running"),
+        (placed(Reported::Suspended), true, "running"),
     ] {
         assert_eq!(created(&row(phase), true, &urls(), timed_out).status, word);
     }
+}
+
+#[test]
+fn one_that_waits_for_its_snapshots_node_says_so() {
+    let row = SandboxRow { home: Some("n".into()), ..row(Phase::Waiting) };
+    assert_eq!(super::status(&row, false).1, Some(PendingReason::NoExecutorForSnapshotLocation));
+    assert_eq!(super::status(&row, true).1, Some(PendingReason::NoResourcesAvailable));
 }

@@ -1,18 +1,27 @@
 //! What the server does, apart from HTTP: one file per noun, each a set of functions over [`App`].
 
+pub(crate) mod copy;
 pub(crate) mod key;
 pub(crate) mod log;
 pub(crate) mod place;
+pub(crate) mod pool;
+pub(crate) mod restore;
 pub(crate) mod sandbox;
+pub(crate) mod sleep;
+pub(crate) mod snapshot;
+pub(crate) mod storage;
+pub(crate) mod tree;
 
 use std::sync::Arc;
 
-use tokio::sync::Notify;
+use belljar_api::sandbox::TerminationReason;
+use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Keys, NodeToken},
     config::Urls,
+    ingress::Pool as Guests,
     node_link::Nodes,
     store::{Committed, Store},
     table::Table,
@@ -26,7 +35,6 @@ pub(crate) struct App {
     pub(crate) default_image: String,
     pub(crate) ingress_domain: Option<String>,
     pub(crate) node_token: NodeToken,
-    pub(crate) guests: crate::ingress::Pool,
     /// The node sessions; they end when [`Self::stopping`] is cancelled.
     pub(crate) sessions: TaskTracker,
     pub(crate) stopping: CancellationToken,
@@ -41,6 +49,12 @@ pub(crate) struct Live {
     pub(crate) table: Table,
     pub(crate) keys: Keys,
     pub(crate) nodes: Nodes,
+    /// Unused connections to guest agents.
+    pub(crate) guests: Guests,
+    /// What keeps the pools filled.
+    pub(crate) pools: pool::Pools,
+    /// Rings when something about snapshots changed.
+    pub(crate) snapshots: watch::Sender<()>,
     /// Something happened that may let a pending sandbox go on.
     pub(crate) retry: Notify,
 }
@@ -50,13 +64,24 @@ impl Live {
     pub(crate) fn committed(&self, change: Committed) {
         match change {
             Committed::Sandbox(row) => {
+                let was_over = self.table.get(&row.id).is_some_and(|before| before.borrow().ending().is_some());
                 let freed = self.table.apply(&row).is_some();
+                if let Some(pool) = &row.pool {
+                    let wished = row.ending().is_none_or(|ending| ending.reason == TerminationReason::User);
+                    self.pools.changed(&pool.pool_id, !wished && !was_over && !pool.claimed);
+                }
+                if !row.is_running() {
+                    // What was connected to it is dead, or keeps it awake for nobody.
+                    self.guests.forget(&row.id);
+                }
                 // A sandbox that may be given up has a deadline that the placer must learn of.
                 if freed || (row.ending().is_none() && row.spec.max_pending_secs.is_some()) {
                     self.retry.notify_one();
                 }
             }
             Committed::Outbox { node_id } => self.nodes.wake(&node_id),
+            Committed::Pool { id } => self.pools.reset(&id),
+            Committed::Snapshots => self.snapshots.send_modify(|()| {}),
             Committed::KeyAdded(key) => self.keys.add(key),
             Committed::KeyRemoved { id } => self.keys.remove(&id),
         }

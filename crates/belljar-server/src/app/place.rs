@@ -11,15 +11,21 @@ use super::App;
 use crate::{
     clock::now_ms,
     life::{Ending, Phase, SandboxRow, Spec},
-    placement::{Decision, NodeView, decide},
+    placement::{Decision, ImagePresence, NodeView, decide},
     store::Reservation,
 };
 
-/// Decides for one sandbox, asking the connected nodes about its image.
-pub(crate) async fn decision(app: &App, spec: &Spec) -> Decision {
+/// Decides for one sandbox, asking the connected nodes about its image. One that begins as a snapshot can only go where
+/// that lies, and needs no image there.
+pub(crate) async fn decision(app: &App, spec: &Spec, home: Option<&str>) -> Decision {
     let mut views = Vec::new();
     for link in app.live.nodes.connected() {
-        match link.image_presence(&spec.image).await {
+        let presence = match home {
+            Some(home) if home != link.id() => continue,
+            Some(_) => Ok(ImagePresence::Present),
+            None => link.image_presence(&spec.image).await,
+        };
+        match presence {
             Ok(image) => views.push(NodeView {
                 id: link.id().to_owned(),
                 capacity: link.hello().capacity,
@@ -80,7 +86,7 @@ fn deadline(row: &SandboxRow) -> Option<i64> {
 }
 
 async fn retry(app: &App, row: &SandboxRow) {
-    match decision(app, &row.spec).await {
+    match decision(app, &row.spec, row.home.as_deref()).await {
         Decision::Place { node_id, capacity_mb } => {
             let on = Reservation { node_id, capacity_mb };
             if let Err(error) = app.store.place_sandbox(&row.id, on).await {

@@ -5,40 +5,50 @@ use std::{sync::Arc, time::Duration};
 use belljar_api::{
     id::{is_id, new_id},
     limits,
+    node::Origin,
     sandbox::{CreateSandbox, NetworkConfig, PatchSandbox, SandboxInfo, SandboxStatus, TerminationReason},
 };
 use http::StatusCode;
 use tokio::sync::watch;
 
-use super::{App, place};
+use super::{App, place, restore};
 use crate::{
     clock::now_ms,
     error::ApiError,
-    life::{Change, Ending, Phase, SandboxRow, Spec},
+    life::{Change, Ending, Membership, Phase, SandboxRow, Spec},
     limits::PAGE_MAX,
     placement::Decision,
-    store::{Page, Place, Reservation, Start},
+    store::{Page, Place, Reservation, Start, StoreError},
     visible::{self, World},
 };
+
+/// A sandbox that is to be made.
+pub(super) struct Plan {
+    pub(super) name: Option<String>,
+    pub(super) spec: Spec,
+    pub(super) origin: Origin,
+    /// The only node that can make it.
+    pub(super) home: Option<String>,
+    pub(super) pool: Option<Membership>,
+}
 
 impl App {
     /// Makes a sandbox and gives it to a node, or lets it wait, or ends it at once with the reason.
     pub(crate) async fn create(&self, namespace: &str, request: CreateSandbox) -> Result<Arc<SandboxRow>, ApiError> {
-        let resources = request.check().map_err(|error| ApiError::invalid(error.to_string()))?;
-        let spec = Spec {
-            image: request.image.unwrap_or_else(|| self.default_image.clone()),
-            resources,
-            entrypoint: request.entrypoint.filter(|words| !words.is_empty()),
-            timeout_secs: request.timeout_secs.unwrap_or(limits::TIMEOUT_DEFAULT_SECS),
-            network: request.network,
-            allow_unauthenticated_access: request.allow_unauthenticated_access.unwrap_or(false),
-            exposed_ports: sorted(request.exposed_ports.unwrap_or_default()),
-            auto_resume: request.auto_resume.unwrap_or(true),
-            max_pending_secs: request.max_pending_secs,
-        };
-        check_image(&spec.image)?;
+        let plan = self.plan(namespace, request).await?;
+        let decision = place::decision(self, &plan.spec, plan.home.as_deref()).await;
+        Ok(self.start(namespace, plan, decision).await?)
+    }
+
+    /// Makes what was planned, as was decided.
+    pub(super) async fn start(
+        &self,
+        namespace: &str,
+        plan: Plan,
+        decision: Decision,
+    ) -> Result<Arc<SandboxRow>, StoreError> {
         let at = now_ms();
-        let start = match place::decision(self, &spec).await {
+        let start = match decision {
             Decision::Place { node_id, capacity_mb } => Start::Place(Reservation { node_id, capacity_mb }),
             Decision::Wait(_) => Start::Wait,
             Decision::Never(reason, detail) => Start::End(Ending { reason, detail, at }),
@@ -46,10 +56,14 @@ impl App {
         let row = SandboxRow {
             id: new_id(),
             namespace: namespace.to_owned(),
-            name: request.name,
-            spec,
+            name: plan.name,
+            spec: plan.spec,
+            origin: plan.origin,
+            home: plan.home,
+            pool: plan.pool,
             generation: 0,
             phase: Phase::Waiting,
+            trouble: None,
             created_at: at,
             started_at: None,
         };
@@ -61,13 +75,44 @@ impl App {
         Ok(row)
     }
 
-    /// Waits until a sandbox is running or has ended; whether it did in time.
+    /// What a request asks for, checked.
+    async fn plan(&self, namespace: &str, request: CreateSandbox) -> Result<Plan, ApiError> {
+        if let Some(id) = &request.snapshot_id {
+            request.check_fields().map_err(|error| ApiError::invalid(error.to_string()))?;
+            let snapshot = self.find_snapshot(namespace, id).await?;
+            let spec = restore::spec(&request, &snapshot)?;
+            let origin = Origin::Snapshot { snapshot_id: snapshot.id, kind: snapshot.kind };
+            return Ok(Plan { name: request.name, spec, origin, home: Some(snapshot.node_id), pool: None });
+        }
+        let spec = self.image_spec(&request)?;
+        Ok(Plan { name: request.name, spec, origin: Origin::Image, home: None, pool: None })
+    }
+
+    /// What a request for a sandbox from an image asks for, checked.
+    pub(super) fn image_spec(&self, request: &CreateSandbox) -> Result<Spec, ApiError> {
+        let resources = request.check().map_err(|error| ApiError::invalid(error.to_string()))?;
+        let spec = Spec {
+            image: request.image.clone().unwrap_or_else(|| self.default_image.clone()),
+            resources,
+            entrypoint: request.entrypoint.clone().filter(|words| !words.is_empty()),
+            timeout_secs: request.timeout_secs.unwrap_or(limits::TIMEOUT_DEFAULT_SECS),
+            network: request.network.clone(),
+            allow_unauthenticated_access: request.allow_unauthenticated_access.unwrap_or(false),
+            exposed_ports: sorted(request.exposed_ports.clone().unwrap_or_default()),
+            auto_resume: request.auto_resume.unwrap_or(true),
+            max_pending_secs: request.max_pending_secs,
+        };
+        check_image(&spec.image)?;
+        Ok(spec)
+    }
+
+    /// Waits until a sandbox has come up or has ended; whether it did in time.
     pub(crate) async fn settled(
         &self,
         row: Arc<SandboxRow>,
         wait: Duration,
     ) -> Result<(Arc<SandboxRow>, bool), ApiError> {
-        let is_settled = |row: &Arc<SandboxRow>| row.is_running() || row.ending().is_some();
+        let is_settled = |row: &Arc<SandboxRow>| row.is_up() || row.ending().is_some();
         if is_settled(&row) {
             return Ok((row, true));
         }
@@ -87,14 +132,22 @@ impl App {
         } else {
             self.store.sandbox_named(namespace, reference).await?
         };
-        found.ok_or_else(|| ApiError::sandbox_not_found(reference))
+        found.filter(|row| !row.is_unclaimed()).ok_or_else(|| ApiError::sandbox_not_found(reference))
     }
 
     /// A row as the API shows it.
     pub(crate) fn info(&self, row: &SandboxRow) -> SandboxInfo {
         let nodes = &self.live.nodes;
-        let world = World { any_node: nodes.any(), driver: row.node_id().and_then(|id| nodes.driver(id)) };
+        let world = World { has_node: self.has_node(row), driver: row.node_id().and_then(|id| nodes.driver(id)) };
         visible::info(row, world, &self.urls)
+    }
+
+    /// Whether a node is connected that could take a sandbox.
+    pub(crate) fn has_node(&self, row: &SandboxRow) -> bool {
+        match &row.home {
+            Some(home) => self.live.nodes.get(home).is_some(),
+            None => self.live.nodes.any(),
+        }
     }
 
     /// Live sandboxes, oldest first, and where the next page begins. Without a limit it is one page.
@@ -105,16 +158,15 @@ impl App {
         mut from: Option<Place>,
         limit: Option<usize>,
     ) -> Result<(Vec<Arc<SandboxRow>>, Option<Place>), ApiError> {
-        let any_node = self.live.nodes.any();
+        let is_wanted =
+            |row: &Arc<SandboxRow>| status.is_none_or(|wanted| visible::status(row, self.has_node(row)).0 == wanted);
         let mut found = Vec::new();
         loop {
             let page = Page { from: from.take(), backward: false, limit: PAGE_MAX };
             let rows = self.store.live_sandboxes(namespace, page).await?;
             let last = rows.len() < PAGE_MAX;
             from = rows.last().map(|row| Place { at: row.created_at, id: row.id.clone() });
-            found.extend(
-                rows.into_iter().filter(|row| status.is_none_or(|wanted| visible::status(row, any_node).0 == wanted)),
-            );
+            found.extend(rows.into_iter().filter(is_wanted));
             if let Some(limit) = limit
                 && found.len() > limit
             {
@@ -131,8 +183,8 @@ impl App {
     /// Changes a live sandbox.
     pub(crate) async fn patch(&self, row: &SandboxRow, request: PatchSandbox) -> Result<Arc<SandboxRow>, ApiError> {
         request.check().map_err(|error| ApiError::invalid(error.to_string()))?;
-        let named = request.name.is_some() || row.name.is_some();
-        if request.auto_resume == Some(false) && !named {
+        let suspends = request.name.is_some() || row.suspends();
+        if request.auto_resume == Some(false) && !suspends {
             return Err(ApiError::invalid("auto_resume: false needs a name: only named sandboxes are suspended"));
         }
         let change = Change {
@@ -159,15 +211,16 @@ impl App {
 
     /// The sandbox that a proxied request names: by id, or by name in the default namespace.
     pub(crate) fn routed(&self, reference: &str) -> Option<watch::Receiver<Arc<SandboxRow>>> {
-        if is_id(reference) {
+        let found = if is_id(reference) {
             self.live.table.get(reference)
         } else {
             self.live.table.named(crate::http::DEFAULT_NAMESPACE, reference)
-        }
+        };
+        found.filter(|row| !row.borrow().is_unclaimed())
     }
 }
 
-fn sorted(mut ports: Vec<u16>) -> Vec<u16> {
+pub(super) fn sorted(mut ports: Vec<u16>) -> Vec<u16> {
     ports.sort_unstable();
     ports.dedup();
     ports

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     error::ApiError,
-    limits::{CREATE_WAIT_DEFAULT, CREATE_WAIT_MAX, DRAIN_MAX, PAGE_MAX},
+    limits::{CREATE_WAIT_DEFAULT, CREATE_WAIT_MAX, DRAIN_MAX, PAGE_MAX, STATE_WAIT_MAX},
     store::Place,
 };
 
@@ -148,6 +148,22 @@ pub(super) fn cursor(place: &Place) -> String {
 
 /// How long a create may block: the client's own limit, less the grace in which it wants its answer.
 pub(super) fn create_wait(headers: &HeaderMap) -> Result<Duration, ApiError> {
+    Ok(patience(headers)?.unwrap_or(CREATE_WAIT_DEFAULT).min(CREATE_WAIT_MAX))
+}
+
+/// How long to wait for another state: what `wait_ms` asks for, no longer than the client waits for its answer.
+pub(super) fn state_wait(query: &Query, headers: &HeaderMap) -> Result<Duration, ApiError> {
+    let patience = patience(headers)?.unwrap_or(STATE_WAIT_MAX);
+    let Some(text) = query.get("wait_ms") else { return Ok(Duration::ZERO) };
+    let wait = text.parse().map(Duration::from_millis).map_err(|_| {
+        let shown: String = text.chars().take(80).collect();
+        ApiError::invalid(format!("wait_ms: {shown:?} is not possible; give milliseconds as a number"))
+    })?;
+    Ok(wait.min(patience).min(STATE_WAIT_MAX))
+}
+
+/// How long the client itself waits, less the grace in which it wants its answer.
+fn patience(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     let ms = |name: &'static str| match headers.get(name) {
         None => Ok(None),
         Some(value) => {
@@ -156,8 +172,7 @@ pub(super) fn create_wait(headers: &HeaderMap) -> Result<Duration, ApiError> {
         }
     };
     let (limit, grace) = (ms("x-tensorlake-request-timeout-ms")?, ms("x-tensorlake-request-timeout-grace-ms")?);
-    let Some(limit) = limit else { return Ok(CREATE_WAIT_DEFAULT) };
-    Ok(Duration::from_millis(limit.saturating_sub(grace.unwrap_or(0))).min(CREATE_WAIT_MAX))
+    Ok(limit.map(|limit| Duration::from_millis(limit.saturating_sub(grace.unwrap_or(0)))))
 }
 
 #[cfg(test)]

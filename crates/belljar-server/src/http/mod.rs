@@ -2,12 +2,17 @@
 //!
 //! A handler turns one [`Call`] into an answer. It checks the form of what came in; what is done lies in [`crate::app`].
 
+mod copy;
 pub(crate) mod edge;
 mod image;
 mod input;
 mod key;
 mod log;
+mod pool;
 mod sandbox;
+mod sleep;
+mod snapshot;
+mod storage;
 
 use std::sync::Arc;
 
@@ -25,7 +30,7 @@ pub(crate) use self::input::Query;
 use crate::{
     app::App,
     error::ApiError,
-    routes::{Op, ROUTES, Scope},
+    routes::{Op, Scope, routes},
 };
 
 /// Namespace of the flat paths.
@@ -73,7 +78,7 @@ impl Call {
 /// Every route of the table, with its handler.
 pub(crate) fn router(app: &Arc<App>) -> Router {
     let mut router = Router::new();
-    for route in ROUTES {
+    for route in routes() {
         let Some(handler) = handler(route.op, route.verb.filter()) else { continue };
         let paths = match route.scope {
             Scope::Lifecycle => vec![route.path.to_owned(), format!("/v1/namespaces/{{ns}}{}", route.path)],
@@ -107,6 +112,25 @@ fn handler(op: Op, method: MethodFilter) -> Option<MethodRouter<Arc<App>>> {
         Op::GetSandbox => call(method, sandbox::get),
         Op::PatchSandbox => call(method, sandbox::patch),
         Op::DeleteSandbox => call(method, sandbox::delete),
+        Op::SuspendSandbox => call(method, sleep::suspend),
+        Op::ResumeSandbox => call(method, sleep::resume),
+        Op::RollbackSandbox => call(method, sleep::rollback),
+        Op::CopySandbox => call(method, copy::copy),
+        Op::TakeSnapshot => call(method, snapshot::take),
+        Op::ListSnapshots => call(method, snapshot::list),
+        Op::ListSandboxSnapshots => call(method, snapshot::list_of_sandbox),
+        Op::GetSnapshot => call(method, snapshot::get),
+        Op::DeleteSnapshot => call(method, snapshot::delete),
+        Op::DiffSnapshots => call(method, snapshot::diff),
+        Op::ShowTree => call(method, snapshot::tree),
+        Op::CreatePool => call(method, pool::create),
+        Op::ListPools => call(method, pool::list),
+        Op::GetPool => call(method, pool::get),
+        Op::ReplacePool => call(method, pool::replace),
+        Op::DeletePool => call(method, pool::delete),
+        Op::ClaimSandbox => call(method, pool::claim),
+        Op::ShowStorage => call(method, storage::show),
+        Op::CollectGarbage => call(method, storage::collect),
         Op::ListArchived => call(method, sandbox::archived),
         Op::GetArchived => call(method, sandbox::get_archived),
         Op::GetLogs => call(method, log::lines),

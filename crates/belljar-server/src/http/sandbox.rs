@@ -30,18 +30,23 @@ pub(super) async fn create(mut call: Call) -> Result<Response, ApiError> {
         None => (row, true),
         Some(wait) => app.settled(row, wait).await?,
     };
-    let any_node = app.live.nodes.any();
-    let (status, _) = visible::status(&row, any_node);
+    Ok(created(app, &row, in_time))
+}
+
+/// The answer of what waited for a sandbox to start.
+pub(super) fn created(app: &App, row: &SandboxRow, in_time: bool) -> Response {
+    let has_node = app.has_node(row);
+    let (status, _) = visible::status(row, has_node);
     let code = match status {
-        SandboxStatus::Running => StatusCode::OK,
+        SandboxStatus::Running | SandboxStatus::Suspending | SandboxStatus::Suspended => StatusCode::OK,
         SandboxStatus::Pending => StatusCode::GATEWAY_TIMEOUT,
         SandboxStatus::Terminated => StatusCode::UNPROCESSABLE_ENTITY,
     };
-    Ok(json(code, &visible::created(&row, any_node, &app.urls, !in_time)))
+    json(code, &visible::created(row, has_node, &app.urls, !in_time))
 }
 
 fn accepted(app: &App, row: &SandboxRow) -> AcceptedSandbox {
-    let (_, pending_reason) = visible::status(row, app.live.nodes.any());
+    let (_, pending_reason) = visible::status(row, app.has_node(row));
     AcceptedSandbox { sandbox_id: row.id.clone(), name: row.name.clone(), state: "pending".to_owned(), pending_reason }
 }
 
@@ -52,13 +57,16 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
         Some("pending") => Some(SandboxStatus::Pending),
         Some("running") => Some(SandboxStatus::Running),
         Some("terminated") => return terminated(call, limit, from).await,
-        // States that this release never reaches: nothing is in them.
-        Some("snapshotting" | "suspending" | "suspended" | "resuming") => {
+        Some("suspending") => Some(SandboxStatus::Suspending),
+        Some("suspended") => Some(SandboxStatus::Suspended),
+        // Words of the wire that nothing is ever shown as here.
+        Some("snapshotting" | "resuming") => {
             return Ok(json(StatusCode::OK, &SandboxList { sandboxes: Vec::new(), cursor: None }));
         }
         Some(other) => {
             let shown: String = other.chars().take(80).collect();
-            return Err(ApiError::invalid(format!("status: {shown:?} is none; use pending, running or terminated")));
+            let rule = "use pending, running, suspending, suspended or terminated";
+            return Err(ApiError::invalid(format!("status: {shown:?} is none; {rule}")));
         }
     };
     let (rows, next) = call.app.list(&call.namespace, status, from, limit).await?;
@@ -127,7 +135,7 @@ pub(super) async fn get_archived(call: Call) -> Result<Response, ApiError> {
     let id = call.param("id");
     let row = if is_id(id) { call.app.store.sandbox(id).await? } else { None };
     let row = row
-        .filter(|row| row.namespace == call.namespace && row.ending().is_some())
+        .filter(|row| row.namespace == call.namespace && row.ending().is_some() && !row.is_unclaimed())
         .ok_or_else(|| ApiError::sandbox_not_found(id))?;
     Ok(json(StatusCode::OK, &archive_info(&call.app, &row)))
 }

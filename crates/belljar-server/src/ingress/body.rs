@@ -14,7 +14,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
 
-use super::pool::{Pool, Sender};
+use super::pool::{Pool, Route, Sender};
 
 /// When a byte of a request last moved.
 #[derive(Debug, Clone)]
@@ -89,7 +89,7 @@ pub(super) struct ClientBody {
 pub(super) struct Lease {
     pub(super) sender: Sender,
     /// Where it goes back to; `None` for one that is not used again.
-    pub(super) home: Option<(Pool, String)>,
+    pub(super) home: Option<(Pool, Route)>,
 }
 
 impl ClientBody {
@@ -102,8 +102,8 @@ impl ClientBody {
     }
 
     fn give_back(&mut self) {
-        if let Some(Lease { sender, home: Some((pool, sandbox_id)) }) = self.lease.take() {
-            pool.keep(sandbox_id, sender);
+        if let Some(Lease { sender, home: Some((pool, route)) }) = self.lease.take() {
+            pool.keep(route, sender);
         }
     }
 }

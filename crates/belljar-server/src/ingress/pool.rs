@@ -8,9 +8,16 @@ use std::{
 };
 
 use hyper::client::conn::http1::SendRequest;
+use tokio::sync::watch;
 
 use super::body::GuestBody;
-use crate::limits::{GUEST_IDLE, GUEST_IDLE_MAX};
+use crate::{
+    life::SandboxRow,
+    limits::{GUEST_IDLE, GUEST_IDLE_MAX},
+};
+
+/// A sandbox, as it stands.
+pub(super) type Route = watch::Receiver<Arc<SandboxRow>>;
 
 /// A connection on which requests can be sent, one after the other.
 pub(super) type Sender = SendRequest<GuestBody>;
@@ -44,9 +51,17 @@ impl Pool {
         found
     }
 
+    /// Lets go of every unused connection to a sandbox: it sleeps, or has ended. Its row says so already, so that none
+    /// comes back afterwards.
+    pub(crate) fn forget(&self, sandbox_id: &str) {
+        let gone = self.lock().idle.remove(sandbox_id);
+        // Outside of the lock: closing them is the business of their own tasks.
+        drop(gone);
+    }
+
     /// Keeps a connection once its answer has been read to the end, in a task of its own.
-    pub(super) fn keep(&self, sandbox_id: String, mut sender: Sender) {
-        let pool = self.clone();
+    pub(super) fn keep(&self, route: Route, mut sender: Sender) {
+        let (pool, sandbox_id) = (self.clone(), route.borrow().id.clone());
         tokio::spawn(async move {
             // It is ready when the request's body has been sent to the end too.
             if !matches!(tokio::time::timeout(GUEST_IDLE, sender.ready()).await, Ok(Ok(()))) {
@@ -54,6 +69,10 @@ impl Pool {
             }
             let visit = {
                 let mut inner = pool.lock();
+                // Under the lock: see `forget`.
+                if !route.borrow().is_running() {
+                    return;
+                }
                 inner.visits += 1;
                 let visit = inner.visits;
                 let senders = inner.idle.entry(sandbox_id.clone()).or_default();

@@ -16,13 +16,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     body::{ClientBody, GuestBody, Lease, Progress},
     headers::{self, Origin},
-    pool::Sender,
+    pool::{Route, Sender},
     target::Target,
 };
 use crate::{
     app::App,
     error::ApiError,
-    life::{Phase, SandboxRow},
+    life::{Phase, Reported, SandboxRow},
     limits::{GUEST_ANSWER_TIMEOUT, HEAD_BYTES_MAX, HEADERS_MAX, NODE_WAIT, READY_WAIT, SPLICE_BUFFER},
     node_link::{NodeError, NodeLink},
 };
@@ -56,7 +56,7 @@ pub(crate) async fn forward(
     }
     let node_id = row.node_id().unwrap_or_default();
     let link = app.live.nodes.wait(node_id, NODE_WAIT).await.ok_or_else(|| ApiError::unreachable(node_id))?;
-    let exchange = Exchange { app, link, sandbox_id: row.id.clone(), port: target.port };
+    let exchange = Exchange { app, link, sandbox_id: row.id.clone(), route, port: target.port };
     exchange.run(outside, !open, request).await
 }
 
@@ -71,8 +71,8 @@ async fn absent(app: &App, target: &Target) -> ApiError {
         return ApiError::sandbox_not_found(&target.sandbox);
     }
     match app.store.sandbox(&target.sandbox).await {
-        Ok(Some(row)) => ended(&row),
-        Ok(None) => ApiError::sandbox_not_found(&target.sandbox),
+        Ok(Some(row)) if !row.is_unclaimed() => ended(&row),
+        Ok(_) => ApiError::sandbox_not_found(&target.sandbox),
         Err(error) => error.into(),
     }
 }
@@ -83,16 +83,17 @@ fn ended(row: &SandboxRow) -> ApiError {
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::SANDBOX_NOT_RUNNING, words)
 }
 
-/// Waits a while for a sandbox that boots.
-async fn ready(
-    route: &mut tokio::sync::watch::Receiver<Arc<SandboxRow>>,
-    target: &Target,
-) -> Result<Arc<SandboxRow>, ApiError> {
-    let settled = |row: &Arc<SandboxRow>| row.is_running() || row.ending().is_some();
+/// Waits a while for a sandbox that boots. One that sleeps is its node's business, which wakes it for the request.
+async fn ready(route: &mut Route, target: &Target) -> Result<Arc<SandboxRow>, ApiError> {
+    let settled = |row: &Arc<SandboxRow>| row.is_up() || row.ending().is_some();
     let _ = tokio::time::timeout(READY_WAIT, route.wait_for(settled)).await;
     let row = Arc::clone(&route.borrow());
     match row.phase {
-        Phase::Placed { .. } if row.is_running() => Ok(row),
+        Phase::Placed { .. } if sleeps_on(&row) => {
+            let words = format!("sandbox {} is suspended and does not wake by itself; resume it first", target.sandbox);
+            Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::SANDBOX_AUTO_RESUME_DISABLED, words))
+        }
+        Phase::Placed { .. } if row.is_up() => Ok(row),
         Phase::Waiting | Phase::Placed { .. } => {
             let words = format!("sandbox {} is not running yet; try again", target.sandbox);
             Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::SANDBOX_NOT_READY, words))
@@ -101,11 +102,17 @@ async fn ready(
     }
 }
 
+/// Whether it sleeps, or is about to, and a request does not wake it.
+fn sleeps_on(row: &SandboxRow) -> bool {
+    !row.spec.auto_resume && matches!(row.stage(), Some(Reported::Suspending | Reported::Suspended))
+}
+
 /// One request and its answer.
 struct Exchange<'a> {
     app: &'a App,
     link: Arc<NodeLink>,
     sandbox_id: String,
+    route: Route,
     port: u16,
 }
 
@@ -166,7 +173,7 @@ impl Exchange<'_> {
     }
 
     fn kept(&self) -> Option<Sender> {
-        (self.port == AGENT_PORT).then(|| self.app.guests.take(&self.sandbox_id)).flatten()
+        (self.port == AGENT_PORT).then(|| self.app.live.guests.take(&self.sandbox_id)).flatten()
     }
 
     async fn open(&self) -> Result<Sender, ApiError> {
@@ -206,7 +213,7 @@ impl Exchange<'_> {
                 return Err(ApiError::new(StatusCode::BAD_GATEWAY, code::PROXY_ERROR, words));
             }
             (false, _) => {
-                let home = (self.port == AGENT_PORT).then(|| (self.app.guests.clone(), self.sandbox_id));
+                let home = (self.port == AGENT_PORT).then(|| (self.app.live.guests.clone(), self.route));
                 Body::new(ClientBody::new(answer.into_body(), Lease { sender, home }))
             }
         };

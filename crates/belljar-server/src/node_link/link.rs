@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use axum::body::Body;
@@ -11,6 +12,7 @@ use belljar_api::{
     image::ImageInfo,
     log::{LogPage, LogProcessList},
     node::{Command, CommandAck, LogQuery, NodeHello},
+    snapshot::{Collected, SnapshotDiff, StorageUse},
 };
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -21,7 +23,7 @@ use tokio::sync::Notify;
 
 use crate::{
     error::ApiError,
-    limits::{GUEST_CONNECT_TIMEOUT, IMAGE_NAMES_MAX, NODE_ANSWER_MAX, NODE_CALL_TIMEOUT},
+    limits::{GUEST_CONNECT_TIMEOUT, IMAGE_NAMES_MAX, NODE_ANSWER_MAX, NODE_CALL_TIMEOUT, NODE_WORK_TIMEOUT},
     placement::ImagePresence,
 };
 
@@ -68,11 +70,17 @@ pub(crate) struct NodeLink {
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     send: SendRequest<Body>,
+    patience: Duration,
 }
 
 impl Caller {
     pub(super) fn new(send: SendRequest<Body>) -> Self {
-        Self { send }
+        Self { send, patience: NODE_CALL_TIMEOUT }
+    }
+
+    /// The same connection, for answers that take their time.
+    fn patient(&self) -> Self {
+        Self { patience: NODE_WORK_TIMEOUT, ..self.clone() }
     }
 
     /// Sends a request and returns the head of the answer.
@@ -82,10 +90,10 @@ impl Caller {
             send.ready().await?;
             send.send_request(request).await
         };
-        match tokio::time::timeout(NODE_CALL_TIMEOUT, answer).await {
+        match tokio::time::timeout(self.patience, answer).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(NodeError::Transport(error.to_string())),
-            Err(_) => Err(NodeError::Transport(format!("no answer in {} s", NODE_CALL_TIMEOUT.as_secs()))),
+            Err(_) => Err(NodeError::Transport(format!("no answer in {} s", self.patience.as_secs()))),
         }
     }
 
@@ -201,6 +209,21 @@ impl NodeLink {
     /// The processes in a sandbox's log.
     pub(crate) async fn log_processes(&self, sandbox_id: &str) -> Result<LogProcessList, NodeError> {
         self.caller.get(&format!("/v1/logs/{sandbox_id}/processes")).await
+    }
+
+    /// What takes space on it.
+    pub(crate) async fn storage(&self) -> Result<StorageUse, NodeError> {
+        self.caller.patient().get("/v1/storage").await
+    }
+
+    /// Lets it remove what nothing needs.
+    pub(crate) async fn collect_garbage(&self) -> Result<Collected, NodeError> {
+        self.caller.patient().post("/v1/storage/gc", &serde_json::json!({})).await
+    }
+
+    /// What differs between two snapshots on it.
+    pub(crate) async fn snapshot_diff(&self, id: &str, other: &str) -> Result<SnapshotDiff, NodeError> {
+        self.caller.patient().get(&format!("/v1/snapshots/{id}/diff/{other}")).await
     }
 
     /// Opens a byte stream to a port of a sandbox.

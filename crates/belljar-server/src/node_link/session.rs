@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use belljar_api::{
-    node::{Command, NodeHello, Op, Report, SandboxReport, UPGRADE},
+    node::{Command, NodeHello, Op, Report, UPGRADE},
     sandbox::TerminationReason,
 };
 use bytes::BytesMut;
@@ -24,10 +24,10 @@ use crate::{
     error::ApiError,
     life::Ending,
     limits::{
-        COMMAND_RETRY, NODE_CALL_TIMEOUT, NODE_CONNECTION_WINDOW, NODE_PING, NODE_PING_TIMEOUT, NODE_SANDBOXES_MAX,
+        COMMAND_RETRY, NODE_CALL_TIMEOUT, NODE_CONNECTION_WINDOW, NODE_PING, NODE_PING_TIMEOUT, NODE_REPORTS_MAX,
         NODE_STREAM_WINDOW, OUTBOX_BATCH, REPORT_LINE_MAX,
     },
-    store::StoreError,
+    store::{Account, StoreError},
 };
 
 /// Why a session ended.
@@ -104,12 +104,12 @@ async fn speak(app: &Arc<App>, caller: Caller) -> Result<(), SessionError> {
         let told = tokio::time::timeout(NODE_CALL_TIMEOUT, reports.all())
             .await
             .map_err(|_| SessionError::Report(format!("no full account in {} s", NODE_CALL_TIMEOUT.as_secs())))??;
-        let sandboxes = told.len();
+        let (sandboxes, snapshots) = (told.sandboxes.len(), told.snapshots.len());
         app.store.sync_node(hello.clone(), told, now_ms()).await?;
         let link = Arc::new(NodeLink::new(hello, caller));
         let _connected = app.live.nodes.connect(&link);
         app.live.retry.notify_one();
-        tracing::info!(node = node_id, sandboxes, "a node is connected");
+        tracing::info!(node = node_id, sandboxes, snapshots, "a node is connected");
         tokio::select! {
             result = deliver(app, &link) => result,
             result = listen(app, &node_id, &mut reports) => result,
@@ -143,8 +143,14 @@ async fn deliver_one(app: &App, link: &NodeLink, command: Command) -> Result<(),
                 tracing::warn!(node = link.id(), sandbox = command.sandbox_id, %status, error = body.error,
                     "a node refused a command");
                 let reason = match &command.op {
-                    Op::Create { .. } => TerminationReason::ConfigurationError,
-                    Op::Update { .. } | Op::Terminate { .. } => TerminationReason::NodeLost,
+                    Op::Create { .. } | Op::Copy { .. } => TerminationReason::ConfigurationError,
+                    Op::Update { .. }
+                    | Op::Terminate { .. }
+                    | Op::Suspend
+                    | Op::Resume
+                    | Op::Snapshot { .. }
+                    | Op::Rollback { .. }
+                    | Op::DeleteSnapshot => TerminationReason::NodeLost,
                 };
                 let ending = Ending { reason, detail: body.error, at: now_ms() };
                 return Ok(app.store.refuse(link.id(), command, ending).await?);
@@ -163,6 +169,7 @@ async fn listen(app: &App, node_id: &str, reports: &mut Reports) -> Result<(), S
     loop {
         match reports.next().await? {
             Report::Sandbox(report) => app.store.report(node_id, report, now_ms()).await?,
+            Report::Snapshot(report) => app.store.report_snapshot(node_id, report).await?,
             Report::Synced => {}
         }
     }
@@ -184,15 +191,18 @@ impl Reports {
     }
 
     /// Everything up to `Synced`.
-    async fn all(&mut self) -> Result<Vec<SandboxReport>, SessionError> {
-        let mut told = Vec::new();
-        while let Report::Sandbox(report) = self.next().await? {
-            if told.len() == NODE_SANDBOXES_MAX {
-                return Err(SessionError::Report(format!("more than {NODE_SANDBOXES_MAX} sandboxes")));
+    async fn all(&mut self) -> Result<Account, SessionError> {
+        let mut told = Account::default();
+        loop {
+            if told.sandboxes.len() + told.snapshots.len() > NODE_REPORTS_MAX {
+                return Err(SessionError::Report(format!("more than {NODE_REPORTS_MAX} sandboxes and snapshots")));
             }
-            told.push(report);
+            match self.next().await? {
+                Report::Sandbox(report) => told.sandboxes.push(report),
+                Report::Snapshot(report) => told.snapshots.push(report),
+                Report::Synced => return Ok(told),
+            }
         }
-        Ok(told)
     }
 
     async fn next(&mut self) -> Result<Report, SessionError> {

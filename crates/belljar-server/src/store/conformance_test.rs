@@ -8,11 +8,17 @@ use std::{
 use belljar_api::{
     id::new_id,
     node::{Capacity, Command, NodeHello, NodeState, Op, SandboxReport},
-    sandbox::{Resources, TerminationReason},
+    sandbox::TerminationReason,
 };
 
 use super::*;
-use crate::life::{Phase, Reported, Spec};
+use crate::{
+    life::{Phase, Reported},
+    testing::rows::{self, placed},
+};
+
+#[path = "conformance_state_test.rs"]
+mod state;
 
 type Log = Arc<Mutex<Vec<Committed>>>;
 
@@ -34,26 +40,10 @@ fn stores() -> Vec<Fixture> {
 }
 
 fn row(name: Option<&str>, created_at: i64) -> SandboxRow {
-    SandboxRow {
-        id: new_id(),
-        namespace: "default".into(),
-        name: name.map(str::to_owned),
-        spec: Spec {
-            image: "debian-minimal".into(),
-            resources: Resources { cpus: 1.0, memory_mb: 1024, disk_mb: 10240, ephemeral_disk_mb: 10240 },
-            entrypoint: Some(vec!["sleep".into(), "9".into()]),
-            timeout_secs: 600,
-            network: None,
-            allow_unauthenticated_access: false,
-            exposed_ports: vec![80],
-            auto_resume: true,
-            max_pending_secs: None,
-        },
-        generation: 0,
-        phase: Phase::Waiting,
-        created_at,
-        started_at: None,
-    }
+    let mut row = SandboxRow { name: name.map(str::to_owned), created_at, ..rows::row(&new_id(), Phase::Waiting) };
+    row.spec.entrypoint = Some(vec!["sleep".into(), "9".into()]);
+    row.spec.exposed_ports = vec![80];
+    row
 }
 
 fn on(capacity_mb: u64) -> Reservation {
@@ -70,7 +60,7 @@ fn ending(at: i64) -> Ending {
 }
 
 fn report(id: &str, generation: u64, state: NodeState) -> SandboxReport {
-    SandboxReport { sandbox_id: id.into(), generation, state }
+    SandboxReport { sandbox_id: id.into(), generation, state, trouble: None }
 }
 
 impl Fixture {
@@ -87,7 +77,11 @@ impl Fixture {
         let log = self.log.lock().expect("log");
         let rows = log.iter().filter_map(|change| match change {
             Committed::Sandbox(row) => Some((row.id.clone(), Arc::clone(row))),
-            Committed::Outbox { .. } | Committed::KeyAdded(_) | Committed::KeyRemoved { .. } => None,
+            Committed::Outbox { .. }
+            | Committed::Snapshots
+            | Committed::Pool { .. }
+            | Committed::KeyAdded(_)
+            | Committed::KeyRemoved { .. } => None,
         });
         rows.collect()
     }
@@ -165,14 +159,13 @@ async fn a_node_is_taken_at_its_word() {
         for command in fixture.outbox().await.iter().take(2) {
             fixture.store.acknowledge("n", command.seq).await.expect("acknowledged");
         }
-        let told = vec![report(&kept.id, 1, NodeState::Running)];
+        let sandboxes = vec![report(&kept.id, 1, NodeState::Running)];
+        let told = Account { sandboxes, ..Account::default() };
         fixture.store.sync_node(hello(), told, 50).await.expect("synced");
         let store = &fixture.store;
         let phase = |id: String| async move { store.sandbox(&id).await.expect("found").expect("row").phase.clone() };
-        let running = Phase::Placed { node_id: "n".into(), reported: Reported::Running };
-        assert_eq!(phase(kept.id.clone()).await, running);
-        let unreported = Phase::Placed { node_id: "n".into(), reported: Reported::Unreported };
-        assert_eq!(phase(pending.id.clone()).await, unreported, "its command is on the way");
+        assert_eq!(phase(kept.id.clone()).await, placed(Reported::Running));
+        assert_eq!(phase(pending.id.clone()).await, placed(Reported::Unreported), "its command is on the way");
         let Phase::Ended { held, ending, .. } = phase(lost.id.clone()).await else { panic!("not lost") };
         assert_eq!((held, ending.reason), (false, TerminationReason::NodeLost));
 

@@ -12,11 +12,18 @@ mod sqlite;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use belljar_api::node::{Command, NodeHello, SandboxReport};
+use belljar_api::{
+    node::{Command, NodeHello, SandboxReport, SnapshotReport},
+    snapshot::SnapshotType,
+};
 
 pub use self::sqlite::OpenError;
 pub(crate) use self::sqlite::SqliteStore;
-use crate::life::{Change, Ending, SandboxRow};
+use crate::{
+    life::{Change, Ending, Order, Refusal, SandboxRow, Spec},
+    pool::PoolRow,
+    snapshot::SnapshotRow,
+};
 
 /// Why a store did not do what it was asked; nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +31,9 @@ pub enum StoreError {
     /// A live sandbox of the namespace has the name.
     #[error("name {0:?} is in use")]
     NameInUse(String),
+    /// The sandbox cannot do that just now.
+    #[error("{0}")]
+    Refused(Refusal),
     /// A limit is reached.
     #[error("there are {max} {what} already")]
     TooMany {
@@ -32,6 +42,34 @@ pub enum StoreError {
         /// The limit.
         max: u64,
     },
+    /// A node has not the memory.
+    #[error("{needed_mb} MiB of memory are needed, and {free_mb} MiB are free")]
+    NoRoom {
+        /// What was asked for.
+        needed_mb: u64,
+        /// What there is.
+        free_mb: u64,
+    },
+    /// The node that would have to do it is not connected.
+    #[error("node {0} is not connected")]
+    NodeAway(String),
+    /// There is no such pool.
+    #[error("there is no pool {0}")]
+    NoPool(String),
+    /// Claimed sandboxes of the pool live.
+    #[error("pool {0} is in use")]
+    PoolInUse(String),
+    /// The pool has as many sandboxes as it may.
+    #[error("pool {id} has {max} sandboxes already")]
+    PoolFull {
+        /// The pool.
+        id: String,
+        /// Its limit.
+        max: u32,
+    },
+    /// An idempotency key came again with another request.
+    #[error("the idempotency key belongs to another request")]
+    KeyReused,
     /// The only key cannot be removed.
     #[error("the only key cannot be removed")]
     LastKey,
@@ -55,6 +93,13 @@ pub(crate) enum Committed {
     Outbox {
         /// The node.
         node_id: String,
+    },
+    /// Something about snapshots changed.
+    Snapshots,
+    /// A pool was made, changed or removed.
+    Pool {
+        /// Its id.
+        id: String,
     },
     /// A key was made.
     KeyAdded(KeyRow),
@@ -114,6 +159,65 @@ pub(crate) struct Reservation {
     pub(crate) capacity_mb: u64,
 }
 
+/// Everything that a node has.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Account {
+    /// Its sandboxes.
+    pub(crate) sandboxes: Vec<SandboxReport>,
+    /// Its snapshots.
+    pub(crate) snapshots: Vec<SnapshotReport>,
+}
+
+/// A snapshot that is to be taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NewSnapshot {
+    /// Its id.
+    pub(crate) id: String,
+    /// What to take it of.
+    pub(crate) sandbox_id: String,
+    /// What to keep.
+    pub(crate) kind: SnapshotType,
+    /// Milliseconds since the epoch.
+    pub(crate) at: i64,
+}
+
+/// Copies that are to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NewCopies {
+    /// What to copy.
+    pub(crate) source_id: String,
+    /// Ids of the copies.
+    pub(crate) ids: Vec<String>,
+    /// Milliseconds since the epoch.
+    pub(crate) at: i64,
+    /// Memory of the source's node in all, MiB; `None` while that is away.
+    pub(crate) capacity_mb: Option<u64>,
+    /// The same key and request again give the same copies.
+    pub(crate) key: Option<String>,
+}
+
+/// What a pool is to be.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PoolChange {
+    /// What a claimed sandbox is like.
+    pub(crate) spec: Spec,
+    /// Most sandboxes.
+    pub(crate) max_containers: Option<u32>,
+    /// Warm ones.
+    pub(crate) warm_containers: Option<u32>,
+    /// Milliseconds since the epoch.
+    pub(crate) at: i64,
+}
+
+/// Sandboxes and snapshots, and what they were made from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Family {
+    /// The live ones, and the ended ones that others came from.
+    pub(crate) sandboxes: Vec<Arc<SandboxRow>>,
+    /// All of them.
+    pub(crate) snapshots: Vec<SnapshotRow>,
+}
+
 /// Which page of a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Page {
@@ -137,7 +241,8 @@ pub(crate) struct Place {
 /// The durable state of a server.
 #[async_trait]
 pub(crate) trait Store: Send + Sync {
-    /// Saves a new waiting sandbox and starts it as told. Fails with [`StoreError::NameInUse`].
+    /// Saves a new waiting sandbox and starts it as told. Fails with [`StoreError::NameInUse`], and for one of a pool
+    /// with [`StoreError::PoolFull`] and [`StoreError::NoPool`].
     async fn create_sandbox(&self, row: SandboxRow, start: Start) -> Result<Arc<SandboxRow>, StoreError>;
 
     /// The sandbox with this id, ended or not.
@@ -161,15 +266,66 @@ pub(crate) trait Store: Send + Sync {
     /// Changes a live sandbox. `None` when it has ended. Fails with [`StoreError::NameInUse`].
     async fn change_sandbox(&self, id: &str, change: Change) -> Result<Option<Arc<SandboxRow>>, StoreError>;
 
+    /// Asks for another state; one that is there already, or on its way, comes back as it is. `None` when there is
+    /// none. Fails with [`StoreError::Refused`].
+    async fn order(&self, id: &str, order: Order) -> Result<Option<Arc<SandboxRow>>, StoreError>;
+
+    /// Makes copies of a running sandbox, all or none: `None` when there is no source. Fails with
+    /// [`StoreError::Refused`], [`StoreError::NoRoom`], [`StoreError::NodeAway`] and [`StoreError::KeyReused`].
+    async fn copy_sandbox(&self, new: NewCopies) -> Result<Option<Vec<Arc<SandboxRow>>>, StoreError>;
+
+    /// Takes a snapshot: the row and its command. `None` when there is no such sandbox. Fails with
+    /// [`StoreError::Refused`].
+    async fn take_snapshot(&self, new: NewSnapshot) -> Result<Option<SnapshotRow>, StoreError>;
+
+    /// The snapshot with this id.
+    async fn snapshot(&self, id: &str) -> Result<Option<SnapshotRow>, StoreError>;
+
+    /// Snapshots of a namespace, or of one sandbox in it, newest first.
+    async fn snapshots(
+        &self,
+        namespace: &str,
+        sandbox_id: Option<&str>,
+        page: Page,
+    ) -> Result<Vec<SnapshotRow>, StoreError>;
+
+    /// Begins to delete a snapshot; again is no error. `None` when there is none.
+    async fn delete_snapshot(&self, id: &str) -> Result<Option<SnapshotRow>, StoreError>;
+
+    /// The fork tree of a namespace.
+    async fn family(&self, namespace: &str) -> Result<Family, StoreError>;
+
+    /// Saves a new pool.
+    async fn create_pool(&self, row: PoolRow) -> Result<(), StoreError>;
+
+    /// The pool with this id.
+    async fn pool(&self, id: &str) -> Result<Option<PoolRow>, StoreError>;
+
+    /// Pools of a namespace, or all of them, oldest first.
+    async fn pools(&self, namespace: Option<&str>) -> Result<Vec<PoolRow>, StoreError>;
+
+    /// Replaces what a pool is. `None` when there is none.
+    async fn change_pool(&self, id: &str, change: PoolChange) -> Result<Option<PoolRow>, StoreError>;
+
+    /// Removes a pool and ends its warm sandboxes; whether there was one. Fails with [`StoreError::PoolInUse`].
+    async fn delete_pool(&self, id: &str, ending: Ending) -> Result<bool, StoreError>;
+
+    /// Hands out the oldest warm sandbox that runs, or else the oldest that boots; `None` when there is none. Fails with
+    /// [`StoreError::NoPool`].
+    async fn claim(&self, pool_id: &str) -> Result<Option<Arc<SandboxRow>>, StoreError>;
+
     /// Ends a sandbox; one that has ended stays as it is. `None` when there is none.
     async fn terminate_sandbox(&self, id: &str, ending: Ending) -> Result<Option<Arc<SandboxRow>>, StoreError>;
 
-    /// Takes over a node's full account: every sandbox it told, and the loss of those that it should have told. A
-    /// sandbox with a command still in the outbox is not lost: the command will be delivered.
-    async fn sync_node(&self, hello: NodeHello, reports: Vec<SandboxReport>, at: i64) -> Result<(), StoreError>;
+    /// Takes over a node's full account: every sandbox and snapshot it told, and the loss of those that it should have
+    /// told. What a command still in the outbox is about is not lost: the command will be delivered.
+    async fn sync_node(&self, hello: NodeHello, account: Account, at: i64) -> Result<(), StoreError>;
 
     /// Takes over what a node says about one sandbox.
     async fn report(&self, node_id: &str, report: SandboxReport, at: i64) -> Result<(), StoreError>;
+
+    /// Takes over what a node says about one snapshot.
+    async fn report_snapshot(&self, node_id: &str, report: SnapshotReport) -> Result<(), StoreError>;
 
     /// The next commands for a node, in order.
     async fn outbox(&self, node_id: &str, limit: usize) -> Result<Vec<Command>, StoreError>;
@@ -177,7 +333,8 @@ pub(crate) trait Store: Send + Sync {
     /// Forgets a command that the node has on disk.
     async fn acknowledge(&self, node_id: &str, seq: u64) -> Result<(), StoreError>;
 
-    /// Forgets a command that the node refused; a sandbox that it should have made ends so.
+    /// Forgets a command that the node refused; a sandbox that it should have made ends so, a snapshot fails, and a
+    /// sandbox whose state it should have changed stays as it was, with the words why.
     async fn refuse(&self, node_id: &str, command: Command, ending: Ending) -> Result<(), StoreError>;
 
     /// Nodes that were connected once.

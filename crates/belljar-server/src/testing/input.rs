@@ -17,11 +17,22 @@ async fn bad_input_is_named() {
         ("POST", "/sandboxes", r#"{"resources":{"memory_mb":1}}"#, "resources.memory_mb"),
         ("POST", "/sandboxes", r#"{"exposed_ports":[9501]}"#, "reserved"),
         ("POST", "/sandboxes", r#"{"network":{"deny_out":["1.2.3.4"]}}"#, "not enforced"),
-        ("POST", "/sandboxes", r#"{"snapshot_id":"x"}"#, "snapshot_id"),
+        ("POST", "/sandboxes", r#"{"snapshot_id":"x","image":"y"}"#, "image: a snapshot brings"),
+        ("POST", &format!("{one}/copy?times=0"), "", "times: \"0\""),
+        ("POST", &format!("{one}/copy?times=101"), "", "times: \"101\""),
+        ("POST", &format!("{one}/snapshot"), r#"{"snapshot_type":"odd"}"#, "snapshot_type: unknown variant"),
+        ("POST", &format!("{one}/rollback"), "", "missing field `snapshot_id`"),
+        ("POST", "/sandbox-pools", r#"{"warm_containers":2,"max_containers":1}"#, "warm_containers: 2 is over"),
+        ("POST", "/sandbox-pools", r#"{"max_containers":0}"#, "max_containers: 0"),
+        ("POST", "/sandbox-pools", r#"{"max_containers":100000}"#, "over 1000"),
+        ("POST", "/sandbox-pools", r#"{"secret_names":["x"]}"#, "secret_names"),
+        ("GET", "/snapshots?cursor=x", "", "cursor"),
         ("POST", "/sandboxes", r#"{"image":"a b"}"#, "image: \"a b\""),
         ("POST", "/sandboxes", r#"{"timeout_secs":"x"}"#, "timeout_secs: invalid type"),
         ("POST", "/sandboxes", r#"{"name":"#, "not JSON"),
         ("POST", "/v1/namespaces/A%2Fb/sandboxes", "{}", "namespace \"A/b\""),
+        ("POST", &format!("{one}/suspend?wait_ms=x"), "", "wait_ms: \"x\""),
+        ("POST", &format!("{one}/suspend"), "", "without a name"),
         ("GET", "/sandboxes?status=odd", "", "status: \"odd\""),
         ("GET", "/sandboxes?limit=0", "", "limit"),
         ("GET", "/sandboxes?cursor=x", "", "cursor"),
@@ -68,7 +79,7 @@ async fn the_frame_of_a_request_is_checked_too() {
         let reply = harness.get(path).await;
         check_error(&reply, StatusCode::NOT_FOUND, code::SANDBOX_NOT_FOUND, "Sandbox not found");
     }
-    let reply = harness.call("POST", "/sandboxes/x/suspend", "").await;
+    let reply = harness.call("POST", "/sandboxes/x/file_systems", "").await;
     check_error(&reply, StatusCode::NOT_IMPLEMENTED, code::NOT_IMPLEMENTED, "later release");
 }
 
@@ -77,7 +88,13 @@ async fn a_broken_store_changes_nothing_and_is_named() {
     let (harness, _node) = Harness::with_node().await;
     let id = harness.create("{}").await;
     harness.break_store("PRAGMA query_only = 1").await;
-    for (method, path) in [("POST", "/sandboxes".to_owned()), ("DELETE", format!("/sandboxes/{id}"))] {
+    for (method, path) in [
+        ("POST", "/sandboxes".to_owned()),
+        ("DELETE", format!("/sandboxes/{id}")),
+        ("POST", format!("/sandboxes/{id}/copy?times=2")),
+        ("POST", format!("/sandboxes/{id}/snapshot")),
+        ("POST", "/sandbox-pools".to_owned()),
+    ] {
         let reply = harness.call(method, &path, "{}").await;
         let request_id = reply.headers["x-request-id"].to_str().expect("id");
         check_error(&reply, StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL_ERROR, request_id);
@@ -86,6 +103,8 @@ async fn a_broken_store_changes_nothing_and_is_named() {
     let list = harness.get("/sandboxes").await.json();
     let rows = list["sandboxes"].as_array().expect("list");
     assert_eq!((rows.len(), &rows[0]["status"]), (1, &serde_json::json!("running")));
+    assert_eq!(harness.get("/snapshots").await.json()["snapshots"], serde_json::json!([]));
+    assert_eq!(harness.get("/sandbox-pools").await.json()["pools"], serde_json::json!([]));
 }
 
 #[tokio::test]

@@ -1,12 +1,18 @@
 //! The whole server on a real listener, with a node that is a test double: one file per area.
 
 mod auth;
+mod copy;
 mod guest;
 mod ingress;
 mod input;
 mod node;
 mod node_link;
+pub(crate) mod node_state;
+mod pool;
+pub(crate) mod rows;
 mod sandbox;
+mod sleep;
+mod snapshot;
 mod speed;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};

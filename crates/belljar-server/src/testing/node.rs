@@ -1,7 +1,7 @@
-//! A node that is a test double: it speaks the node protocol over a real connection and does what it is told.
+//! A node that is a test double: it speaks the node protocol over a real connection and does what it is told. What a
+//! command changes is in [`super::node_state`].
 
 use std::{
-    collections::BTreeMap,
     convert::Infallible,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -11,8 +11,11 @@ use belljar_api::{
     error::{ErrorBody, code},
     image::ImageInfo,
     log::{LogLine, LogPage, LogProcessList},
-    node::{CONNECT_PATH, Capacity, Command, CommandAck, NodeHello, NodeState, Op, Report, SandboxReport, UPGRADE},
-    sandbox::TerminationReason,
+    node::{
+        CONNECT_PATH, Capacity, Command, CommandAck, NodeHello, NodeState, Report, SnapshotReport, SnapshotState,
+        UPGRADE,
+    },
+    snapshot::{Collected, DiffEntry, Difference, SnapshotDiff, StorageUse},
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -27,20 +30,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Harness, NODE_TOKEN, guest};
+pub(super) use super::node_state::{Boot, Work};
+use super::{Harness, NODE_TOKEN, guest, node_state::State};
 
 pub(super) const NODE_ID: &str = "node-1";
-
-/// What the double does with the next `Create`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Boot {
-    /// It runs at once.
-    Run,
-    /// It starts and stays so.
-    Hang,
-    /// It ends at once.
-    Fail(TerminationReason, &'static str),
-}
 
 /// Keeps what a node keeps on disk; connections come and go.
 #[derive(Clone)]
@@ -56,9 +49,8 @@ pub(crate) struct FakeNode {
 }
 
 struct Inner {
-    sandboxes: BTreeMap<String, (u64, NodeState)>,
+    state: State,
     images: Vec<String>,
-    boot: Boot,
     capacity: Capacity,
     /// Answer to commands instead of taking them.
     refuse: Option<StatusCode>,
@@ -69,9 +61,8 @@ struct Inner {
 impl FakeNode {
     pub(super) fn new() -> Self {
         let inner = Inner {
-            sandboxes: BTreeMap::new(),
+            state: State::default(),
             images: vec!["debian-minimal".into()],
-            boot: Boot::Run,
             capacity: Capacity { cpus: 4.0, memory_mb: 4096 },
             refuse: None,
             break_next: false,
@@ -91,7 +82,11 @@ impl FakeNode {
     }
 
     pub(super) fn set_boot(&self, boot: Boot) {
-        self.lock().boot = boot;
+        self.lock().state.boot = boot;
+    }
+
+    pub(super) fn set_work(&self, work: Work) {
+        self.lock().state.work = work;
     }
 
     pub(super) fn set_refuse(&self, status: Option<StatusCode>) {
@@ -104,22 +99,29 @@ impl FakeNode {
 
     /// Forgets a sandbox without a word.
     pub(super) fn lose(&self, id: &str) {
-        self.lock().sandboxes.remove(id);
+        self.lock().state.sandboxes.remove(id);
+        self.lock().state.snapshots.remove(id);
     }
 
     pub(super) fn has(&self, id: &str) -> bool {
-        self.lock().sandboxes.contains_key(id)
+        self.lock().state.sandboxes.contains_key(id)
     }
 
     /// Puts a sandbox into a state and tells so.
     pub(super) fn set(&self, id: &str, state: NodeState) {
-        let generation = {
-            let mut inner = self.lock();
-            let generation = inner.sandboxes.get(id).map_or(1, |(generation, _)| *generation);
-            inner.sandboxes.insert(id.to_owned(), (generation, state.clone()));
-            generation
-        };
-        let _ = self.reports.send(Report::Sandbox(SandboxReport { sandbox_id: id.to_owned(), generation, state }));
+        let report = self.lock().state.set(id, state);
+        let _ = self.reports.send(report);
+    }
+
+    /// Puts a sandbox into a state and tells nobody.
+    pub(super) fn set_quietly(&self, id: &str, state: NodeState) {
+        let _ = self.lock().state.set(id, state);
+    }
+
+    /// Puts a snapshot into a state and tells so.
+    pub(super) fn set_snapshot(&self, id: &str, state: SnapshotState) {
+        self.lock().state.snapshots.insert(id.to_owned(), state.clone());
+        let _ = self.reports.send(Report::Snapshot(SnapshotReport { snapshot_id: id.to_owned(), state }));
     }
 
     /// Waits for the first command that matches.
@@ -205,6 +207,9 @@ impl FakeNode {
             (_, "/v1/reports") => self.account(),
             (_, "/v1/images") => self.images(request.uri().query()),
             (_, "/v1/logs") => json(StatusCode::OK, &logs()),
+            (&Method::GET, "/v1/storage") => json(StatusCode::OK, &storage()),
+            (&Method::POST, "/v1/storage/gc") => json(StatusCode::OK, &collected()),
+            (_, path) if path.starts_with("/v1/snapshots/") => json(StatusCode::OK, &difference()),
             (_, path) if path.ends_with("/processes") => json(StatusCode::OK, &LogProcessList::default()),
             (_, path) => json(StatusCode::NOT_FOUND, &ErrorBody::new(code::NOT_FOUND, path)),
         }
@@ -242,65 +247,21 @@ impl FakeNode {
         if let Some(status) = self.lock().refuse {
             return json(status, &ErrorBody::new(code::INVALID_ARGUMENT, "the node refuses"));
         }
-        let state = self.apply(&command);
+        let reports = self.lock().state.apply(&command);
         self.taken.send_modify(|taken| taken.push(command.clone()));
         if std::mem::take(&mut self.lock().break_next) {
             broken.cancel();
             return std::future::pending().await;
         }
-        if let Some(state) = state {
-            self.set(&command.sandbox_id, state);
+        for report in reports {
+            let _ = self.reports.send(report);
         }
         json(StatusCode::OK, &CommandAck { seq: command.seq, applied: true })
     }
 
-    /// Takes a command over as a node does; returns the state that it leads to.
-    fn apply(&self, command: &Command) -> Option<NodeState> {
-        let mut inner = self.lock();
-        let boot = inner.boot.clone();
-        let known = inner.sandboxes.get(&command.sandbox_id).cloned();
-        if known.as_ref().is_some_and(|(generation, _)| *generation >= command.generation) {
-            return None;
-        }
-        let ended = |reason, detail: &str| NodeState::Terminated { reason, detail: detail.to_owned(), at: 1 };
-        match (&command.op, known) {
-            (Op::Create { .. }, _) => {
-                let state = match boot {
-                    Boot::Run => NodeState::Running,
-                    Boot::Hang => NodeState::Starting,
-                    Boot::Fail(reason, detail) => ended(reason, detail),
-                };
-                inner.sandboxes.insert(command.sandbox_id.clone(), (command.generation, state.clone()));
-                Some(state)
-            }
-            (Op::Update { .. }, Some((_, state))) => {
-                inner.sandboxes.insert(command.sandbox_id.clone(), (command.generation, state));
-                None
-            }
-            (Op::Terminate { .. }, Some((_, NodeState::Terminated { .. }))) => {
-                inner.sandboxes.remove(&command.sandbox_id);
-                None
-            }
-            (Op::Terminate { reason }, Some(_)) => {
-                let state = ended(*reason, "");
-                inner.sandboxes.insert(command.sandbox_id.clone(), (command.generation, state.clone()));
-                Some(state)
-            }
-            (Op::Update { .. } | Op::Terminate { .. }, None) => None,
-        }
-    }
-
     fn account(&self) -> Response<Body> {
         let changes = self.reports.subscribe();
-        let mut first: Vec<_> = self
-            .lock()
-            .sandboxes
-            .iter()
-            .map(|(id, (generation, state))| {
-                let report = SandboxReport { sandbox_id: id.clone(), generation: *generation, state: state.clone() };
-                Report::Sandbox(report)
-            })
-            .collect();
+        let mut first = self.lock().state.account();
         first.push(Report::Synced);
         let live = stream::unfold(changes, |mut changes| async {
             let report = changes.recv().await.ok()?;
@@ -321,7 +282,12 @@ impl FakeNode {
             let words = format!("nobody listens on port {port}");
             return json(StatusCode::BAD_GATEWAY, &ErrorBody::new(code::CONNECTION_REFUSED, words));
         }
-        assert!(self.has(authority.host()), "a connection to a sandbox that is not here");
+        match self.lock().state.wake(authority.host()) {
+            Ok(reports) => reports.into_iter().for_each(|report| drop(self.reports.send(report))),
+            Err(code) => {
+                return json(StatusCode::SERVICE_UNAVAILABLE, &ErrorBody::new(code, "it does not wake by itself"));
+            }
+        }
         self.opened.send_modify(|opened| *opened += 1);
         let end_events = self.end_events.clone();
         tokio::spawn(async move {
@@ -348,6 +314,19 @@ fn image(name: &str) -> ImageInfo {
         created_at: "2026-01-01T00:00:00Z".into(),
         updated_at: "2026-01-01T00:00:00Z".into(),
     }
+}
+
+fn storage() -> StorageUse {
+    StorageUse { node_id: NODE_ID.into(), total_bytes: 100, free_bytes: 40, ..StorageUse::default() }
+}
+
+fn collected() -> Collected {
+    Collected { node_id: NODE_ID.into(), freed_bytes: 7, removed_files: 1 }
+}
+
+fn difference() -> SnapshotDiff {
+    let entry = DiffEntry { path: "/etc/x".into(), difference: Difference::Added, size_bytes: 3 };
+    SnapshotDiff { entries: vec![entry], truncated: false }
 }
 
 fn logs() -> LogPage {

@@ -163,10 +163,10 @@ async fn a_patch_reaches_the_node_when_it_concerns_it() {
     assert_eq!((&info["network"], &info["exposed_ports"]), (&Value::Null, &json!([80])));
     let info = harness.call("PATCH", "/sandboxes/box", r#"{"exposed_ports":[],"auto_resume":false}"#).await.json();
     assert_eq!((&info["exposed_ports"], &info["auto_resume"]), (&json!([]), &json!(false)));
-    // Ports are the server's business: there were two updates, not three.
+    // Ports are the server's business: there were three updates, not four.
     harness.call("DELETE", "/sandboxes/box", "").await;
     node.command(|c| matches!(c.op, Op::Terminate { .. })).await;
-    assert_eq!(node.commands().iter().filter(|c| matches!(c.op, Op::Update { .. })).count(), 2);
+    assert_eq!(node.commands().iter().filter(|c| matches!(c.op, Op::Update { .. })).count(), 3);
     let reply = harness.call("PATCH", &path, r#"{"timeout_secs":1}"#).await;
     check_error(&reply, StatusCode::CONFLICT, code::CONFLICT, "has ended");
 }

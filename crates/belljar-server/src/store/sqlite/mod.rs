@@ -2,23 +2,36 @@
 //!
 //! It is not shared between processes; a second server on the same file waits for the lock and then fails.
 
+mod copy;
+mod family;
 mod key;
+mod node;
 mod outbox;
+mod pool;
+mod rows;
 mod sandbox;
 mod schema;
+mod snapshot;
 mod worker;
 
 use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use belljar_api::node::{Command, NodeHello, SandboxReport};
+use belljar_api::node::{Command, NodeHello, SandboxReport, SnapshotReport};
 
 pub use self::schema::OpenError;
 use self::worker::{Mode, Worker};
 #[cfg(test)]
 use super::Committed;
-use super::{KeyRow, NodeRow, Observer, Page, Reservation, Start, Store, StoreError};
-use crate::life::{Change, Ending, SandboxRow};
+use super::{
+    Account, Family, KeyRow, NewCopies, NewSnapshot, NodeRow, Observer, Page, PoolChange, Reservation, Start, Store,
+    StoreError,
+};
+use crate::{
+    life::{Change, Ending, Order, SandboxRow},
+    pool::PoolRow,
+    snapshot::SnapshotRow,
+};
 
 /// The store in a SQLite file.
 #[derive(Debug)]
@@ -60,7 +73,7 @@ impl Store for SqliteStore {
 
     async fn sandbox(&self, id: &str) -> Result<Option<Arc<SandboxRow>>, StoreError> {
         let id = id.to_owned();
-        self.reader.run(move |db, _| Ok(sandbox::load(db, &id)?.map(Arc::new))).await
+        self.reader.run(move |db, _| Ok(rows::load(db, &id)?.map(Arc::new))).await
     }
 
     async fn sandbox_named(&self, namespace: &str, name: &str) -> Result<Option<Arc<SandboxRow>>, StoreError> {
@@ -92,18 +105,90 @@ impl Store for SqliteStore {
         self.writer.run(move |db, changes| sandbox::change(db, changes, &id, &change)).await
     }
 
+    async fn order(&self, id: &str, order: Order) -> Result<Option<Arc<SandboxRow>>, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, changes| sandbox::order(db, changes, &id, &order)).await
+    }
+
+    async fn copy_sandbox(&self, new: NewCopies) -> Result<Option<Vec<Arc<SandboxRow>>>, StoreError> {
+        self.writer.run(move |db, changes| copy::copy(db, changes, &new)).await
+    }
+
+    async fn take_snapshot(&self, new: NewSnapshot) -> Result<Option<SnapshotRow>, StoreError> {
+        self.writer.run(move |db, changes| snapshot::take(db, changes, new)).await
+    }
+
+    async fn snapshot(&self, id: &str) -> Result<Option<SnapshotRow>, StoreError> {
+        let id = id.to_owned();
+        self.reader.run(move |db, _| snapshot::get(db, &id)).await
+    }
+
+    async fn snapshots(
+        &self,
+        namespace: &str,
+        sandbox_id: Option<&str>,
+        page: Page,
+    ) -> Result<Vec<SnapshotRow>, StoreError> {
+        let (namespace, sandbox_id) = (namespace.to_owned(), sandbox_id.map(str::to_owned));
+        self.reader.run(move |db, _| snapshot::list(db, &namespace, sandbox_id.as_deref(), &page)).await
+    }
+
+    async fn delete_snapshot(&self, id: &str) -> Result<Option<SnapshotRow>, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, changes| snapshot::delete(db, changes, &id)).await
+    }
+
+    async fn family(&self, namespace: &str) -> Result<Family, StoreError> {
+        let namespace = namespace.to_owned();
+        self.reader.run(move |db, _| family::of(db, &namespace)).await
+    }
+
+    async fn create_pool(&self, row: PoolRow) -> Result<(), StoreError> {
+        self.writer.run(move |db, changes| pool::create(db, changes, &row)).await
+    }
+
+    async fn pool(&self, id: &str) -> Result<Option<PoolRow>, StoreError> {
+        let id = id.to_owned();
+        self.reader.run(move |db, _| pool::get(db, &id)).await
+    }
+
+    async fn pools(&self, namespace: Option<&str>) -> Result<Vec<PoolRow>, StoreError> {
+        let namespace = namespace.map(str::to_owned);
+        self.reader.run(move |db, _| pool::list(db, namespace.as_deref())).await
+    }
+
+    async fn change_pool(&self, id: &str, change: PoolChange) -> Result<Option<PoolRow>, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, changes| pool::change(db, changes, &id, change)).await
+    }
+
+    async fn delete_pool(&self, id: &str, ending: Ending) -> Result<bool, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, changes| pool::delete(db, changes, &id, &ending)).await
+    }
+
+    async fn claim(&self, pool_id: &str) -> Result<Option<Arc<SandboxRow>>, StoreError> {
+        let id = pool_id.to_owned();
+        self.writer.run(move |db, changes| pool::claim(db, changes, &id)).await
+    }
+
     async fn terminate_sandbox(&self, id: &str, ending: Ending) -> Result<Option<Arc<SandboxRow>>, StoreError> {
         let id = id.to_owned();
         self.writer.run(move |db, changes| sandbox::terminate(db, changes, &id, ending)).await
     }
 
-    async fn sync_node(&self, hello: NodeHello, reports: Vec<SandboxReport>, at: i64) -> Result<(), StoreError> {
-        self.writer.run(move |db, changes| sandbox::sync(db, changes, &hello, &reports, at)).await
+    async fn sync_node(&self, hello: NodeHello, account: Account, at: i64) -> Result<(), StoreError> {
+        self.writer.run(move |db, changes| node::sync(db, changes, &hello, &account, at)).await
+    }
+
+    async fn report_snapshot(&self, node_id: &str, report: SnapshotReport) -> Result<(), StoreError> {
+        let node_id = node_id.to_owned();
+        self.writer.run(move |db, changes| snapshot::report(db, changes, &node_id, &report, false)).await
     }
 
     async fn report(&self, node_id: &str, report: SandboxReport, at: i64) -> Result<(), StoreError> {
         let node_id = node_id.to_owned();
-        self.writer.run(move |db, changes| sandbox::report(db, changes, &node_id, &report, at, false)).await
+        self.writer.run(move |db, changes| node::report(db, changes, &node_id, &report, at, false)).await
     }
 
     async fn outbox(&self, node_id: &str, limit: usize) -> Result<Vec<Command>, StoreError> {
@@ -118,7 +203,7 @@ impl Store for SqliteStore {
 
     async fn refuse(&self, node_id: &str, command: Command, ending: Ending) -> Result<(), StoreError> {
         let node_id = node_id.to_owned();
-        self.writer.run(move |db, changes| sandbox::refuse(db, changes, &node_id, &command, ending)).await
+        self.writer.run(move |db, changes| node::refuse(db, changes, &node_id, &command, ending)).await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {

@@ -54,6 +54,12 @@ pub(super) fn has(db: &Connection, sandbox_id: &str) -> Result<bool, StoreError>
     Ok(query.query_row(params![sandbox_id], |row| row.get(0))?)
 }
 
+/// Whether a command for this sandbox is on its way that names this id, which is random text.
+pub(super) fn names(db: &Connection, sandbox_id: &str, id: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM outbox WHERE sandbox_id = ?1 AND instr(op, ?2) > 0)";
+    Ok(db.prepare_cached(sql)?.query_row(params![sandbox_id, id], |row| row.get(0))?)
+}
+
 /// Remembers a node that said hello.
 pub(super) fn save_node(db: &Connection, hello: &NodeHello, at: i64) -> Result<(), StoreError> {
     db.execute(

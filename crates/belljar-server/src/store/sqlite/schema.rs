@@ -102,6 +102,79 @@ const MIGRATIONS: &[&str] = &[
      ) STRICT;
      CREATE INDEX outbox_node ON outbox (node_id, seq);
      CREATE INDEX outbox_sandbox ON outbox (sandbox_id);",
+    // 2: sleep, snapshots, copies, pools. SQLite cannot change a CHECK, so the sandboxes move to a new table.
+    "CREATE TABLE sandboxes_new (
+         id TEXT PRIMARY KEY,
+         namespace TEXT NOT NULL,
+         name TEXT,
+         spec TEXT NOT NULL,
+         memory_mb INTEGER NOT NULL,
+         generation INTEGER NOT NULL,
+         phase TEXT NOT NULL CHECK (phase IN ('waiting', 'unreported', 'starting', 'running', 'suspending',
+             'suspended', 'resuming', 'ended')),
+         node_id TEXT,
+         held INTEGER NOT NULL CHECK (held IN (0, 1)),
+         reason TEXT,
+         detail TEXT,
+         created_at INTEGER NOT NULL,
+         started_at INTEGER,
+         terminated_at INTEGER,
+         origin TEXT NOT NULL,
+         home TEXT,
+         pool_id TEXT,
+         claimed INTEGER NOT NULL CHECK (claimed IN (0, 1)),
+         asked TEXT,
+         asked_generation INTEGER,
+         trouble TEXT
+     ) STRICT;
+     INSERT INTO sandboxes_new
+         SELECT id, namespace, name, spec, memory_mb, generation, phase, node_id, held, reason, detail, created_at,
+             started_at, terminated_at, '{\"from\":\"image\"}', NULL, NULL, 0, NULL, NULL, NULL
+         FROM sandboxes;
+     DROP TABLE sandboxes;
+     ALTER TABLE sandboxes_new RENAME TO sandboxes;
+     CREATE UNIQUE INDEX sandboxes_live_name ON sandboxes (namespace, name) WHERE name IS NOT NULL AND phase <> 'ended';
+     CREATE INDEX sandboxes_live ON sandboxes (namespace, created_at, id) WHERE phase <> 'ended';
+     CREATE INDEX sandboxes_ended ON sandboxes (namespace, terminated_at, id) WHERE phase = 'ended';
+     CREATE INDEX sandboxes_held ON sandboxes (node_id, memory_mb) WHERE held = 1;
+     CREATE INDEX sandboxes_node ON sandboxes (node_id) WHERE phase <> 'ended' OR held = 1;
+     CREATE INDEX sandboxes_pool ON sandboxes (pool_id, created_at) WHERE pool_id IS NOT NULL AND phase <> 'ended';
+     CREATE TABLE snapshots (
+         id TEXT PRIMARY KEY,
+         namespace TEXT NOT NULL,
+         sandbox_id TEXT NOT NULL,
+         node_id TEXT NOT NULL,
+         kind TEXT NOT NULL,
+         status TEXT NOT NULL CHECK (status IN ('in_progress', 'completed', 'failed', 'deleting')),
+         error TEXT,
+         size_bytes INTEGER,
+         rootfs_disk_bytes INTEGER,
+         spec TEXT NOT NULL,
+         parent_id TEXT,
+         created_at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX snapshots_namespace ON snapshots (namespace, created_at, id);
+     CREATE INDEX snapshots_sandbox ON snapshots (sandbox_id, created_at, id);
+     CREATE INDEX snapshots_node ON snapshots (node_id);
+     CREATE TABLE copy_requests (
+         namespace TEXT NOT NULL,
+         key TEXT NOT NULL,
+         source_id TEXT NOT NULL,
+         copies TEXT NOT NULL,
+         created_at INTEGER NOT NULL,
+         PRIMARY KEY (namespace, key)
+     ) STRICT;
+     CREATE INDEX copy_requests_age ON copy_requests (created_at);
+     CREATE TABLE pools (
+         id TEXT PRIMARY KEY,
+         namespace TEXT NOT NULL,
+         spec TEXT NOT NULL,
+         max_containers INTEGER,
+         warm_containers INTEGER,
+         created_at INTEGER NOT NULL,
+         updated_at INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX pools_namespace ON pools (namespace, created_at, id);",
 ];
 
 /// The schema version of this release.
@@ -189,6 +262,48 @@ mod tests {
         assert!(matches!(open(&garbage), Err(OpenError::Sqlite { .. })));
         let missing = open(&dir.path().join("no/such.db")).expect_err("missing").to_string();
         assert!(missing.contains("no/such.db"), "{missing}");
+    }
+
+    #[test]
+    fn a_file_of_the_first_release_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("a.db");
+        let old = connect(&path).expect("file");
+        old.execute_batch(MIGRATIONS[0]).expect("schema");
+        old.pragma_update(None, "application_id", APPLICATION_ID).expect("pragma");
+        old.pragma_update(None, "user_version", 1).expect("pragma");
+        let spec = serde_json::to_string(&crate::testing::rows::spec()).expect("spec");
+        for (id, name, phase, node, held) in [
+            ("waiting", Some("a"), "waiting", None, 0),
+            ("running", Some("b"), "running", Some("n"), 1),
+            ("ended", Some("b"), "ended", Some("n"), 0),
+        ] {
+            old.execute(
+                "INSERT INTO sandboxes VALUES (?1, 'default', ?2, ?6, 1024, 3, ?3, ?4, ?5, 'user', '', 1, NULL, 9)",
+                rusqlite::params![id, name, phase, node, held, spec],
+            )
+            .expect(id);
+        }
+        let op = r#"{"op":"create","spec":{"namespace":"default","image":"i","resources":{"cpus":1,"memory_mb":1,
+            "disk_mb":1,"ephemeral_disk_mb":1},"entrypoint":null,"settings":{"name":null,"timeout_secs":1,
+            "network":{}}}}"#;
+        old.execute("INSERT INTO outbox VALUES (7, 'n', 'running', 1, ?1)", [op]).expect("command");
+        drop(old);
+
+        let db = open(&path).expect("migrated");
+        let load = |id| super::super::rows::load(&db, id).expect("read").expect("row");
+        let row = load("running");
+        assert_eq!((row.name.as_deref(), row.generation, row.held_by()), (Some("b"), 3, Some("n")));
+        assert!(row.is_running() && row.pool.is_none() && row.home.is_none() && row.trouble.is_none());
+        assert_eq!(row.origin, belljar_api::node::Origin::Image);
+        assert_eq!(load("ended").ending().map(|ending| ending.at), Some(9));
+        assert_eq!(load("waiting").phase, crate::life::Phase::Waiting);
+        let commands = super::super::outbox::next(&db, "n", 9).expect("outbox");
+        assert!(matches!(commands.as_slice(), [belljar_api::node::Command { seq: 7, .. }]), "{commands:?}");
+        let taken = db.execute("UPDATE sandboxes SET name = 'b' WHERE id = 'waiting'", []);
+        assert!(taken.is_err(), "live names are no longer unique");
+        drop(db);
+        open(&path).expect("again");
     }
 
     #[test]

@@ -1,0 +1,62 @@
+//! Keys, images, the server itself.
+
+use super::{Auth, HEALTH_PATH, Op, Route, Verb, route};
+
+/// See the module.
+pub(super) static ROUTES: &[Route] = &[
+    route(
+        Verb::Post,
+        "/platform/v1/keys/introspect",
+        Op::IntrospectKey,
+        "Say whose key this is",
+        &[(200, "Introspection", "The key's id and scope.")],
+    ),
+    route(Verb::Get, "/platform/v1/keys", Op::ListKeys, "List API keys", &[(200, "KeyList", "Without their secrets.")]),
+    route(
+        Verb::Post,
+        "/platform/v1/keys",
+        Op::CreateKey,
+        "Make an API key",
+        &[(201, "CreatedKey", "The only answer that ever shows the secret.")],
+    )
+    .body("CreateKey"),
+    route(
+        Verb::Delete,
+        "/platform/v1/keys/{id}",
+        Op::DeleteKey,
+        "Remove an API key; it is refused at once",
+        &[(200, "", "It is removed."), (409, "ErrorBody", "It is the only one.")],
+    ),
+    route(Verb::Get, "/images/v4/images", Op::ListImages, "List images", &[(200, "ImageList", "By name.")]),
+    route(
+        Verb::Get,
+        "/images/v4/images/name/{name}",
+        Op::GetImage,
+        "Show an image by name; slashes as they are",
+        &[(200, "ImageInfo", "The image.")],
+    ),
+    route(
+        Verb::Get,
+        "/platform/v1/storage",
+        Op::ShowStorage,
+        "Show what takes space on the nodes",
+        &[(200, "StorageList", "One for each connected node.")],
+    ),
+    route(
+        Verb::Post,
+        "/platform/v1/storage/gc",
+        Op::CollectGarbage,
+        "Remove what no snapshot and no sandbox needs",
+        &[(200, "CollectedList", "What was freed, one for each connected node.")],
+    ),
+    route(Verb::Get, HEALTH_PATH, Op::Health, "Say that the server answers", &[(200, "Health", "It does.")])
+        .auth(Auth::Nobody),
+    route(
+        Verb::Post,
+        belljar_api::node::CONNECT_PATH,
+        Op::ConnectNode,
+        "Connect a node (HTTP upgrade)",
+        &[(101, "", "The connection is the node protocol's.")],
+    )
+    .auth(Auth::Node),
+];

@@ -1,0 +1,35 @@
+//! Parts of the wire protocol that a later release brings: they answer 501 with words on what to do meanwhile.
+
+use super::{Route, Verb, later, later_lifecycle};
+
+const MOUNT: &str = "file systems come in a later release; copy files in and out of the sandbox";
+const BUILD: &str = "image builds over the API come in a later release; use `belljar image build` on the node";
+const SSH: &str = "SSH comes in a later release; use `belljar shell`";
+const SECRET: &str = "secrets come in a later release; pass environment variables to the process";
+const ORGANIZATION: &str = "organizations come in a later release; there is one, with one project";
+
+/// See the module.
+pub(super) static ROUTES: &[Route] = &[
+    later_lifecycle(Verb::Post, "/sandboxes/{ref}/file_systems", MOUNT),
+    later_lifecycle(Verb::Delete, "/sandboxes/{ref}/file_systems", MOUNT),
+    later(Verb::Delete, "/images/v4/images/name/{name}", BUILD),
+    later(Verb::Post, "/images/v4/images/from-snapshot", BUILD),
+    later(Verb::Post, "/images/v4/builds", BUILD),
+    later(Verb::Post, "/images/v4/builds/cancel", BUILD),
+    later(Verb::Get, "/images/v4/builds/{id}", BUILD),
+    later(Verb::Post, "/images/v4/builds/{id}/context/seal", BUILD),
+    later(Verb::Get, "/platform/v1/sandbox-templates", BUILD),
+    later(Verb::Post, "/platform/v1/sandbox-templates", BUILD),
+    later(Verb::Post, "/platform/v1/sandbox-template-builds", BUILD),
+    later(Verb::Post, "/platform/v1/sandbox-template-builds/{id}/complete", BUILD),
+    later(Verb::Get, "/platform/v1/users/me/ssh-keys", SSH),
+    later(Verb::Post, "/platform/v1/users/me/ssh-keys", SSH),
+    later(Verb::Delete, "/platform/v1/users/me/ssh-keys/{id}", SSH),
+    later(Verb::Get, "/platform/v1/secrets", SECRET),
+    later(Verb::Put, "/platform/v1/secrets", SECRET),
+    later(Verb::Get, "/platform/v1/secrets/{id}", SECRET),
+    later(Verb::Delete, "/platform/v1/secrets/{id}", SECRET),
+    later(Verb::Get, "/platform/v1/organizations", ORGANIZATION),
+    later(Verb::Get, "/platform/v1/organizations/{org}/projects/{project}", ORGANIZATION),
+    later(Verb::Post, "/artifact-storage/v1/token", MOUNT),
+];

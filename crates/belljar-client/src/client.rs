@@ -7,6 +7,7 @@ use belljar_api::{
     sandbox::{AcceptedSandbox, ArchivedList, CreateSandbox, CreatedSandbox, PatchSandbox, SandboxInfo, SandboxList},
 };
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use serde::de::DeserializeOwned;
 
 use crate::{
     Error, Sandbox,
@@ -15,12 +16,12 @@ use crate::{
 };
 
 /// Namespace of everything: there is one.
-const NAMESPACE: &str = "/v1/namespaces/default";
+pub(crate) const NAMESPACE: &str = "/v1/namespaces/default";
 
 /// A server and a key. Cheap to clone; clones share connections.
 #[derive(Debug, Clone)]
 pub struct Client {
-    transport: Transport,
+    pub(crate) transport: Transport,
 }
 
 /// Which lines [`Client::logs`] returns; the default is all of them.
@@ -73,7 +74,13 @@ impl Client {
     /// went: `running`, or `failed` with a reason, or `timeout` when it is still pending.
     pub async fn create(&self, request: &CreateSandbox) -> Result<CreatedSandbox, Error> {
         let call = Call::new(Plane::Control, Method::POST, format!("{NAMESPACE}/sandboxes"))
-            .json(&CreateSandbox { wait: None, ..request.clone() })?
+            .json(&CreateSandbox { wait: None, ..request.clone() })?;
+        self.started(call).await
+    }
+
+    /// Sends a call that waits for sandboxes to start; one that failed or is late is an answer like another.
+    pub(crate) async fn started<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<T, Error> {
+        let call = call
             .header(HeaderName::from_static("x-tensorlake-request-timeout-ms"), millis(REQUEST_TIMEOUT))
             .header(HeaderName::from_static("x-tensorlake-request-timeout-grace-ms"), millis(REQUEST_GRACE));
         let answered = |status| matches!(status, StatusCode::UNPROCESSABLE_ENTITY | StatusCode::GATEWAY_TIMEOUT);
@@ -170,7 +177,7 @@ impl Client {
     }
 }
 
-fn sandbox_path(reference: &str) -> String {
+pub(crate) fn sandbox_path(reference: &str) -> String {
     format!("{NAMESPACE}/sandboxes/{}", segment(reference))
 }
 

@@ -1,6 +1,6 @@
 //! Rust SDK over Belljar's public HTTP API.
 //!
-//! [`Client`] is the control plane: sandboxes, keys, images, logs. [`Sandbox`] is the data plane of one sandbox:
+//! [`Client`] is the control plane: sandboxes, their sleep, snapshots and copies, pools, keys, images, logs. [`Sandbox`] is the data plane of one sandbox:
 //! processes, files, archives, terminals, tunnels. Both share one pool of plain HTTP/1.1 connections and are cheap to
 //! clone.
 //!
@@ -28,9 +28,12 @@ mod error;
 mod events;
 mod files;
 pub mod limits;
+mod pools;
 mod pty;
 mod sandbox;
+mod snapshots;
 pub mod sse;
+mod states;
 mod transport;
 mod tunnel;
 mod websocket;

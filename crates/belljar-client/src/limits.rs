@@ -8,6 +8,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// Part of [`REQUEST_TIMEOUT`] that the server leaves us, so that its answer arrives before we give up.
 pub const REQUEST_GRACE: Duration = Duration::from_secs(5);
+/// Part of a wait for another state that one request covers; then it is asked again. The server caps it there.
+pub const STATE_WAIT: Duration = Duration::from_secs(120);
 /// Longest silence inside a body. The server sends a comment every 15 seconds into event streams.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 

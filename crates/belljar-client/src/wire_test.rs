@@ -144,6 +144,33 @@ async fn a_failed_create_is_an_answer_and_a_refused_one_an_error() {
     assert_eq!((error.code(), error.to_string().as_str()), (Some("NAME_IN_USE"), "taken"));
 }
 
+const SLEEPER: &str = r#"{"id":"a","namespace":"default","status":"suspending","image":"i","runtime":null,
+    "resources":{"cpus":1,"memory_mb":1,"disk_mb":1,"ephemeral_disk_mb":1},"timeout_secs":0,"entrypoint":null,
+    "name":"box","network_policy":null,"network":null,"pool_id":null,"outcome":null,"termination_reason":null,
+    "error_details":null,"pending_reason":null,"created_at":1,"terminated_at":null,
+    "allow_unauthenticated_access":false,"exposed_ports":[],"ingress_endpoint":null,"sandbox_url":null,
+    "file_systems":[],"auto_resume":true,"executor_id":null}"#;
+
+#[tokio::test]
+async fn a_state_is_asked_for_until_it_is_there() {
+    let server = canned(&[(202, JSON, SLEEPER), (200, JSON, SLEEPER), (202, JSON, SLEEPER)]).await;
+    server.client().suspend("box").await.expect("suspend");
+    server.client().suspend_without_waiting("box").await.expect("suspend");
+    let path = "POST /v1/namespaces/default/sandboxes/box/suspend?wait_ms=";
+    let line = format!("{path}120000 host=SERVER key=Bearer k length=-");
+    server.was_asked(&[&line, &line, &format!("{path}0 host=SERVER key=Bearer k length=-")]);
+}
+
+#[tokio::test]
+async fn copies_that_failed_are_an_answer() {
+    let failed = r#"{"source_sandbox_id":"a","sandboxes":[]}"#;
+    let server = canned(&[(422, JSON, failed)]).await;
+    let copied = server.client().copy("box", 2, Some("key 1")).await.expect("answer");
+    assert_eq!(copied.source_sandbox_id, "a");
+    let error = server.client().copy("box", 1, Some("\n")).await.expect_err("key");
+    assert!(error.to_string().contains("idempotency key"), "{error}");
+}
+
 #[tokio::test]
 async fn files_are_sent_with_their_length_and_paths_escaped() {
     let server = canned(&[(204, JSON, ""), (200, "application/octet-stream", "content")]).await;

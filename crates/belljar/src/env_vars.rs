@@ -25,6 +25,16 @@ pub const DRIVER: &str = "BELLJAR_DRIVER";
 pub const PUBLIC_URL: &str = "BELLJAR_PUBLIC_URL";
 /// DNS name under which `{id}.` and `{port}-{id}.` lead to the server.
 pub const INGRESS_DOMAIN: &str = "BELLJAR_INGRESS_DOMAIN";
+/// VMs that `belljar up` keeps ready for each golden snapshot; `0` is none.
+pub const SPARES: &str = "BELLJAR_SPARES";
+/// Whether sandboxes begin from golden snapshots: `true` or `false`.
+pub const TEMPLATES: &str = "BELLJAR_TEMPLATES";
+/// Seconds that the memory of a sleeping sandbox is held for a quick wake.
+pub const RESIDENT_SECS: &str = "BELLJAR_RESIDENT_SECS";
+/// File of the volume that is made where the data directory cannot reflink.
+pub const VOLUME_FILE: &str = "BELLJAR_VOLUME_FILE";
+/// Size of that volume, MiB.
+pub const VOLUME_SIZE_MB: &str = "BELLJAR_VOLUME_SIZE_MB";
 /// What `belljar up` logs, as `tracing-subscriber` filters: `info`, `belljar_node=debug`.
 pub const LOG: &str = "BELLJAR_LOG";
 /// Where the configuration file is looked for.

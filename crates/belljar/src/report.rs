@@ -80,6 +80,12 @@ fn client_hints(error: &belljar_client::Error) -> Option<&'static str> {
             code::SANDBOX_NOT_FOUND => Some("`belljar ls` lists the sandboxes"),
             code::SANDBOX_NOT_RUNNING => Some("`belljar show` says why it ended"),
             code::SANDBOX_UNREACHABLE => Some("the server's log says why its node is away"),
+            code::SNAPSHOT_NOT_FOUND => Some("`belljar snapshot ls` lists the snapshots"),
+            code::POOL_NOT_FOUND => Some("`belljar pool ls` lists the pools"),
+            code::SANDBOX_AUTO_RESUME_DISABLED => Some("`belljar resume` wakes it"),
+            code::NO_RESOURCES => {
+                Some("end some sandboxes with `belljar rm`, or let them sleep with `belljar suspend`")
+            }
             code::NAME_IN_USE => Some("choose another name, or end the other one with `belljar rm`"),
             _ => None,
         },
@@ -93,9 +99,10 @@ fn settings_hint(error: &SettingsError) -> Option<&'static str> {
             Some("start the server with `belljar up`, or give a key with --api-key or BELLJAR_API_KEY")
         }
         SettingsError::NoRemoteKey { .. } => Some("give a key of that server with --api-key or BELLJAR_API_KEY"),
-        SettingsError::Config { .. } => {
-            Some("keys: api_url, api_key, data_dir, listen, kernel, initrd, image_store, public_url, ingress_domain")
-        }
+        SettingsError::Config { .. } => Some(
+            "keys: api_url, api_key, data_dir, listen, kernel, initrd, image_store, public_url, ingress_domain, spares, \
+                 templates, resident_secs, volume_file, volume_size_mb",
+        ),
         SettingsError::Read { .. } | SettingsError::Current { .. } => None,
     }
 }

@@ -7,8 +7,10 @@ use std::{
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+use belljar_node::NodeConfig;
 use serde::Deserialize;
 
 use crate::{
@@ -108,6 +110,16 @@ pub struct ConfigFile {
     pub public_url: Option<String>,
     /// DNS name under which sandboxes are reached.
     pub ingress_domain: Option<String>,
+    /// VMs kept ready for each golden snapshot.
+    pub spares: Option<usize>,
+    /// Whether sandboxes begin from golden snapshots.
+    pub templates: Option<bool>,
+    /// Seconds that the memory of a sleeping sandbox is held.
+    pub resident_secs: Option<u64>,
+    /// File of the reflink volume.
+    pub volume_file: Option<PathBuf>,
+    /// Size of the reflink volume when it is made, MiB.
+    pub volume_size_mb: Option<u64>,
 }
 
 /// What every command needs.
@@ -143,6 +155,16 @@ pub struct UpSettings {
     pub public_url: Option<String>,
     /// DNS name under which sandboxes are reached.
     pub ingress_domain: Option<String>,
+    /// VMs kept ready for each golden snapshot.
+    pub spares: usize,
+    /// Whether sandboxes begin from golden snapshots.
+    pub templates: bool,
+    /// How long the memory of a sleeping sandbox is held.
+    pub resident: Duration,
+    /// File of the reflink volume, when it is not to lie in the data directory.
+    pub volume_file: Option<PathBuf>,
+    /// Size of the reflink volume when it is made, MiB.
+    pub volume_size_mb: Option<u64>,
     /// What runs the sandboxes, when it is not found out.
     pub driver: Option<String>,
 }
@@ -270,6 +292,11 @@ impl Settings {
             image_store: pick(&args.image_store, &file.image_store, current.image_store, IMAGE_STORE),
             public_url: args.public_url.clone().or(file.public_url.clone()),
             ingress_domain: args.ingress_domain.clone().or(file.ingress_domain.clone()),
+            spares: args.spares.or(file.spares).unwrap_or(NodeConfig::SPARES),
+            templates: args.templates.or(file.templates).unwrap_or(true),
+            resident: args.resident_secs.or(file.resident_secs).map_or(NodeConfig::RESIDENT, Duration::from_secs),
+            volume_file: args.volume_file.clone().or(file.volume_file.clone()),
+            volume_size_mb: args.volume_size_mb.or(file.volume_size_mb),
             driver: args.driver.clone(),
         }
     }

@@ -1,7 +1,15 @@
-//! Whole commands without a server: exit code, stdout and stderr. With a server they are tested in `belljar-tests`.
+//! Whole commands without a server, or against canned answers: exit code, stdout and stderr. With a server they are
+//! tested in `belljar-tests`.
 
-use std::{fs, net::TcpListener, path::Path, process::Command};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    path::Path,
+    process::Command,
+};
 
+use serde_json::json;
 use tempfile::TempDir;
 
 /// A home directory of one's own, and an address where nobody listens.
@@ -78,6 +86,17 @@ fn help_and_version_go_to_stdout() {
         "logs",
         "tunnel",
         "rm",
+        "suspend",
+        "resume",
+        "snapshot",
+        "restore",
+        "fork",
+        "rollback",
+        "tree",
+        "diff",
+        "pool",
+        "df",
+        "gc",
         "image",
         "key",
         "env",
@@ -106,6 +125,18 @@ fn wrong_command_lines_are_code_2() {
         &["logs", "box", "--follow"],
         &["tunnel", "box", "0"],
         &["rm"],
+        &["suspend"],
+        &["snapshot", "create", "--memory", "--filesystem", "box"],
+        &["snapshot", "rm"],
+        &["snapshot", "show", "not-an-id"],
+        &["restore", "box"],
+        &["restore", "5gm9wex8dm6ko1ed441ya", "--image", "x"],
+        &["create", "--no-auto-resume"],
+        &["fork", "box", "--times", "0"],
+        &["fork", "box", "--times", "101"],
+        &["rollback", "box"],
+        &["diff", "5gm9wex8dm6ko1ed441ya"],
+        &["pool", "claim", "box"],
         &["up", "--listen", "nowhere"],
     ] {
         let output = world.command(args).output().expect("belljar");
@@ -322,4 +353,171 @@ fn doctor_looks_and_touches_nothing() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("missing kernel") && text.contains("-> cargo xtask kernel"), "{text}");
     assert_eq!(list(world.home.path()), [] as [std::path::PathBuf; 0]);
+}
+
+/// A server that gives these answers, one for each connection; returns its address.
+fn answering(answers: &[(u16, serde_json::Value)]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    let answers: Vec<_> = answers.iter().map(|(status, body)| (*status, body.to_string())).collect();
+    std::thread::spawn(move || {
+        for (status, body) in answers {
+            let (mut stream, _) = listener.accept().expect("accept");
+            read_request(&mut stream);
+            let head = format!(
+                "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).expect("answer");
+        }
+    });
+    url
+}
+
+fn read_request(stream: &mut std::net::TcpStream) {
+    let (mut reader, mut length) = (BufReader::new(stream), 0);
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("head");
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().expect("length");
+        }
+        if line == "\r\n" {
+            break;
+        }
+    }
+    reader.read_exact(&mut vec![0; length]).expect("body");
+}
+
+/// Runs a command against [`answering`].
+#[track_caller]
+fn check_answers(answers: &[(u16, serde_json::Value)], args: &[&str], code: i32, stdout: &str, stderr: &str) {
+    let url = answering(answers);
+    let env = [("BELLJAR_API_URL", url.as_str()), ("BELLJAR_API_KEY", "k")];
+    World::new().check(args, &env, code, stdout, stderr);
+}
+
+const ID: &str = "5gm9wex8dm6ko1ed441ya";
+
+fn sandbox(status: &str) -> serde_json::Value {
+    json!({
+        "id": ID, "namespace": "default", "status": status, "image": "i", "runtime": null,
+        "resources": { "cpus": 1, "memory_mb": 1024, "disk_mb": 10240, "ephemeral_disk_mb": 10240 },
+        "timeout_secs": 60, "entrypoint": null, "name": "box", "network_policy": null, "network": null, "pool_id": null,
+        "outcome": null, "termination_reason": null, "error_details": null, "pending_reason": null, "created_at": 1,
+        "terminated_at": null, "allow_unauthenticated_access": false, "exposed_ports": [], "ingress_endpoint": null,
+        "sandbox_url": null, "file_systems": [], "auto_resume": false, "executor_id": null,
+    })
+}
+
+fn snapshot(status: &str, error: Option<&str>) -> serde_json::Value {
+    json!({
+        "id": ID, "namespace": "default", "sandbox_id": ID, "base_image": "i", "status": status, "error": error,
+        "snapshot_type": "memory", "size_bytes": 2048, "rootfs_disk_bytes": null, "snapshot_uri": null,
+        "snapshot_format_version": null, "parent_id": null, "created_at": 1,
+    })
+}
+
+fn copied(status: &str, message: Option<&str>) -> serde_json::Value {
+    let details = message.map(|message| json!({ "message": message }));
+    json!({
+        "sandbox_id": ID, "status": status, "name": null, "pending_reason": null, "reason": null,
+        "termination_reason": null, "error_details": details, "ingress_endpoint": null, "sandbox_url": null,
+    })
+}
+
+#[test]
+fn states_are_waited_for_and_the_id_is_printed() {
+    let line = format!("{ID}\n");
+    check_answers(&[(200, sandbox("suspended"))], &["suspend", "box"], 0, &line, "");
+    check_answers(&[(202, sandbox("suspending"))], &["suspend", "--no-wait", "box"], 0, &line, "");
+    check_answers(&[(202, sandbox("suspended")), (200, sandbox("running"))], &["resume", "box"], 0, &line, "");
+    check_answers(&[(200, sandbox("running"))], &["rollback", "box", ID], 0, &line, "");
+    let conflict = json!({ "error": "the disk is full", "code": "CONFLICT" });
+    check_answers(&[(409, conflict)], &["suspend", "box"], 1, "", "error: the disk is full\n");
+    let slow = format!(
+        "error: sandbox {ID} is still suspended\n\nhint: the server goes on with it; `belljar show` tells how it stands\n"
+    );
+    check_answers(&[(202, sandbox("suspended"))], &["rollback", "box", ID], 1, "", &slow);
+    let unknown = json!({ "error": "Snapshot not found", "code": "SNAPSHOT_NOT_FOUND" });
+    let hint = "error: Snapshot not found\n\nhint: `belljar snapshot ls` lists the snapshots\n";
+    check_answers(&[(404, unknown)], &["restore", ID], 1, "", hint);
+}
+
+#[test]
+fn a_sleeper_is_shown_as_one() {
+    let (world, url) = (World::new(), answering(&[(200, sandbox("suspended"))]));
+    let mut command = world.command(&["show", "box"]);
+    let output = command.env("BELLJAR_API_URL", url).env("BELLJAR_API_KEY", "k").output().expect("belljar");
+    let text = String::from_utf8_lossy(&output.stdout);
+    for line in
+        ["status:  suspended", "timeout: is suspended after 60 s without use", "wakes:   by `belljar resume` only"]
+    {
+        assert!(text.contains(line), "{line:?} is not in {text}");
+    }
+}
+
+#[test]
+fn snapshots_and_copies_say_what_became_of_them() {
+    let accepted = json!({ "snapshot_id": ID, "status": "in_progress" });
+    let (line, take) = (format!("{ID}\n"), ["snapshot", "create", "--memory", "box"]);
+    check_answers(&[(202, accepted.clone()), (200, snapshot("completed", None))], &take, 0, &line, "");
+    let failed = format!(
+        "error: snapshot {ID} is not completed: no space\n\nhint: `belljar snapshot show` tells how it stands\n"
+    );
+    check_answers(&[(202, accepted), (200, snapshot("failed", Some("no space")))], &take, 1, "", &failed);
+    let list = json!({ "snapshots": [snapshot("completed", None)] });
+    let read: belljar_api::snapshot::SnapshotList = serde_json::from_value(list.clone()).expect("list");
+    let printed = format!("{}\n", serde_json::to_string(&read).expect("json"));
+    check_answers(&[(200, list)], &["snapshot", "ls", "--json"], 0, &printed, "");
+    check_answers(&[(200, json!({}))], &["snapshot", "rm", ID], 0, &line, "");
+
+    let copies = json!({
+        "source_sandbox_id": ID,
+        "sandboxes": [copied("running", None), copied("failed", Some("the disk is full"))],
+    });
+    let failed = format!(
+        "error: sandbox {ID} could not be started: the disk is full\n\n\
+         hint: the server's log has the details; `belljar doctor` checks the machine\n"
+    );
+    check_answers(&[(422, copies)], &["fork", "box", "-n", "2"], 1, &line, &failed);
+}
+
+#[test]
+fn trees_and_differences_are_drawn() {
+    let node = |kind: &str, id: &str, parent: Option<&str>| json!({ "kind": kind, "id": id, "name": null, "status": "running", "parent_id": parent, "created_at": i64::MAX });
+    let tree = json!({ "nodes": [node("sandbox", "a", None), node("snapshot", "b", Some("a"))] });
+    check_answers(&[(200, tree)], &["tree"], 0, "a (running, 0s)\n└─ snapshot b (running, 0s)\n", "");
+    let entry = |path: &str, how: &str| json!({ "path": path, "difference": how, "size_bytes": 1 });
+    let entries = [entry("/a", "added"), entry("/b\u{1b}", "changed"), entry("/c", "removed")];
+    let diff = json!({ "entries": entries, "truncated": true });
+    let warning = "warning: there are more differences than an answer holds\n";
+    check_answers(&[(200, diff)], &["diff", ID, ID], 0, "+ /a\n~ /b\u{fffd}\n- /c\n", warning);
+    let freed = json!({ "nodes": [{ "node_id": "n", "freed_bytes": 2048, "removed_files": 3 }] });
+    check_answers(&[(200, freed)], &["gc"], 0, "NODE  FREED     FILES\nn     2.00 KiB  3\n", "");
+}
+
+#[test]
+fn an_update_of_a_pool_keeps_what_was_not_given() {
+    let pool = json!({
+        "id": ID, "namespace": "default", "image": "i",
+        "resources": { "cpus": 2, "memory_mb": 1024, "disk_mb": 10240, "ephemeral_disk_mb": 10240 },
+        "timeout_secs": 9, "entrypoint": null, "max_containers": 5, "warm_containers": 1, "network_policy": null,
+        "containers": [{ "id": ID, "state": "running", "sandbox_id": null, "executor_id": "n" }],
+        "created_at": 1, "updated_at": 1,
+    });
+    let url = answering(&[(200, pool.clone()), (200, pool.clone()), (200, json!({ "pools": [pool] }))]);
+    let world = World::new();
+    let run = |args: &[&str]| {
+        let mut command = world.command(args);
+        let output = command.env("BELLJAR_API_URL", &url).env("BELLJAR_API_KEY", "k").output().expect("belljar");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let shown = run(&["pool", "update", ID, "--warm", "2"]);
+    assert!(shown.contains("claimed ones are suspended after 9 s without use") && shown.contains("running"), "{shown}");
+    assert!(run(&["pool", "ls"]).contains("1/1   5    0"), "the list");
+    let claimed = json!({ "error": "Pool not found", "code": "POOL_NOT_FOUND" });
+    let hint = "error: Pool not found\n\nhint: `belljar pool ls` lists the pools\n";
+    check_answers(&[(404, claimed)], &["pool", "claim", ID], 1, "", hint);
 }

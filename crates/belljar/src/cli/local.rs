@@ -34,6 +34,21 @@ pub struct UpArgs {
     /// DNS name under which {id} and {port}-{id} lead here, for sandbox URLs that other machines can use
     #[arg(long, value_name = "NAME", env = env_vars::INGRESS_DOMAIN, hide_env_values = true)]
     pub ingress_domain: Option<String>,
+    /// Virtual machines kept ready for each kind of sandbox; each takes about 40 MiB [default: 2]
+    #[arg(long, value_name = "N", env = env_vars::SPARES, hide_env_values = true)]
+    pub spares: Option<usize>,
+    /// Whether sandboxes begin from golden snapshots; without them each one boots [default: true]
+    #[arg(long, value_name = "BOOL", env = env_vars::TEMPLATES, hide_env_values = true)]
+    pub templates: Option<bool>,
+    /// How long the memory of a sleeping sandbox is held for a quick wake [default: 30]
+    #[arg(long, value_name = "SECONDS", env = env_vars::RESIDENT_SECS, hide_env_values = true)]
+    pub resident_secs: Option<u64>,
+    /// File of the volume that is made where the data directory cannot reflink [default: DIR/volume.xfs]
+    #[arg(long, value_name = "FILE", env = env_vars::VOLUME_FILE, hide_env_values = true)]
+    pub volume_file: Option<PathBuf>,
+    /// Size of that volume when it is made, MiB; sparse [default: 80 % of what is free]
+    #[arg(long, value_name = "MIB", env = env_vars::VOLUME_SIZE_MB, hide_env_values = true)]
+    pub volume_size_mb: Option<u64>,
     /// What runs the sandboxes
     #[arg(long, value_name = "DRIVER", env = env_vars::DRIVER, hide_env_values = true, hide = true)]
     pub driver: Option<String>,

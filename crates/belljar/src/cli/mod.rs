@@ -3,6 +3,7 @@
 
 mod local;
 mod sandbox;
+mod state;
 pub mod value;
 
 use std::path::PathBuf;
@@ -15,9 +16,10 @@ use clap::{
 pub use self::{
     local::{DownArgs, ImageBuildArgs, ImageCommand, KeyCommand, UpArgs},
     sandbox::{
-        CpArgs, CreateArgs, ExecArgs, KillArgs, LogsArgs, LsArgs, MachineArgs, ProgramArgs, RmArgs, RunArgs, ShellArgs,
-        TunnelArgs,
+        CpArgs, CreateArgs, ExecArgs, KillArgs, LifeArgs, LogsArgs, LsArgs, MachineArgs, ProgramArgs, RmArgs, RunArgs,
+        ShellArgs, SizeArgs, TunnelArgs,
     },
+    state::{ForkArgs, PoolArgs, PoolCommand, RestoreArgs, SnapshotCommand, SnapshotCreateArgs, StateArgs},
 };
 use crate::env_vars;
 
@@ -111,6 +113,44 @@ pub enum Command {
     Tunnel(TunnelArgs),
     /// End sandboxes
     Rm(RmArgs),
+    /// Put a named sandbox to sleep, its memory and files kept
+    Suspend(StateArgs),
+    /// Wake a sandbox; whatever uses it does that, too
+    Resume(StateArgs),
+    /// Take, list, show and delete snapshots
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Make a sandbox from a snapshot and print its id
+    Restore(RestoreArgs),
+    /// Copy a running sandbox, memory and all, and print the ids of the copies
+    Fork(ForkArgs),
+    /// Put a sandbox back to one of its own memory snapshots
+    Rollback {
+        /// Id or name
+        #[arg(value_name = "SANDBOX", value_parser = value::reference)]
+        sandbox: String,
+        /// Id of the snapshot
+        #[arg(value_name = "SNAPSHOT", value_parser = value::id)]
+        snapshot: String,
+    },
+    /// Show which sandbox and snapshot came from which
+    Tree,
+    /// Show which files differ between two snapshots
+    Diff {
+        /// Id of the first snapshot
+        #[arg(value_name = "SNAPSHOT", value_parser = value::id)]
+        first: String,
+        /// Id of the second
+        #[arg(value_name = "OTHER", value_parser = value::id)]
+        second: String,
+    },
+    /// Keep sandboxes warm, to be had at once
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Show what takes space on the server's disks
+    Df,
+    /// Remove what no snapshot and no sandbox needs
+    Gc,
     /// List, build and remove images
     #[command(subcommand)]
     Image(ImageCommand),

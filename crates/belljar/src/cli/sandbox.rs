@@ -13,6 +13,14 @@ pub struct MachineArgs {
     /// Image [default: the server's]
     #[arg(short, long)]
     pub image: Option<String>,
+    /// How large it is.
+    #[command(flatten)]
+    pub size: SizeArgs,
+}
+
+/// How large a sandbox is, and whether it has a network.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SizeArgs {
     /// Virtual cpus; fractions are allowed [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<f64>,
@@ -44,13 +52,24 @@ pub struct ProgramArgs {
 /// `belljar create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Name, by which it can be addressed
-    #[arg(short, long, value_parser = value::name)]
-    pub name: Option<String>,
     /// What it is like.
     #[command(flatten)]
     pub machine: MachineArgs,
-    /// End it after this time without use, like 90, 10m or 2h; 0 is never [default: 10m]
+    /// How it lives.
+    #[command(flatten)]
+    pub life: LifeArgs,
+    /// Program that starts with the sandbox, with its arguments
+    #[arg(last = true, value_name = "ENTRYPOINT")]
+    pub entrypoint: Vec<String>,
+}
+
+/// How a new sandbox lives and is reached.
+#[derive(Debug, Clone, Args)]
+pub struct LifeArgs {
+    /// Name, by which it can be addressed; a named one is suspended when idle, not ended
+    #[arg(short, long, value_parser = value::name)]
+    pub name: Option<String>,
+    /// End it, or suspend a named one, after this time without use, like 90, 10m or 2h; 0 is never [default: 10m]
     #[arg(short, long, value_name = "TIME", value_parser = value::seconds)]
     pub timeout: Option<u64>,
     /// Let this port be reached from outside; may be repeated
@@ -59,12 +78,12 @@ pub struct CreateArgs {
     /// Let exposed ports answer without an API key
     #[arg(long)]
     pub public: bool,
+    /// When it is suspended, let only `belljar resume` wake it, and no request
+    #[arg(long, requires = "name")]
+    pub no_auto_resume: bool,
     /// Return at once, while it still boots
     #[arg(long)]
     pub no_wait: bool,
-    /// Program that starts with the sandbox, with its arguments
-    #[arg(last = true, value_name = "ENTRYPOINT")]
-    pub entrypoint: Vec<String>,
 }
 
 /// `belljar ls`.

@@ -7,6 +7,11 @@ pub fn reference(text: &str) -> Result<String, String> {
     if is_id(text) { Ok(text.to_owned()) } else { name(text) }
 }
 
+/// Id of a snapshot or a pool.
+pub fn id(text: &str) -> Result<String, String> {
+    if is_id(text) { Ok(text.to_owned()) } else { Err("an id has 21 lowercase letters and digits".to_owned()) }
+}
+
 /// Name of a sandbox.
 pub fn name(text: &str) -> Result<String, String> {
     check_name(text).map(|()| text.to_owned()).map_err(|error| error.to_string())

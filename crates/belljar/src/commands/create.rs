@@ -1,4 +1,4 @@
-//! `belljar create`, and making a sandbox for `run`.
+//! `belljar create`, and making a sandbox for `run`, `restore` and `pool claim`.
 
 use belljar_api::sandbox::{
     CreateSandbox, CreatedSandbox, NetworkConfig, PendingReason, ResourcesRequest, TerminationReason,
@@ -7,22 +7,29 @@ use belljar_client::Client;
 
 use super::Context;
 use crate::{
-    cli::{CreateArgs, MachineArgs},
+    cli::{CreateArgs, LifeArgs, MachineArgs, SizeArgs},
     exit::ExitStatus,
     report::Failure,
 };
 
 pub(super) async fn create(ctx: &Context, args: CreateArgs) -> anyhow::Result<ExitStatus> {
+    let request =
+        CreateSandbox { entrypoint: Some(args.entrypoint).filter(|words| !words.is_empty()), ..request(&args.machine) };
+    make(ctx, request, args.life).await
+}
+
+/// Makes what a request and the options that all new sandboxes have ask for, and prints its id.
+pub(super) async fn make(ctx: &Context, request: CreateSandbox, life: LifeArgs) -> anyhow::Result<ExitStatus> {
     let client = ctx.client()?;
     let request = CreateSandbox {
-        name: args.name,
-        timeout_secs: args.timeout,
-        entrypoint: Some(args.entrypoint).filter(|words| !words.is_empty()),
-        exposed_ports: Some(args.expose).filter(|ports| !ports.is_empty()),
-        allow_unauthenticated_access: args.public.then_some(true),
-        ..request(&args.machine)
+        name: life.name,
+        timeout_secs: life.timeout,
+        exposed_ports: Some(life.expose).filter(|ports| !ports.is_empty()),
+        allow_unauthenticated_access: life.public.then_some(true),
+        auto_resume: life.no_auto_resume.then_some(false),
+        ..request
     };
-    if args.no_wait {
+    if life.no_wait {
         let accepted = client.create_without_waiting(&request).await?;
         match ctx.printer.is_json() {
             true => ctx.printer.json(&accepted)?,
@@ -31,9 +38,14 @@ pub(super) async fn create(ctx: &Context, args: CreateArgs) -> anyhow::Result<Ex
         return Ok(ExitStatus::Success);
     }
     let created = start(ctx, &client, &request).await?;
-    check(&created)?;
+    print(ctx, &created)
+}
+
+/// Prints a sandbox that was made, or says why it does not run.
+pub(super) fn print(ctx: &Context, created: &CreatedSandbox) -> anyhow::Result<ExitStatus> {
+    check(created)?;
     match ctx.printer.is_json() {
-        true => ctx.printer.json(&created)?,
+        true => ctx.printer.json(created)?,
         false => ctx.printer.line(&created.sandbox_id)?,
     }
     Ok(ExitStatus::Success)
@@ -41,18 +53,24 @@ pub(super) async fn create(ctx: &Context, args: CreateArgs) -> anyhow::Result<Ex
 
 /// The request that these arguments stand for.
 pub(super) fn request(machine: &MachineArgs) -> CreateSandbox {
-    let resources = ResourcesRequest {
-        cpus: machine.cpus,
-        memory_mb: machine.memory,
-        disk_mb: machine.disk,
-        ..ResourcesRequest::default()
-    };
     CreateSandbox {
         image: machine.image.clone(),
-        resources: Some(resources).filter(|resources| *resources != ResourcesRequest::default()),
-        network: machine.no_network.then(|| NetworkConfig { allow_internet_access: false, ..NetworkConfig::default() }),
+        resources: resources(&machine.size),
+        network: network(&machine.size),
         ..CreateSandbox::default()
     }
+}
+
+/// Cpus, memory and disk, when any is given.
+pub(super) fn resources(size: &SizeArgs) -> Option<ResourcesRequest> {
+    let resources =
+        ResourcesRequest { cpus: size.cpus, memory_mb: size.memory, disk_mb: size.disk, ..ResourcesRequest::default() };
+    Some(resources).filter(|resources| *resources != ResourcesRequest::default())
+}
+
+/// The policy, when it is not the default one.
+pub(super) fn network(size: &SizeArgs) -> Option<NetworkConfig> {
+    size.no_network.then(|| NetworkConfig { allow_internet_access: false, ..NetworkConfig::default() })
 }
 
 /// Makes a sandbox and waits for it; [`check`] says whether it runs.
@@ -78,6 +96,7 @@ fn not_running(created: &CreatedSandbox) -> Failure {
         let why = match created.pending_reason {
             Some(PendingReason::NoExecutorsAvailable) => ": no node is connected",
             Some(PendingReason::NoResourcesAvailable) => ": no node has the memory free",
+            Some(PendingReason::NoExecutorForSnapshotLocation) => ": the node that has its snapshot is not connected",
             Some(PendingReason::Scheduling | PendingReason::WaitingForContainer) | None => "",
         };
         return Failure::new(format!("sandbox {id} has not started yet{why}"))

@@ -45,6 +45,8 @@ pub(super) fn status(sandbox: &SandboxInfo) -> String {
             word(&sandbox.pending_reason).map_or("pending".into(), |why| format!("pending ({why})"))
         }
         SandboxStatus::Running => "running".to_owned(),
+        SandboxStatus::Suspending => "suspending".to_owned(),
+        SandboxStatus::Suspended => "suspended".to_owned(),
         SandboxStatus::Terminated => {
             word(&sandbox.termination_reason).map_or("terminated".into(), |why| format!("terminated ({why})"))
         }
@@ -52,6 +54,6 @@ pub(super) fn status(sandbox: &SandboxInfo) -> String {
 }
 
 /// A value by its name on the wire.
-fn word(value: &impl serde::Serialize) -> Option<String> {
+pub(super) fn word(value: &impl serde::Serialize) -> Option<String> {
     serde_json::to_value(value).ok()?.as_str().map(str::to_owned)
 }

@@ -5,10 +5,12 @@ mod attached;
 mod completion;
 mod cp;
 mod create;
+mod diff;
 mod doctor;
 mod down;
 mod env;
 mod exec;
+mod fork;
 mod image;
 mod interrupt;
 mod key;
@@ -17,11 +19,17 @@ mod logs;
 mod ls;
 mod openapi;
 mod pack;
+mod pool;
 mod ps;
+mod restore;
 mod rm;
 mod run;
 mod shell;
 mod show;
+mod snapshot;
+mod state;
+mod storage;
+mod tree;
 mod tunnel;
 mod unpack;
 mod up;
@@ -66,6 +74,17 @@ pub fn dispatch(ctx: Context, command: Command) -> anyhow::Result<ExitStatus> {
         Command::Logs(args) => block_on(logs::logs(&ctx, args)),
         Command::Tunnel(args) => block_on(tunnel::tunnel(&ctx, &args)),
         Command::Rm(args) => block_on(rm::rm(&ctx, args)),
+        Command::Suspend(args) => block_on(state::suspend(&ctx, &args)),
+        Command::Resume(args) => block_on(state::resume(&ctx, &args)),
+        Command::Rollback { sandbox, snapshot } => block_on(state::rollback(&ctx, &sandbox, &snapshot)),
+        Command::Snapshot(command) => block_on(snapshot::snapshot(&ctx, command)),
+        Command::Restore(args) => block_on(restore::restore(&ctx, args)),
+        Command::Fork(args) => block_on(fork::fork(&ctx, &args)),
+        Command::Tree => block_on(tree::tree(&ctx)),
+        Command::Diff { first, second } => block_on(diff::diff(&ctx, &first, &second)),
+        Command::Pool(command) => block_on(pool::pool(&ctx, command)),
+        Command::Df => block_on(storage::df(&ctx)),
+        Command::Gc => block_on(storage::gc(&ctx)),
         Command::Image(command) => image::image(&ctx, command),
         Command::Key(command) => block_on(key::key(&ctx, command)),
         Command::Env => env::env(&ctx),

@@ -1,4 +1,4 @@
-//! `belljar rm`.
+//! `belljar rm`, and removing several things.
 
 use super::Context;
 use crate::{cli::RmArgs, exit::ExitStatus, report::Failure};
@@ -9,13 +9,22 @@ pub(super) async fn rm(ctx: &Context, args: RmArgs) -> anyhow::Result<ExitStatus
         true => client.list().await?.into_iter().map(|sandbox| sandbox.id).collect(),
         false => args.sandboxes,
     };
+    each(ctx, "end", references, async |reference| client.delete(reference).await).await
+}
+
+/// Removes one after the other and prints those that are gone. One that cannot be removed does not keep the others.
+pub(super) async fn each(
+    ctx: &Context,
+    verb: &str,
+    references: Vec<String>,
+    remove: impl AsyncFn(&str) -> Result<(), belljar_client::Error>,
+) -> anyhow::Result<ExitStatus> {
     let (mut removed, mut failed) = (Vec::new(), None);
     for reference in references {
-        // One that cannot be ended does not keep the others alive.
-        match client.delete(&reference).await {
+        match remove(&reference).await {
             Ok(()) => removed.push(reference),
             Err(error) if failed.is_none() => failed = Some((reference, error)),
-            Err(error) => ctx.printer.warn(format!("cannot end {reference}: {error}")),
+            Err(error) => ctx.printer.warn(format!("cannot {verb} {reference}: {error}")),
         }
     }
     match ctx.printer.is_json() {
@@ -24,6 +33,6 @@ pub(super) async fn rm(ctx: &Context, args: RmArgs) -> anyhow::Result<ExitStatus
     }
     match failed {
         None => Ok(ExitStatus::Success),
-        Some((reference, error)) => Err(Failure::new(format!("cannot end {reference}")).because(error).into()),
+        Some((reference, error)) => Err(Failure::new(format!("cannot {verb} {reference}")).because(error).into()),
     }
 }

@@ -15,9 +15,18 @@ pub(super) async fn show(ctx: &Context, reference: &str) -> anyhow::Result<ExitS
     let resources = &sandbox.resources;
     let internet = sandbox.network_policy.as_ref().is_none_or(|network| network.allow_internet_access);
     let ports: Vec<String> = sandbox.exposed_ports.iter().map(ToString::to_string).collect();
-    let timeout = match sandbox.timeout_secs {
-        0 => "never ends for being idle".to_owned(),
-        secs => format!("ends after {secs} s without use"),
+    // A named one, or one from a pool, sleeps where another ends.
+    let sleeps = sandbox.name.is_some() || sandbox.pool_id.is_some();
+    let timeout = match (sandbox.timeout_secs, sleeps) {
+        (0, false) => "never ends for being idle".to_owned(),
+        (0, true) => "is never suspended for being idle".to_owned(),
+        (secs, false) => format!("ends after {secs} s without use"),
+        (secs, true) => format!("is suspended after {secs} s without use"),
+    };
+    let wakes = match (sleeps, sandbox.auto_resume) {
+        (false, _) => "-",
+        (true, true) => "when it is used",
+        (true, false) => "by `belljar resume` only",
     };
     let lines = [
         ("id", sandbox.id.clone()),
@@ -32,6 +41,8 @@ pub(super) async fn show(ctx: &Context, reference: &str) -> anyhow::Result<ExitS
         ("network", if internet { "internet" } else { "none" }.to_owned()),
         ("ports", if ports.is_empty() { "-".to_owned() } else { ports.join(", ") }),
         ("timeout", timeout),
+        ("wakes", wakes.to_owned()),
+        ("pool", or_dash(sandbox.pool_id.as_ref())),
         ("age", age(sandbox.created_at)),
         ("ended", sandbox.terminated_at.map_or_else(|| "-".to_owned(), |at| format!("{} ago", age(at)))),
         ("url", or_dash(sandbox.sandbox_url.as_ref())),

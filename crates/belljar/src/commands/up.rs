@@ -144,6 +144,11 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     settings.listen.iter().for_each(|address| flag("--listen", address.to_string().into()));
     settings.public_url.iter().for_each(|url| flag("--public-url", url.into()));
     settings.ingress_domain.iter().for_each(|name| flag("--ingress-domain", name.into()));
+    flag("--spares", settings.spares.to_string().into());
+    flag("--templates", settings.templates.to_string().into());
+    flag("--resident-secs", settings.resident.as_secs().to_string().into());
+    settings.volume_file.iter().for_each(|file| flag("--volume-file", file.into()));
+    settings.volume_size_mb.iter().for_each(|size| flag("--volume-size-mb", size.to_string().into()));
     settings.driver.iter().for_each(|driver| flag("--driver", driver.into()));
     all.extend(ctx.printer.is_json().then(|| "--json".into()));
     all

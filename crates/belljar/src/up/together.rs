@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use belljar_node::{Artifacts, DriverSetting, NodeConfig, Shutdown};
+use belljar_node::{Artifacts, DriverSetting, NodeConfig, Shutdown, storage::StorageOptions};
 use belljar_server::{Server, ServerConfig};
 use belljar_vmm::probe;
 use tokio::{
@@ -105,7 +105,14 @@ pub async fn prepare(dir: &DataDir, settings: &UpSettings, listeners: Vec<TcpLis
         artifacts: Artifacts { kernel: settings.kernel.clone(), initrd: settings.initrd.clone() },
         image_store: settings.image_store.clone(),
         driver,
+        templates: settings.templates,
+        spares: settings.spares,
+        resident: settings.resident,
         memory_mb: None,
+        storage: StorageOptions {
+            volume_path: settings.volume_file.clone(),
+            volume_size: settings.volume_size_mb.map(|size| size << 20),
+        },
     };
     let summary = Summary {
         pid: std::process::id(),

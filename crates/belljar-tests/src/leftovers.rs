@@ -75,10 +75,12 @@ pub(crate) fn kill_and_wait(pid: i32) {
     if kill(Pid::from_raw(pid), Signal::SIGKILL).is_err() {
         return;
     }
-    // A zombie is gone for our purpose: it is its parent's to collect.
+    // A zombie is gone for our purpose: it is its parent's to collect. But its other threads may still be on their way
+    // out of the kernel, and hold its files and locks until then.
     let alive = || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        stat.rsplit(") ").next().is_some_and(|rest| !(rest.is_empty() || rest.starts_with('Z') && threads <= 1))
     };
     while alive() {
         std::thread::yield_now();

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
@@ -41,6 +41,21 @@ impl World {
         world
     }
 
+    /// Starts a server that has its golden snapshot and VMs kept ready, with more environment variables.
+    pub fn golden_with(settings: &[(&'static str, String)]) -> Self {
+        let world = Self::start_with(&[settings, &[("BELLJAR_TEMPLATES", "true".to_owned())]].concat());
+        let ready = || !world.entries("templates").is_empty() && world.vm_pids().len() >= world.spares();
+        while !ready() || world.entries("templates").iter().any(|it| it.ends_with(".building")) {
+            std::thread::yield_now();
+        }
+        world
+    }
+
+    fn spares(&self) -> usize {
+        let set = self.settings.iter().find(|(name, _)| *name == "BELLJAR_SPARES");
+        set.map_or(2, |(_, value)| value.parse().expect("a number"))
+    }
+
     /// The server's data directory.
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
@@ -65,6 +80,8 @@ impl World {
             .env("BELLJAR_API_URL", format!("http://{}", self.address))
             .env("XDG_CONFIG_HOME", self.dir.path())
             .env_remove("BELLJAR_API_KEY")
+            // A template takes two processors for seconds: only worlds that are about them build one.
+            .env("BELLJAR_TEMPLATES", "false")
             .stdin(Stdio::null());
         for (name, value) in &self.settings {
             command.env(name, value);
@@ -158,15 +175,81 @@ impl World {
 
     /// Directories of sandboxes on the node.
     pub fn sandbox_dirs(&self) -> Vec<PathBuf> {
-        let volume = self.data().join("volume/sandboxes");
-        let dir = if volume.exists() { volume } else { self.data().join("sandboxes") };
-        let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-        entries.map(|entry| entry.expect("an entry").path()).collect()
+        self.entries("sandboxes")
+    }
+
+    /// Root of the node's storage.
+    pub fn storage(&self) -> PathBuf {
+        let volume = self.data().join("volume");
+        if volume.join("sandboxes").exists() { volume } else { self.data() }
+    }
+
+    /// What lies in a directory of the node's storage.
+    pub fn entries(&self, dir: &str) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.storage().join(dir)) else { return Vec::new() };
+        entries.flatten().map(|entry| entry.path()).collect()
+    }
+
+    /// `POST /sandboxes/{id}/{verb}` and the status and body of the answer.
+    pub fn order(&self, id: &str, verb: &str) -> Answer {
+        self.http().json("POST", &format!("/sandboxes/{id}/{verb}"), "")
+    }
+
+    /// Suspends a sandbox and waits until it is.
+    #[track_caller]
+    pub fn suspend(&self, id: &str) {
+        let answer = self.order(id, "suspend?wait_ms=30000");
+        assert_eq!(answer.status, 200, "{answer:?}\n{}", self.log());
+        assert_eq!(self.info(id).json["status"], "suspended");
+    }
+
+    /// Resumes a sandbox and waits until it runs.
+    #[track_caller]
+    pub fn resume(&self, id: &str) {
+        let answer = self.order(id, "resume?wait_ms=30000");
+        assert_eq!(answer.status, 200, "{answer:?}\n{}", self.log());
+    }
+
+    /// Takes a snapshot and waits until it is complete; answers its description.
+    #[track_caller]
+    pub fn snapshot(&self, id: &str, kind: &str) -> Value {
+        let answer = self.http().post(&format!("/sandboxes/{id}/snapshot"), &json!({"snapshot_type": kind}));
+        assert_eq!(answer.status, 202, "{answer:?}");
+        let info = self.snapshot_settled(answer.json["snapshot_id"].as_str().expect("an id"));
+        assert_eq!(info["status"], "completed", "{info}\n{}", self.log());
+        info
+    }
+
+    /// Waits until a snapshot is complete or has failed; answers its description.
+    pub fn snapshot_settled(&self, id: &str) -> Value {
+        loop {
+            let info = self.http().get(&format!("/snapshots/{id}"));
+            assert_eq!(info.status, 200, "{info:?}");
+            if info.json["status"] != "in_progress" {
+                return info.json;
+            }
+            // A client of the public API has nothing to wait on but the answer to its next question.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// Makes running copies of a sandbox.
+    #[track_caller]
+    pub fn copy(&self, id: &str, times: usize) -> Vec<Sandbox<'_>> {
+        let answer = self.order(id, &format!("copy?times={times}"));
+        assert_eq!(answer.status, 200, "{answer:?}\n{}", self.log());
+        let copies = answer.json["sandboxes"].as_array().expect("a list").clone();
+        copies.iter().map(|it| Sandbox::new(self, it["sandbox_id"].as_str().expect("an id"))).collect()
+    }
+
+    /// A sandbox by id or name.
+    pub fn sandbox(&self, id: &str) -> Sandbox<'_> {
+        Sandbox::new(self, id)
     }
 
     /// Waits until no VM and no sandbox directory is left: the end of a sandbox is visible before they are gone.
     pub fn wait_until_clean(&self) {
-        while !self.vm_pids().is_empty() || !self.sandbox_dirs().is_empty() {
+        while self.vm_pids().len() > self.entries("spares").len() || !self.sandbox_dirs().is_empty() {
             std::thread::yield_now();
         }
     }

@@ -86,7 +86,11 @@ impl System {
             artifacts: Artifacts { kernel: PathBuf::new(), initrd: PathBuf::new() },
             image_store: self.dir.path().join("store"),
             driver: DriverSetting::Process { agent: agent() },
+            templates: false,
+            spares: 0,
+            resident: NodeConfig::RESIDENT,
             memory_mb: Some(64 * 1024),
+            storage: Default::default(),
         };
         let task = self.runtime.spawn(belljar_node::run(config, receiver));
         self.node = Some((shutdown, task));

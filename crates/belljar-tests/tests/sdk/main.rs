@@ -57,3 +57,13 @@ fn terminals() {
 fn ports() {
     check(&["ports"]);
 }
+
+#[test]
+fn sleep() {
+    check(&["sleep"]);
+}
+
+#[test]
+fn fork() {
+    check(&["fork"]);
+}

@@ -4,10 +4,15 @@
 
 mod bad_input;
 mod files;
+mod fork;
+mod hazards;
 mod hostile;
 mod ingress;
 mod lifecycle;
 mod network;
+mod pool;
 mod processes;
 mod pty;
+mod sleep;
+mod storage;
 mod survival;

@@ -1,0 +1,193 @@
+//! Sleep and wake.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use belljar_tests::World;
+use serde_json::json;
+
+/// Counts in memory, in a file and in a pipe, and checks at each step that the last one was what it should have been.
+const WORKLOAD: &str = r#"
+import hashlib, os, sys, time
+size, n, state = 1 << 20, 0, hashlib.sha256(b"0").digest()
+blob = bytearray(os.urandom(size))
+while True:
+    want = hashlib.sha256(blob).digest()
+    path = f"/workspace/state.{n % 4}"
+    with open(path, "wb") as out:
+        out.write(want + bytes(blob))
+    with open(path, "rb") as back:
+        data = back.read()
+    if data[:32] != hashlib.sha256(data[32:]).digest() or data[32:] != bytes(blob):
+        open("/workspace/broken", "a").write(f"step {n}\n")
+    offset = (n * 4099) % (size - 64)
+    blob[offset:offset + 32] = want
+    n += 1
+    with open("/workspace/count.new", "w") as out:
+        out.write(str(n))
+    os.rename("/workspace/count.new", "/workspace/count")
+    time.sleep(0.02)
+"#;
+
+fn settings(resident_secs: u64) -> [(&'static str, String); 1] {
+    [("BELLJAR_RESIDENT_SECS", resident_secs.to_string())]
+}
+
+#[test]
+fn a_named_sandbox_sleeps_and_wakes_with_its_memory() {
+    // Once with the VM process kept, once from the disk.
+    for resident in [60, 0] {
+        let world = World::start_with(&settings(resident));
+        let sandbox = world.create(&json!({"name": "box"}));
+        let boot_id = sandbox.boot_id();
+        sandbox.sh("echo on the disk > /workspace/a; echo in memory > /dev/shm/b");
+        let counter = sandbox.start(&json!({"command": "sh", "args": ["-c",
+            "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done"]}));
+        world.suspend(&sandbox.id);
+        if resident == 0 {
+            while !world.vm_pids().is_empty() {
+                std::thread::yield_now();
+            }
+        }
+        // Again is no error.
+        world.suspend("box");
+        world.resume("box");
+        world.resume("box");
+        assert_eq!(sandbox.boot_id(), boot_id, "resident {resident}");
+        assert_eq!(sandbox.sh("cat /workspace/a /dev/shm/b"), "on the disk\nin memory");
+        let before = sandbox.sh("cat /tmp/count");
+        assert_ne!(sandbox.sh("sleep 0.5; cat /tmp/count"), before, "the process stands still");
+        let info = sandbox.http().get(&format!("/api/v1/processes/{}", counter["pid"])).json;
+        assert_eq!(info["status"], "running", "{info}");
+        sandbox.delete();
+        world.wait_until_clean();
+    }
+}
+
+#[test]
+fn a_hundred_sleeps_lose_nothing() {
+    let world = World::start_with(&settings(3600));
+    let sandbox = world.create(&json!({"name": "worker", "timeout_secs": 0}));
+    let boot_id = sandbox.boot_id();
+    sandbox.http().put("/api/v1/files?path=/workspace/work.py", WORKLOAD.as_bytes());
+    let work = sandbox.start(&json!({"command": "python3", "args": ["/workspace/work.py"]}));
+    let mut last = 0;
+    for cycle in 0..100 {
+        world.suspend("worker");
+        if cycle % 2 == 0 {
+            // Without its VM process it can only wake from what is on the disk.
+            for pid in world.vm_pids() {
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+            }
+        }
+        world.resume("worker");
+        if cycle % 10 == 9 {
+            let count: u64 = sandbox.sh("sleep 0.2; cat /workspace/count").parse().unwrap();
+            assert!(count > last, "cycle {cycle}: the workload stands still at {count}");
+            last = count;
+            assert_eq!(sandbox.sh("cat /workspace/broken 2>/dev/null; true"), "", "cycle {cycle}");
+        }
+    }
+    assert_eq!(sandbox.boot_id(), boot_id);
+    let info = sandbox.http().get(&format!("/api/v1/processes/{}", work["pid"])).json;
+    assert_eq!(info["status"], "running", "{info}");
+    sandbox.delete();
+}
+
+#[test]
+fn an_idle_named_sandbox_sleeps_after_its_timeout_and_a_request_wakes_it() {
+    let world = World::start_with(&settings(0));
+    let sandbox = world.create(&json!({"name": "box", "timeout_secs": 600}));
+    let boot_id = sandbox.boot_id();
+    let answer = world.http().json("PATCH", "/sandboxes/box", r#"{"timeout_secs": 4}"#);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    sandbox.sh("true");
+    let idle_since = Instant::now();
+    let slept = loop {
+        if world.info("box").json["status"] != "running" {
+            break idle_since.elapsed();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    // A kept connection may count for a moment after the last answer.
+    assert!(slept >= Duration::from_secs(4) && slept < Duration::from_secs(9), "it slept after {slept:?}");
+    while world.info("box").json["status"] != "suspended" {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(sandbox.boot_id(), boot_id, "a request wakes it");
+    assert_eq!(world.info("box").json["status"], "running");
+    sandbox.delete();
+}
+
+#[test]
+fn many_clients_that_wake_it_share_one_resume() {
+    let world = World::start_with(&settings(0));
+    let sandbox = world.create(&json!({"name": "box", "timeout_secs": 0}));
+    let boot_id = sandbox.boot_id();
+    world.suspend("box");
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| sandbox.boot_id())).collect();
+        for client in clients {
+            assert_eq!(client.join().unwrap(), boot_id);
+        }
+    });
+    assert_eq!(world.vm_pids().len(), 1, "it was resumed more than once");
+    sandbox.delete();
+}
+
+#[test]
+fn a_sandbox_that_is_not_to_be_woken_is_not() {
+    let world = World::start_with(&settings(0));
+    let sandbox = world.create(&json!({"name": "box", "timeout_secs": 0, "auto_resume": false}));
+    world.suspend("box");
+    let answer = sandbox.http().get("/api/v1/health");
+    assert_eq!((answer.status, answer.code()), (503, "SANDBOX_AUTO_RESUME_DISABLED"), "{answer:?}");
+    assert_eq!(world.info("box").json["status"], "suspended");
+    world.resume("box");
+    sandbox.sh("true");
+    sandbox.delete();
+}
+
+#[test]
+fn only_named_sandboxes_sleep() {
+    let world = World::start();
+    let sandbox = world.create(&json!({}));
+    let answer = world.order(&sandbox.id, "suspend");
+    assert_eq!(answer.status, 400, "{answer:?}");
+    let answer = world.http().json("PATCH", &format!("/sandboxes/{}", sandbox.id), r#"{"name": "late"}"#);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    world.suspend(&sandbox.id);
+    assert_eq!(world.order("nobody", "suspend").status, 404);
+    sandbox.delete();
+    assert_eq!(world.order(&sandbox.id, "resume").status, 400);
+}
+
+#[test]
+fn a_connection_whose_client_is_gone_does_not_keep_it_awake() {
+    let world = World::start_with(&settings(0));
+    let sandbox = world.create(&json!({"name": "box", "timeout_secs": 3}));
+    // A client that asked for an endless answer, got its beginning, and went away without a word.
+    let mut stream = TcpStream::connect(world.address()).unwrap();
+    let process = sandbox.start(&json!({"command": "sleep", "args": ["1000"]}));
+    write!(
+        stream,
+        "GET /api/v1/processes/{}/output/follow HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
+         x-tensorlake-sandbox-id: {}\r\n\r\n",
+        process["pid"],
+        world.address(),
+        world.key(),
+        sandbox.id
+    )
+    .unwrap();
+    stream.read_exact(&mut [0; 12]).unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(world.info("box").json["status"], "running", "a live stream keeps it awake");
+    drop(stream);
+    while world.info("box").json["status"] != "suspended" {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    sandbox.delete();
+}

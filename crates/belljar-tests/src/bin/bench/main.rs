@@ -1,15 +1,19 @@
 //! `cargo xtask bench`: figures of the whole system, each beside the floor it is compared with, taken in one run.
 //!
+//! Without a word: sandboxes that boot, requests, files. With `sleep`: golden snapshots, sleep, snapshots and copies.
 //! Prints a table, and the same as one line of JSON. It judges nothing: machines are noisy; ratios within a run hold.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report")]
 
 mod bare;
 mod memory;
+mod restore;
+mod sleep;
 mod table;
 
 use std::{
     fs::File,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -26,19 +30,34 @@ const FILE_MIB: u64 = 256;
 /// Long enough for a timer of a few seconds to show.
 const IDLE: Duration = Duration::from_secs(10);
 
-fn main() {
+fn main() -> ExitCode {
     let mut table = Table::default();
-    let world = World::start();
-    idle(&world, &mut table);
-    cold_create(&world, &mut table);
-    let sandbox = world.create(&json!({"timeout_secs": 0}));
-    run_true(&sandbox, &mut table);
-    files(&world, &sandbox, &mut table);
-    memory::report(&world, &mut table);
-    sandbox.delete();
-    create_without_waiting(&world, &mut table);
+    match std::env::args().nth(1).as_deref() {
+        None => run(&mut table),
+        Some("sleep") => sleep::run(&mut table),
+        Some(other) => {
+            eprintln!(
+                "error: there is no benchmark {other:?}\nhint: `cargo xtask bench`, or `cargo xtask bench sleep`"
+            );
+            return ExitCode::FAILURE;
+        }
+    }
     println!("{table}");
     println!("{}", table.json());
+    ExitCode::SUCCESS
+}
+
+/// What the whole system does with sandboxes that boot.
+fn run(table: &mut Table) {
+    let world = World::start();
+    idle(&world, table);
+    cold_create(&world, table);
+    let sandbox = world.create(&json!({"timeout_secs": 0}));
+    run_true(&sandbox, table);
+    files(&world, &sandbox, table);
+    memory::report(&world, table);
+    sandbox.delete();
+    create_without_waiting(&world, table);
 }
 
 fn progress(what: &str) {
@@ -57,9 +76,7 @@ fn idle(world: &World, table: &mut Table) {
     // What the start itself woke has settled by then.
     std::thread::sleep(Duration::from_secs(2));
     let pid = world.server_pid();
-    let before = memory::wake_ups(pid);
-    std::thread::sleep(IDLE);
-    let per_second = memory::wake_ups_since(pid, &before) / IDLE.as_secs_f64();
+    let per_second = memory::wake_ups(pid, IDLE) / IDLE.as_secs_f64();
     table.value("up, no sandboxes: resident", memory::resident_mib(pid), "MiB", "<= 64");
     table.value("up, no sandboxes: wake-ups", per_second, "/s", "<= 2");
 }

@@ -1,6 +1,11 @@
 //! What processes occupy.
 
-use std::{collections::BTreeMap, ffi::OsString, fs};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    time::{Duration, Instant},
+};
 
 use belljar_tests::{Sandbox, World};
 use belljar_vmm::MemoryUse;
@@ -9,9 +14,16 @@ use crate::table::Table;
 
 /// A number from `/proc/{pid}/status`, as the kernel writes it.
 fn status(path: &str, field: &str) -> f64 {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let value = text.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok());
-    value.unwrap_or_default()
+    number(&fs::read_to_string(path).unwrap_or_default(), field).unwrap_or_default()
+}
+
+fn number(text: &str, field: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok())
+}
+
+/// Proportional-set size of a process, MiB: what is shared counts by its share.
+pub(crate) fn proportional_mib(pid: i32) -> f64 {
+    status(&format!("/proc/{pid}/smaps_rollup"), "Pss:") / 1024.0
 }
 
 /// Resident memory, MiB.
@@ -19,17 +31,36 @@ pub(crate) fn resident_mib(pid: i32) -> f64 {
     status(&format!("/proc/{pid}/status"), "VmRSS:") / 1024.0
 }
 
-/// How often each thread of a process has gone to sleep by itself so far, by thread id.
-pub(crate) fn wake_ups(pid: i32) -> BTreeMap<OsString, f64> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process's threads").flatten();
-    let switches =
-        |task: &fs::DirEntry| status(&format!("{}/status", task.path().display()), "voluntary_ctxt_switches:");
-    tasks.map(|task| (task.file_name(), switches(&task))).collect()
+/// A thread: its number, which may be used again, and when it began.
+type Thread = (OsString, String);
+
+/// Pause between two looks at a process's threads: one that lives longer than this is seen.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How often a process's threads went to sleep by themselves within a time, which is how often something woke them:
+/// that they were made to wait for a processor does not count. Those that begin or end meanwhile count too.
+pub(crate) fn wake_ups(pid: i32, during: Duration) -> f64 {
+    let begun = Instant::now();
+    let first = sleeps(pid);
+    let mut last = first.clone();
+    while begun.elapsed() < during {
+        // There is no event to wait for, and looking wakes nobody.
+        std::thread::sleep(LOOK);
+        last.extend(sleeps(pid));
+    }
+    last.iter().map(|(thread, count)| count - first.get(thread).copied().unwrap_or_default()).sum()
 }
 
-/// Wake-ups of a process since `before`; a thread that has ended meanwhile does not count.
-pub(crate) fn wake_ups_since(pid: i32, before: &BTreeMap<OsString, f64>) -> f64 {
-    wake_ups(pid).iter().map(|(thread, count)| count - before.get(thread).copied().unwrap_or_default()).sum()
+fn sleeps(pid: i32) -> BTreeMap<Thread, f64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process's threads").flatten();
+    let of = |task: fs::DirEntry| {
+        // One that has ended between two reads counts as it was.
+        let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+        let begun = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.to_owned();
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        Some(((task.file_name(), begun), number(&status, "voluntary_ctxt_switches:")?))
+    };
+    tasks.filter_map(of).collect()
 }
 
 /// Resident memory of the processes on a request's way, before it.

@@ -50,6 +50,14 @@ pub(crate) const CONNECTIONS_MAX: usize = 4096;
 pub(crate) const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(100);
 /// How long open connections may go on after the shutdown began.
 pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// A client that is silent for this long is asked whether it is still there…
+pub(crate) const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(15);
+/// …again after this pause…
+pub(crate) const KEEP_ALIVE_PAUSE: Duration = Duration::from_secs(5);
+/// …and so many times; then it is gone: an open connection keeps a sandbox awake.
+pub(crate) const KEEP_ALIVE_TRIES: u32 = 3;
+/// The same for one to which bytes were sent that it does not acknowledge.
+pub(crate) const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 /// Pause after the operating system refused to accept a connection: it is out of descriptors, and spinning does not help.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Longest head of a request or of a guest's answer, bytes.

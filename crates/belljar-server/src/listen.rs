@@ -1,10 +1,11 @@
 //! Accepts connections on every listener and serves HTTP/1.1 on them until the shutdown.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::Router;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -15,7 +16,10 @@ use crate::{
     app::App,
     http::{edge::Edge, router},
     ingress::Outside,
-    limits::{ACCEPT_PAUSE, CONNECTIONS_MAX, HEAD_BYTES_MAX, HEADER_READ_TIMEOUT, HEADERS_MAX, SHUTDOWN_GRACE},
+    limits::{
+        ACCEPT_PAUSE, CONNECTIONS_MAX, HEAD_BYTES_MAX, HEADER_READ_TIMEOUT, HEADERS_MAX, KEEP_ALIVE_AFTER,
+        KEEP_ALIVE_PAUSE, KEEP_ALIVE_TRIES, SHUTDOWN_GRACE, UNACKNOWLEDGED_MAX,
+    },
 };
 
 /// Serves until `shutdown` is cancelled and the open requests are done, or a grace period is over.
@@ -41,6 +45,18 @@ pub(crate) async fn serve(app: Arc<App>, listeners: Vec<TcpListener>, shutdown: 
         abort.cancel();
         tasks.wait().await;
     }
+}
+
+/// Small answers go out at once, and a client that vanished without a word is noticed.
+fn set_up(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let alive = TcpKeepalive::new()
+        .with_time(KEEP_ALIVE_AFTER)
+        .with_interval(KEEP_ALIVE_PAUSE)
+        .with_retries(KEEP_ALIVE_TRIES);
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&alive)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))
 }
 
 #[derive(Clone)]
@@ -80,8 +96,8 @@ impl Server {
     }
 
     async fn serve(self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        if let Err(error) = set_up(&stream) {
+            tracing::debug!(%error, "cannot set options of a connection");
         }
         let outside = Outside { peer: peer.ip(), place: Arc::new(place) };
         let edge = Edge { app: self.app, router: self.router, outside };

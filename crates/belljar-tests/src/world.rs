@@ -32,9 +32,14 @@ impl World {
 
     /// Starts a server with more environment variables, such as another kernel.
     pub fn start_with(settings: &[(&'static str, String)]) -> Self {
+        Self::start_on("127.0.0.1", settings)
+    }
+
+    /// Starts a server on another address of this machine.
+    pub fn start_on(ip: &str, settings: &[(&'static str, String)]) -> Self {
         let dir = tempfile::Builder::new().prefix("belljar-e2e-").tempdir().expect("a temporary directory");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
-        let address = format!("127.0.0.1:{port}");
+        let port = TcpListener::bind((ip, 0)).and_then(|it| it.local_addr()).expect("a free port").port();
+        let address = format!("{ip}:{port}");
         let mut world = Self { dir, address, key: String::new(), settings: settings.to_vec() };
         world.up();
         world.key = fs::read_to_string(world.data().join("api-key")).expect("the first key").trim().to_owned();

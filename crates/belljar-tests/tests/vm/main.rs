@@ -5,6 +5,7 @@
 mod bad_input;
 mod files;
 mod fork;
+mod half_open;
 mod hazards;
 mod hostile;
 mod ingress;

@@ -7,7 +7,8 @@
 //! node finds it mounted.
 
 use std::{
-    fs::{self, File},
+    fs::{self, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -60,7 +61,11 @@ fn make(file: &Path, size: Option<u64>) -> Result<(), StorageError> {
     let free = free_bytes(dir).map_err(StorageError::io("ask the free space of", dir))?;
     let size = size.unwrap_or(free / 100 * SHARE_PERCENT).max(SIZE_MIN);
     let new = file.with_added_extension("new");
-    let made = File::create(&new)
+    // It may lie outside of the data directory, which nobody else can enter: all disks and memory are in it.
+    let mut private = OpenOptions::new();
+    private.write(true).create(true).truncate(true).mode(0o600);
+    let made = private
+        .open(&new)
         .and_then(|file| file.set_len(size))
         .map_err(StorageError::io("create", &new))
         .and_then(|()| run("mkfs.xfs", &["-q", "-f", "-m", "reflink=1"], &[&new]));

@@ -1,6 +1,9 @@
 //! The node's disk: full, and placed elsewhere.
 
-use std::fs::{self, File};
+use std::{
+    fs::{self, File},
+    os::unix::fs::PermissionsExt,
+};
 
 use belljar_tests::World;
 use serde_json::json;
@@ -58,6 +61,7 @@ fn the_volume_lies_where_it_is_wanted() {
     if world.storage() == world.data() {
         return; // The file system of the temporary directory can reflink: there is no volume.
     }
-    assert_eq!(fs::metadata(&file).unwrap().len(), 3072 << 20);
+    let meta = fs::metadata(&file).unwrap();
+    assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (3072 << 20, 0o600), "all disks are in it");
     world.create(&json!({})).sh("true");
 }

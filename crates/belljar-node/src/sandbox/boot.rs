@@ -23,7 +23,7 @@ use belljar_vmm::{NetworkSpec, Vm, VmExit, VmSpec, VmmError};
 
 use tokio_util::task::AbortOnDropHandle;
 
-use super::frozen;
+use super::frozen::{self, Steps};
 use crate::{
     Context, blocking,
     guest::{self, GuestError},
@@ -217,6 +217,7 @@ impl Plan {
 
     /// Goes on from a standstill.
     pub(super) async fn revive(&self, still: &Path, runtime: RuntimeConfig) -> Result<Booted, BootError> {
+        let mut steps = Steps::begin();
         let (this, from) = (self.clone(), still.to_owned());
         blocking(move || {
             this.make_run_dir()?;
@@ -224,8 +225,13 @@ impl Plan {
             frozen::bring_in(&this.ctx.storage, &from, &this.dir)
         })
         .await?;
+        steps.done("files");
         let vm = self.launch(Some(still.join(frozen::DEVICES))).await?;
-        self.go_on(vm, runtime).await
+        steps.done("VM process");
+        let booted = self.go_on(vm, runtime).await?;
+        steps.done("agent");
+        tracing::debug!(sandbox = self.id, "revived: {steps}");
+        Ok(booted)
     }
 
     /// Takes over a VM that was kept ready. The run directory comes last: where it is, the rest is too. What stays where it

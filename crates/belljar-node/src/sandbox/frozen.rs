@@ -12,11 +12,13 @@
 //! It knows files and one VM, and no commands, records or names. Called by the sandbox's task and by the templates.
 
 use std::{
+    fmt::{self, Write},
     fs::{self, File},
     io,
     os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use belljar_vmm::{DirtyMemory, VmmError};
@@ -74,12 +76,16 @@ pub(super) async fn stop(
     into: &Path,
     parts: Parts,
 ) -> Result<Still, FreezeError> {
+    let mut steps = Steps::begin();
     let room = prepare(ctx, booted, home, into, parts).await?;
+    steps.done("preparation");
     ctx.faults.point("freeze: guest")?;
     // In memory the page cache is kept, so only a disk that goes alone has to be complete.
     guest::freeze(&booted.link, parts == Parts::DiskOnly).await?;
+    steps.done("freeze");
     ctx.faults.point("freeze: pause")?;
     booted.vm.pause().await?;
+    steps.done("pause");
     ctx.faults.point("freeze: keep")?;
     let disk = {
         let (ctx, from, to) = (ctx.clone(), home.join(boot::DISK), into.join(DISK));
@@ -100,6 +106,8 @@ pub(super) async fn stop(
             Some(pages?)
         }
     };
+    steps.done("keep");
+    tracing::debug!(into = %into.display(), "stopped: {steps}");
     Ok(Still { into: into.to_owned(), dirty })
 }
 
@@ -141,6 +149,7 @@ impl Still {
     pub(crate) async fn finish(self, ctx: &Arc<Context>, durable: bool) -> Result<Vec<(u64, u64)>, FreezeError> {
         let ctx = ctx.clone();
         blocking(move || {
+            let mut steps = Steps::begin();
             ctx.faults.point("freeze: write memory")?;
             let memory = self.into.join(MEMORY);
             let runs = match self.dirty {
@@ -150,10 +159,13 @@ impl Still {
                 }
                 None => Vec::new(),
             };
+            steps.done("write");
             ctx.faults.point("freeze: sync")?;
             if durable {
                 sync_all(&self.into)?;
             }
+            steps.done("sync");
+            tracing::debug!(into = %self.into.display(), "written: {steps}");
             Ok(runs)
         })
         .await
@@ -258,6 +270,31 @@ pub(crate) fn remove_dir(path: &Path) -> Result<(), StorageError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StorageError::io("remove", path)(error)),
         _ => Ok(()),
+    }
+}
+
+/// How long the steps of one operation took, for the log.
+pub(crate) struct Steps {
+    last: Instant,
+    text: String,
+}
+
+impl Steps {
+    pub(crate) fn begin() -> Self {
+        Self { last: Instant::now(), text: String::new() }
+    }
+
+    /// The step that this ends.
+    pub(crate) fn done(&mut self, name: &str) {
+        let comma = if self.text.is_empty() { "" } else { ", " };
+        let _ = write!(self.text, "{comma}{name} {:.1} ms", self.last.elapsed().as_secs_f64() * 1000.0);
+        self.last = Instant::now();
+    }
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 

@@ -287,7 +287,9 @@ mod tests {
             ended => assert_ne!(ended.expect("ended"), 0),
         }
         let error = far_away.read(&mut [0]).expect_err("an error at once");
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        // Its own end, or the word of the other one, which the kernel may have listed first.
+        let at_once = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset];
+        assert!(at_once.contains(&error.kind()), "{error}");
         home_end.write_all(b"x").expect("written");
         at_home.read_exact(&mut [0]).expect("read");
         assert_eq!(end_connections().expect("nothing is left"), 0);

@@ -31,7 +31,12 @@ impl Http {
     /// A client of the server at `address`.
     pub fn new(address: &str, key: Option<&str>) -> Self {
         // A connection each: a server may close one on which it refused a request without reading its body.
-        let agent = Agent::config_builder().http_status_as_error(false).max_idle_connections(0).build().into();
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_idle_connections(0)
+            .max_idle_connections_per_host(0)
+            .build()
+            .into();
         Self { agent, base: format!("http://{address}"), key: key.map(str::to_owned), headers: Vec::new() }
     }
 

@@ -69,11 +69,12 @@ impl Vault {
         let slot = Slot::take(&self.diffs).ok_or_else(|| failed("others are being made; try again later".into()))?;
         let (sender, receiver) = mpsc::channel();
         let run = move || {
-            let _slot = slot;
             // Of the thread alone.
             let _ = rustix::process::nice(19);
             let walked = panic::catch_unwind(AssertUnwindSafe(|| walk(old, new, deadline)));
             let result = walked.unwrap_or_else(|_| Err("a file system on them is damaged".into()));
+            // Before the answer: whoever gets it may ask for the next diff at once.
+            drop(slot);
             // Nobody may wait any more.
             let _ = sender.send(result.map_err(|error| chain(&*error)));
         };

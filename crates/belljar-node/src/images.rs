@@ -11,7 +11,7 @@ use std::{
 use belljar_api::image::{ImageInfo, RuntimeConfig};
 use belljar_image::{Image, ImageError, Store};
 
-use crate::storage::{Storage, StorageError};
+use crate::storage::{self, Storage, StorageError};
 
 /// An image that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -126,21 +126,14 @@ fn is_size(path: &Path, size: u64) -> bool {
 fn import(from: &Path, dir: &Path, storage: &Storage) -> Result<(), StorageError> {
     storage.check_free()?;
     let new = storage.images().join(".import");
-    remove_if_there(&new).map_err(StorageError::io("remove", &new))?;
+    storage::remove_dir(&new)?;
     fs::create_dir_all(&new).map_err(StorageError::io("create", &new))?;
     let result = storage.clone_disk(from, &new.join("rootfs.ext4"), 0).and_then(|()| {
-        remove_if_there(dir).map_err(StorageError::io("remove", dir))?;
+        storage::remove_dir(dir)?;
         fs::rename(&new, dir).map_err(StorageError::io("rename an image to", dir))
     });
     if result.is_err() {
-        let _ = remove_if_there(&new);
+        let _ = storage::remove_dir(&new);
     }
     result
-}
-
-fn remove_if_there(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

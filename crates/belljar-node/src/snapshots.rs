@@ -163,7 +163,7 @@ impl Snapshots {
                 // The semaphore is never closed.
                 let _turn = ctx.snapshots.writers.acquire().await;
                 let written = write(&ctx, capture).await;
-                let cleaned = blocking(move || frozen::remove_dir(&dir)).await;
+                let cleaned = blocking(move || crate::storage::remove_dir(&dir)).await;
                 if let Err(error) = cleaned {
                     tracing::warn!(%error, "cannot remove what a snapshot was written from");
                 }

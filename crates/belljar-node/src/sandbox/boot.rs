@@ -244,7 +244,7 @@ impl Plan {
                 let to = this.dir.join(name);
                 std::fs::rename(from.join(name), &to).map_err(StorageError::io("rename a spare to", &to))?;
             }
-            frozen::remove_dir(&from)
+            crate::storage::remove_dir(&from)
         })
         .await?;
         let vm = self.ctx.driver.adopt(&self.run_dir()).await?.ok_or(BootError::SpareGone)?;

@@ -99,7 +99,7 @@ impl Task {
     }
 
     async fn drop_capture(&self, dir: std::path::PathBuf) {
-        if let Err(error) = blocking(move || frozen::remove_dir(&dir)).await {
+        if let Err(error) = blocking(move || crate::storage::remove_dir(&dir)).await {
             tracing::warn!(%error, "what is left of a standstill stays behind");
         }
     }
@@ -186,7 +186,7 @@ async fn unpack(ctx: &Arc<Context>, dir: &Path, own: &str, snapshot_id: &str) ->
     }
     let (ctx, from, new) = (ctx.clone(), opened.dir(), dir.join(SLEEP_NEW));
     blocking(move || {
-        frozen::remove_dir(&new)?;
+        crate::storage::remove_dir(&new)?;
         std::fs::create_dir(&new).map_err(StorageError::io("create", &new))?;
         ctx.faults.point("rollback: unpack")?;
         frozen::link(&ctx.storage, &from.join(frozen::MEMORY), &new.join(frozen::MEMORY))?;

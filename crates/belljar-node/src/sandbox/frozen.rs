@@ -28,7 +28,7 @@ use crate::{
     Context, blocking,
     guest::{self, GuestError},
     limits::PAGE,
-    storage::{Storage, StorageError},
+    storage::{self, Storage, StorageError},
 };
 
 pub(crate) const MEMORY: &str = "memory";
@@ -265,14 +265,6 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// Removes a directory that may not be there.
-pub(crate) fn remove_dir(path: &Path) -> Result<(), StorageError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StorageError::io("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
 /// How long the steps of one operation took, for the log.
 pub(crate) struct Steps {
     last: Instant,
@@ -314,7 +306,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = remove_dir(&self.0) {
+        if let Err(error) = storage::remove_dir(&self.0) {
             tracing::warn!(%error, "what copies were made from stays behind");
         }
     }

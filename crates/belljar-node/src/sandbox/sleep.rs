@@ -76,7 +76,7 @@ impl Task {
         self.ctx.faults.point("sleep: rename")?;
         let (to, dir) = (self.dir.join(SLEEP), self.dir.clone());
         blocking(move || {
-            frozen::remove_dir(&to)?;
+            crate::storage::remove_dir(&to)?;
             std::fs::rename(&new, &to).map_err(StorageError::io("rename a standstill to", &to))?;
             frozen::sync_dir(&dir)
         })
@@ -321,5 +321,5 @@ impl Task {
 
 async fn remove(dir: &Path) -> Result<(), StorageError> {
     let dir = dir.to_owned();
-    blocking(move || frozen::remove_dir(&dir)).await
+    blocking(move || crate::storage::remove_dir(&dir)).await
 }

@@ -90,6 +90,14 @@ pub struct StorageOptions {
     pub volume_size: Option<u64>,
 }
 
+/// Removes a directory that may not be there.
+pub(crate) fn remove_dir(path: &Path) -> Result<(), StorageError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StorageError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// The node's directories, opened once at its start.
 #[derive(Debug)]
 pub struct Storage {
@@ -127,12 +135,7 @@ impl Storage {
         fs::create_dir_all(&root).map_err(StorageError::io("create", &root))?;
         let storage = Self { root, volume, clone_method };
         let passing = storage.passing();
-        match fs::remove_dir_all(&passing) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(StorageError::io("remove", &passing)(error));
-            }
-            _ => {}
-        }
+        remove_dir(&passing)?;
         let shelves =
             [storage.images(), storage.sandboxes(), storage.logs(), storage.templates(), storage.spares(), passing];
         for dir in shelves {

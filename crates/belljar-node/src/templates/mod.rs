@@ -148,7 +148,7 @@ impl Templates {
         while let Some(spare) = self.spares.take(key) {
             drop(Claimed::new(ctx.clone(), spare));
         }
-        if let Err(error) = frozen::remove_dir(&ctx.storage.templates().join(&key.0)) {
+        if let Err(error) = crate::storage::remove_dir(&ctx.storage.templates().join(&key.0)) {
             tracing::warn!(%error, "cannot remove a template");
         }
     }
@@ -260,17 +260,17 @@ fn resources(dir: &Path) -> Result<Resources, StorageError> {
 fn publish(ctx: &Context, home: &Path, key: &Key) -> Result<(), StorageError> {
     let (shelf, place) = (ctx.storage.templates(), ctx.storage.templates().join(&key.0));
     ctx.faults.point("template: complete")?;
-    frozen::remove_dir(&home.join(boot::RUN))?;
+    crate::storage::remove_dir(&home.join(boot::RUN))?;
     let disk = home.join(frozen::DISK);
     fs::rename(home.join(boot::DISK), &disk).map_err(StorageError::io("rename a disk to", &disk))?;
     frozen::sync_all(home)?;
     ctx.faults.point("template: publish")?;
-    frozen::remove_dir(&place)?;
+    crate::storage::remove_dir(&place)?;
     fs::rename(home, &place).map_err(StorageError::io("rename a template to", &place))?;
     frozen::sync_dir(&shelf)?;
     ctx.faults.point("template: drop the oldest")?;
     for old in beyond(list(&shelf)?, TEMPLATES_MAX) {
-        frozen::remove_dir(&old)?;
+        crate::storage::remove_dir(&old)?;
     }
     Ok(())
 }

@@ -209,7 +209,7 @@ pub(super) async fn discard(ctx: &Arc<Context>, dir: &Path) {
 async fn end(ctx: &Arc<Context>, dir: &Path) -> Result<(), BootError> {
     boot::end_vm(ctx, dir).await?;
     let dir = dir.to_owned();
-    Ok(blocking(move || frozen::remove_dir(&dir)).await?)
+    Ok(blocking(move || crate::storage::remove_dir(&dir)).await?)
 }
 
 /// Ends every spare and what was being built.

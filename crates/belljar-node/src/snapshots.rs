@@ -23,13 +23,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
-    Context, blocking,
+    Context, blocking, chain,
     limits::{FAILED_SNAPSHOTS_MAX, SNAPSHOT_WRITERS},
     registry::Changed,
-    sandbox::{
-        boot::chain,
-        frozen::{self, Still},
-    },
+    sandbox::frozen::{self, Still},
     storage::{self, StorageError},
     vault::{Base, ChunkMap, Compaction, NewSnapshot, Part, PartSource, Unpacked, Vault, VaultError},
 };

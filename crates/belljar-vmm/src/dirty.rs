@@ -4,9 +4,10 @@
 //! replaces it by a page without a file. The kernel tells which is which in `/proc/PID/pagemap`.
 
 use crate::driver::DirtyMemory;
-use crate::limits::IOVECS;
+use crate::limits::{COPIERS, COPY_ALONE_BYTES, IOVECS, PIECE_BYTES};
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -43,10 +44,56 @@ pub(crate) fn room(pid: u32, inode: u64, bytes: u64) -> io::Result<Vec<u8>> {
 
 /// Copies the written pages of process `pid`'s private mapping of the file with number `inode`, which has `bytes`, into
 /// `room`, which grows where it is too small.
+#[expect(unsafe_code, reason = "what was filled by the kernel was not by us")]
 pub(crate) fn copy(pid: u32, inode: u64, bytes: u64, room: Vec<u8>) -> io::Result<DirtyMemory> {
     let (runs, addresses) = written(pid, inode, bytes)?;
-    let data = read(pid, &addresses, room)?;
+    let total = wide(addresses.iter().map(|(_, length)| length).sum())?;
+    let mut data = if room.capacity() < total { empty(total) } else { room };
+    data.clear();
+    let share = total.div_ceil(COPIERS).next_multiple_of(PAGE_SIZE).max(COPY_ALONE_BYTES);
+    let rooms = data.spare_capacity_mut()[..total].chunks_mut(share);
+    std::thread::scope(|scope| {
+        let parts = shares(&addresses, share as u64).into_iter().zip(rooms);
+        let copiers: Vec<_> = parts.map(|(part, room)| scope.spawn(move || fill(pid, &part, room))).collect();
+        copiers.into_iter().try_for_each(|copier| copier.join().map_err(|_| io::Error::other("a copier panicked"))?)
+    })?;
+    // SAFETY: all of it was filled.
+    unsafe { data.set_len(total) };
     Ok(DirtyMemory { runs, data })
+}
+
+/// Shows the same to `each`, piece by piece, until it says false.
+pub(crate) fn each(
+    pid: u32,
+    inode: u64,
+    bytes: u64,
+    each: &mut (dyn FnMut(u64, &[u8]) -> bool + Send),
+) -> io::Result<Runs> {
+    let (runs, addresses) = written(pid, inode, bytes)?;
+    let mut room = Vec::with_capacity(PIECE_BYTES);
+    let cut = |pieces: &Runs| shares(pieces, PIECE_BYTES as u64);
+    for (places, addresses) in cut(&runs).into_iter().zip(cut(&addresses)) {
+        let mut data = refill(pid, &addresses, &mut room)?;
+        for (place, length) in places {
+            let piece;
+            (piece, data) = data.split_at(wide(length)?);
+            if !each(place, piece) {
+                return Ok(runs);
+            }
+        }
+    }
+    Ok(runs)
+}
+
+/// Copies pieces into a buffer that has room for them.
+#[expect(unsafe_code, reason = "as above")]
+fn refill<'a>(pid: u32, pieces: &[(u64, u64)], room: &'a mut Vec<u8>) -> io::Result<&'a [u8]> {
+    room.clear();
+    let total = wide(pieces.iter().map(|(_, length)| length).sum())?;
+    fill(pid, pieces, &mut room.spare_capacity_mut()[..total])?;
+    // SAFETY: all of it was filled.
+    unsafe { room.set_len(total) };
+    Ok(room)
 }
 
 /// Runs of offset and length.
@@ -204,13 +251,26 @@ fn scan(pagemap: &File, mapping: Mapping) -> io::Result<Vec<(u64, u64)>> {
     Ok(runs)
 }
 
-/// Copies pieces of another process's memory, one after the other.
+/// Cuts pieces into shares of `bytes` each; the last one may be smaller.
+fn shares(pieces: &[(u64, u64)], bytes: u64) -> Vec<Vec<(u64, u64)>> {
+    let (mut shares, mut room) = (Vec::<Vec<_>>::new(), 0);
+    for &(mut start, mut length) in pieces {
+        while length > 0 {
+            if room == 0 {
+                shares.push(Vec::new());
+                room = bytes;
+            }
+            let part = length.min(room);
+            shares.last_mut().expect("just pushed").push((start, part));
+            (start, length, room) = (start + part, length - part, room - part);
+        }
+    }
+    shares
+}
+
+/// Copies pieces of another process's memory, one after the other, into `room`, which is filled.
 #[expect(unsafe_code, reason = "no safe wrapper reads many pieces of another process into memory that was not cleared")]
-fn read(pid: u32, pieces: &[(u64, u64)], room: Vec<u8>) -> io::Result<Vec<u8>> {
-    let wide = |number: u64| usize::try_from(number).map_err(io::Error::other);
-    let total = wide(pieces.iter().map(|(_, length)| length).sum())?;
-    let mut data = if room.capacity() < total { empty(total) } else { room };
-    data.clear();
+fn fill(pid: u32, pieces: &[(u64, u64)], mut room: &mut [MaybeUninit<u8>]) -> io::Result<()> {
     // What is still to be copied: the first piece's rest, and the other pieces.
     let (mut next, mut skip) = (0, 0);
     while let Some(rest) = pieces.get(next..).filter(|rest| !rest.is_empty()) {
@@ -223,25 +283,27 @@ fn read(pid: u32, pieces: &[(u64, u64)], room: Vec<u8>) -> io::Result<Vec<u8>> {
             first.iov_base = first.iov_base.map_addr(|address| address + skip);
             first.iov_len -= skip;
         }
-        let room = data.spare_capacity_mut();
         let local = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
         let count = remote.len() as libc::c_ulong;
-        // SAFETY: `local` is the unused room of `data`; the remote addresses are checked by the kernel.
+        // SAFETY: `local` is ours to write to; the remote addresses are checked by the kernel.
         let copied =
             unsafe { libc::process_vm_readv(pid.cast_signed(), &raw const local, 1, remote.as_ptr(), count, 0) };
         let copied = usize::try_from(copied).map_err(|_| io::Error::last_os_error())?;
         if copied == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        // SAFETY: the kernel has filled that many bytes of the room.
-        unsafe { data.set_len(data.len() + copied) };
+        room = &mut room[copied..];
         skip += copied;
         while let Some((_, length)) = pieces.get(next).filter(|(_, length)| *length <= skip as u64) {
             skip -= wide(*length)?;
             next += 1;
         }
     }
-    Ok(data)
+    if room.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+fn wide(number: u64) -> io::Result<usize> {
+    usize::try_from(number).map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -45,7 +45,17 @@ impl Mapped {
     }
 
     fn copy(&self) -> io::Result<DirtyMemory> {
-        copy(std::process::id(), self.file.metadata().unwrap().ino(), (PAGES * PAGE_SIZE) as u64, Vec::new())
+        let (pid, inode, bytes) = self.place();
+        copy(pid, inode, bytes, Vec::new())
+    }
+
+    fn each(&self, show: &mut (dyn FnMut(u64, &[u8]) -> bool + Send)) -> io::Result<Runs> {
+        let (pid, inode, bytes) = self.place();
+        each(pid, inode, bytes, show)
+    }
+
+    fn place(&self) -> (u32, u64, u64) {
+        (std::process::id(), self.file.metadata().unwrap().ino(), (PAGES * PAGE_SIZE) as u64)
     }
 }
 
@@ -82,6 +92,25 @@ fn check(written: &BTreeSet<usize>) {
     assert_eq!(found.runs, expected.runs);
     assert!(found.data == expected.data, "content");
 
+    // Piece by piece it is the same.
+    let mut pieces = DirtyMemory::default();
+    let runs = memory.each(&mut |offset, bytes| {
+        add(&mut pieces.runs, offset, bytes.len() as u64);
+        pieces.data.extend_from_slice(bytes);
+        assert!(bytes.len() <= PIECE_BYTES);
+        true
+    });
+    assert_eq!((&runs.unwrap(), &pieces.runs), (&expected.runs, &expected.runs));
+    assert!(pieces.data == expected.data, "content of the pieces");
+    let mut seen = 0;
+    memory
+        .each(&mut |_, _| {
+            seen += 1;
+            false
+        })
+        .unwrap();
+    assert_eq!(seen, usize::from(!written.is_empty()));
+
     // Both ways of asking the kernel say the same; the first one needs Linux 6.7.
     let mapping = mappings(&std::fs::read_to_string("/proc/self/maps").unwrap(), memory.file.metadata().unwrap().ino());
     let pagemap = File::open("/proc/self/pagemap").unwrap();
@@ -102,6 +131,19 @@ fn written_pages_are_found() {
     for count in [IOVECS - 1, IOVECS, IOVECS + 1] {
         check(&(0..count).map(|page| page * 2).collect());
     }
+}
+
+/// Enough for more than one copier and more than one piece.
+#[test]
+fn many_pages_are_copied_in_shares() {
+    let pieces = [(0, 3 * PAGE), (10 * PAGE, PAGE), (20 * PAGE, 5 * PAGE)];
+    let in_twos = shares(&pieces, 2 * PAGE);
+    assert_eq!(in_twos.concat().iter().map(|(_, length)| length).sum::<u64>(), 9 * PAGE);
+    assert_eq!(in_twos[1], [(2 * PAGE, PAGE), (10 * PAGE, PAGE)]);
+    assert_eq!(in_twos[4], [(24 * PAGE, PAGE)]);
+    assert_eq!(shares(&pieces, 100 * PAGE), [pieces.to_vec()]);
+    assert_eq!(shares(&[], PAGE), Vec::<Runs>::new());
+    const { assert!(PAGES * PAGE_SIZE > 2 * COPY_ALONE_BYTES) };
 }
 
 proptest! {

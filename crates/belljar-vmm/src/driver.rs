@@ -76,6 +76,11 @@ pub trait Vm: Send + Sync {
     /// 30 ms for 100 MiB where `room` is large enough; it may be empty.
     fn copy_dirty(&self, room: Vec<u8>) -> Result<DirtyMemory, VmmError>;
 
+    /// Shows what [`Vm::copy_dirty`] would copy, piece by piece: offset in guest memory and content, at most
+    /// [`crate::limits::PIECE_BYTES`] each, ascending, until `each` says false. Answers the runs it
+    /// consists of. Only while paused. Blocking; for a VM that need not go on soon, because it takes no memory.
+    fn each_dirty(&self, each: &mut (dyn FnMut(u64, &[u8]) -> bool + Send)) -> Result<Vec<(u64, u64)>, VmmError>;
+
     /// Tells the guest that its disk has `bytes` now, and makes it so. Only ever larger.
     async fn grow_disk(&self, bytes: u64) -> Result<(), VmmError>;
 
@@ -124,7 +129,7 @@ pub struct Capabilities {
     pub user_network: bool,
     /// `NetworkSpec::None` and `restrict: true` really keep the guest off the network.
     pub restricts_network: bool,
-    /// [`Vm::save_devices`], [`Vm::copy_dirty`] and [`VmSpec::devices`] work.
+    /// [`Vm::save_devices`], [`Vm::copy_dirty`], [`Vm::each_dirty`] and [`VmSpec::devices`] work.
     pub snapshots: bool,
     /// `vcpus` and `memory_mib` are enforced.
     pub limits_resources: bool,

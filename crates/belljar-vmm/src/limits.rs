@@ -50,6 +50,16 @@ pub const DEVICES_BYTES: u64 = 16 * 1024 * 1024;
 /// Shapes of VMs (memory size, card or not) whose part of a saved state is remembered; each has 30 KiB and takes 50 ms to find out.
 pub const HEADS: usize = 64;
 
+/// Bytes of guest memory that are read at once where they are passed on piece by piece: they stay in the processor's cache.
+pub const PIECE_BYTES: usize = 512 * 1024;
+
+/// Threads that copy the memory of a VM that stands still: its own processors have nothing to do meanwhile, and the copying
+/// waits for memory more than for anything else.
+pub const COPIERS: usize = 2;
+
+/// Bytes below which one thread copies alone.
+pub const COPY_ALONE_BYTES: usize = 4 * 1024 * 1024;
+
 /// Pieces of memory copied by one system call: the kernel takes no more (`UIO_MAXIOV`).
 pub const IOVECS: usize = 1024;
 

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::frozen::{self, Steps};
 use crate::{
-    Context, blocking,
+    Context, blocking, chain,
     guest::{self, GuestError},
     images::{self, NodeImageError},
     limits::{BOOT_TIMEOUT, CONSOLE_QUOTE, RESTORE_TIMEOUT},
@@ -97,20 +97,6 @@ impl BootError {
         };
         Ending::new(reason, chain(self))
     }
-}
-
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// What a sandbox begins with.

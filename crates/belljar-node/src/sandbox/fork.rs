@@ -10,13 +10,13 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Forked, Seed,
-    boot::{Booted, chain},
-    frozen::{self, FreezeError, Parts, Scratch, Still},
+    boot::Booted,
+    frozen::{self, FreezeError, Meanwhile, Parts, Scratch, Still},
     sleep::{SLEEP, SLEEP_NEW},
     task::{Stage, Task},
 };
 use crate::{
-    Context, blocking,
+    Context, blocking, chain,
     snapshots::{Capture, Meta, SnapshotError, Snapshots},
     storage::StorageError,
 };
@@ -92,7 +92,7 @@ impl Task {
             return (Err(error), Stage::Awake(booted));
         }
         let begun = Instant::now();
-        let still = frozen::stop(&self.ctx, &booted, &self.dir, into, parts).await;
+        let still = frozen::stop(&self.ctx, &booted, &self.dir, into, parts, Meanwhile::GoesOn).await;
         let stage = self.carry_on(booted).await;
         self.note(level::INFO, &format!("stood still, {} ms with what led there", begun.elapsed().as_millis()));
         (still, stage)

@@ -3,6 +3,7 @@
 //! ```text
 //! capture:  clone memory base, flush disk -> freeze guest -> pause VM -> [copy written pages | save devices | clone disk]
 //!           -> (go on) -> write the pages into the clone
+//!           A VM that need not go on keeps its pages until they are written, so nobody else has to find memory for them.
 //! revive:   link memory, clone disk -> launch with devices -> VM stands still
 //! ```
 //! Sleeping sandboxes, golden templates, live copies and unpacked snapshots are all such directories. `memory` and `disk`
@@ -21,7 +22,7 @@ use std::{
     time::Instant,
 };
 
-use belljar_vmm::{DirtyMemory, VmmError};
+use belljar_vmm::{DirtyMemory, Vm, VmmError};
 
 use super::boot::{self, Booted};
 use crate::{
@@ -61,10 +62,29 @@ pub(crate) enum Parts {
     DiskOnly,
 }
 
-/// A VM that stands still, and its pages in our memory: everything is kept that can change once it goes on.
+/// What becomes of the VM while its state is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meanwhile {
+    /// It goes on: what it wrote is copied to our memory first.
+    GoesOn,
+    /// It stands still, and what it wrote is read from it.
+    StandsStill,
+}
+
+/// A VM that stands still, and everything that can change once it goes on.
 pub(crate) struct Still {
     into: PathBuf,
-    dirty: Option<DirtyMemory>,
+    pages: Pages,
+}
+
+/// What a VM wrote to its memory.
+enum Pages {
+    /// Nobody wants it.
+    Unwanted,
+    /// In our memory.
+    Copied(DirtyMemory),
+    /// In the VM, which has to stand still until they are written.
+    InVm(Arc<dyn Vm>),
 }
 
 /// Freezes the guest's processes, stops the VM and takes hold of its state; it stays stopped. On error it is left as it
@@ -75,9 +95,10 @@ pub(super) async fn stop(
     home: &Path,
     into: &Path,
     parts: Parts,
+    meanwhile: Meanwhile,
 ) -> Result<Still, FreezeError> {
     let mut steps = Steps::begin();
-    let room = prepare(ctx, booted, home, into, parts).await?;
+    let room = prepare(ctx, booted, home, into, parts, meanwhile).await?;
     steps.done("preparation");
     ctx.faults.point("freeze: guest")?;
     // In memory the page cache is kept, so only a disk that goes alone has to be complete.
@@ -91,24 +112,29 @@ pub(super) async fn stop(
         let (ctx, from, to) = (ctx.clone(), home.join(boot::DISK), into.join(DISK));
         blocking(move || ctx.storage.clone_disk(&from, &to, 0))
     };
-    let dirty = match parts {
+    let pages = match parts {
         Parts::DiskOnly => {
             disk.await?;
-            None
+            Pages::Unwanted
         }
         Parts::All => {
             let vm = booted.vm.clone();
-            let pages = blocking(move || vm.copy_dirty(room));
+            let pages = async {
+                Ok::<_, VmmError>(match meanwhile {
+                    Meanwhile::GoesOn => Pages::Copied(blocking(move || vm.copy_dirty(room)).await?),
+                    Meanwhile::StandsStill => Pages::InVm(vm),
+                })
+            };
             let devices = into.join(DEVICES);
             let (disk, pages, devices) = tokio::join!(disk, pages, booted.vm.save_devices(&devices));
             disk?;
             devices?;
-            Some(pages?)
+            pages?
         }
     };
     steps.done("keep");
     tracing::debug!(into = %into.display(), "stopped: {steps}");
-    Ok(Still { into: into.to_owned(), dirty })
+    Ok(Still { into: into.to_owned(), pages })
 }
 
 /// What takes long and need not be done while the VM stands still.
@@ -118,18 +144,19 @@ async fn prepare(
     home: &Path,
     into: &Path,
     parts: Parts,
+    meanwhile: Meanwhile,
 ) -> Result<Vec<u8>, FreezeError> {
     let (ctx, vm, home, into) = (ctx.clone(), booted.vm.clone(), home.to_owned(), into.to_owned());
     blocking(move || {
         ctx.faults.point("freeze: prepare")?;
         ctx.storage.check_free()?;
         fs::create_dir_all(&into).map_err(StorageError::io("create", &into))?;
-        let room = match parts {
-            Parts::DiskOnly => Vec::new(),
-            Parts::All => {
-                ctx.storage.clone_disk(&home.join(MEMORY), &into.join(MEMORY), 0)?;
-                vm.room_for_dirty()?
-            }
+        if parts == Parts::All {
+            ctx.storage.clone_disk(&home.join(MEMORY), &into.join(MEMORY), 0)?;
+        }
+        let room = match (parts, meanwhile) {
+            (Parts::All, Meanwhile::GoesOn) => vm.room_for_dirty()?,
+            _ => Vec::new(),
         };
         // A clone first writes what is not on the disk yet. Most of that is done here, the rest in the pause.
         let disk = home.join(boot::DISK);
@@ -140,9 +167,9 @@ async fn prepare(
 }
 
 impl Still {
-    /// Of pages that were taken some other way.
-    pub(crate) fn of(into: &Path, dirty: DirtyMemory) -> Self {
-        Self { into: into.to_owned(), dirty: Some(dirty) }
+    /// Of a VM that was stopped some other way, and whose other files are there.
+    pub(crate) fn of(into: &Path, vm: Arc<dyn Vm>) -> Self {
+        Self { into: into.to_owned(), pages: Pages::InVm(vm) }
     }
 
     /// Writes the pages, after which the directory is complete; with `durable` it also survives a crash of the host.
@@ -152,12 +179,13 @@ impl Still {
             let mut steps = Steps::begin();
             ctx.faults.point("freeze: write memory")?;
             let memory = self.into.join(MEMORY);
-            let runs = match self.dirty {
-                Some(dirty) => {
-                    write_pages(&memory, &dirty).map_err(StorageError::io("write the memory of a VM to", &memory))?;
+            let runs = match self.pages {
+                Pages::Unwanted => Vec::new(),
+                Pages::Copied(dirty) => {
+                    write_pages(&memory, &dirty).map_err(failed_to_write(&memory))?;
                     dirty.runs
                 }
-                None => Vec::new(),
+                Pages::InVm(vm) => write_from_vm(&memory, &*vm)?,
             };
             steps.done("write");
             ctx.faults.point("freeze: sync")?;
@@ -169,13 +197,39 @@ impl Still {
             Ok(runs)
         })
         .await
-        .map_err(|error: StorageError| error.into())
     }
+}
+
+fn failed_to_write(memory: &Path) -> impl FnOnce(io::Error) -> StorageError {
+    StorageError::io("write the memory of a VM to", memory)
+}
+
+/// As [`write_pages`], of a VM that stands still.
+fn write_from_vm(path: &Path, vm: &dyn Vm) -> Result<Vec<(u64, u64)>, FreezeError> {
+    let file = open_memory(path).map_err(failed_to_write(path))?;
+    let mut written = Ok(());
+    let runs = vm.each_dirty(&mut |offset, bytes| {
+        written = write_run(&file, offset, bytes);
+        written.is_ok()
+    })?;
+    written.and_then(|()| close_memory(&file)).map_err(failed_to_write(path))?;
+    Ok(runs)
+}
+
+fn open_memory(path: &Path) -> io::Result<File> {
+    fs::OpenOptions::new().write(true).open(path)
+}
+
+/// From here on nobody writes to it.
+fn close_memory(file: &File) -> io::Result<()> {
+    let mut permissions = file.metadata()?.permissions();
+    permissions.set_mode(0o400);
+    file.set_permissions(permissions)
 }
 
 /// Writes runs of pages; pages of zeroes become holes.
 fn write_pages(path: &Path, dirty: &DirtyMemory) -> io::Result<()> {
-    let file = fs::OpenOptions::new().write(true).open(path)?;
+    let file = open_memory(path)?;
     let mut data = dirty.data.as_slice();
     for &(offset, length) in &dirty.runs {
         let (run, rest) = data
@@ -184,9 +238,7 @@ fn write_pages(path: &Path, dirty: &DirtyMemory) -> io::Result<()> {
         data = rest;
         write_run(&file, offset, run)?;
     }
-    let mut permissions = file.metadata()?.permissions();
-    permissions.set_mode(0o400);
-    file.set_permissions(permissions)
+    close_memory(&file)
 }
 
 /// Writes what is not zero in as few calls as it takes, and punches holes for the rest.

@@ -15,13 +15,13 @@ use tokio::time::Instant;
 
 use super::{
     NotAwake,
-    boot::{BootError, Booted, chain, end_vm},
-    frozen::{self, FreezeError, Parts},
+    boot::{BootError, Booted, end_vm},
+    frozen::{self, FreezeError, Meanwhile, Parts},
     mail::Work,
     task::{Stage, Task},
 };
 use crate::{
-    blocking,
+    blocking, chain,
     guest::GuestError,
     limits::{RELINK_TIMEOUT, UNDO_PAUSE},
     pressure,
@@ -71,7 +71,7 @@ impl Task {
         let new = self.dir.join(SLEEP_NEW);
         self.ctx.faults.point("sleep: clear")?;
         remove(&new).await?;
-        let still = frozen::stop(&self.ctx, booted, &self.dir, &new, Parts::All).await?;
+        let still = frozen::stop(&self.ctx, booted, &self.dir, &new, Parts::All, Meanwhile::StandsStill).await?;
         still.finish(&self.ctx, true).await?;
         self.ctx.faults.point("sleep: rename")?;
         let (to, dir) = (self.dir.join(SLEEP), self.dir.clone());

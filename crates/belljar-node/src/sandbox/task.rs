@@ -18,11 +18,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Forked, Handle, Mail, NotAwake, View,
-    boot::{BootError, Booted, Plan, Source, chain, undo},
+    boot::{BootError, Booted, Plan, Source, undo},
     mail::Work,
 };
 use crate::{
-    Context,
+    Context, chain,
     idle::{Activity, Suspicion},
     limits::{EXIT_GRACE, LINK_FAILURE_WINDOW, LINK_FAILURES_MAX, MAILBOX, RELINK_TIMEOUT, UNDO_PAUSE},
     logs::{LogFile, collector, file::now_ns},

@@ -29,11 +29,11 @@ use tokio::sync::Semaphore;
 pub(crate) use self::spares::Claimed;
 use self::spares::Spares;
 use crate::{
-    Context, blocking, guest,
+    Context, blocking, chain, guest,
     images::LocalImage,
     limits::{BOOT_TIMEOUT, TEMPLATES_MAX},
     sandbox::{
-        boot::{self, BootError, chain, linked, vm_spec},
+        boot::{self, BootError, linked, vm_spec},
         frozen::{self, Still},
     },
     storage::StorageError,
@@ -236,17 +236,13 @@ async fn build_in(ctx: &Arc<Context>, home: &Path, image: &LocalImage, resources
         let (link, session) = linked.await?;
         drop((link, session));
         vm.pause().await?;
-        let pages = {
-            let vm = vm.clone();
-            blocking(move || vm.copy_dirty(Vec::new())).await?
-        };
         vm.save_devices(&home.join(frozen::DEVICES)).await?;
-        Ok::<_, BootError>(pages)
+        Still::of(home, vm.clone()).finish(ctx, true).await?;
+        Ok::<_, BootError>(())
     }
     .await;
     vm.kill().await?;
-    Still::of(home, kept?).finish(ctx, true).await?;
-    Ok(())
+    kept
 }
 
 /// What the VM of a finished template has.

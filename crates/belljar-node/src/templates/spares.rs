@@ -15,10 +15,10 @@ use belljar_vmm::Vm;
 
 use super::Key;
 use crate::{
-    Context, blocking, guest,
+    Context, blocking, chain, guest,
     limits::{RESTORE_TIMEOUT, SPARES_MAX, UNDO_PAUSE},
     sandbox::{
-        boot::{self, BootError, chain, linked, vm_spec},
+        boot::{self, BootError, linked, vm_spec},
         frozen,
     },
     storage::StorageError,

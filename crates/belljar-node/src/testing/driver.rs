@@ -269,6 +269,19 @@ impl Vm for FakeVm {
         Ok(self.machine.dirty())
     }
 
+    fn each_dirty(&self, each: &mut (dyn FnMut(u64, &[u8]) -> bool + Send)) -> Result<Vec<(u64, u64)>, VmmError> {
+        let dirty = self.copy_dirty(Vec::new())?;
+        let mut data = dirty.data.as_slice();
+        for &(offset, length) in &dirty.runs {
+            let (run, rest) = data.split_at(usize::try_from(length).expect("small"));
+            data = rest;
+            if !each(offset, run) {
+                break;
+            }
+        }
+        Ok(dirty.runs)
+    }
+
     async fn grow_disk(&self, bytes: u64) -> Result<(), VmmError> {
         self.world.step("driver: grow disk")?;
         let mut state = self.machine.state();

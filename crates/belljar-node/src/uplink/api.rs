@@ -20,12 +20,11 @@ use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
 use crate::{
-    Context, account, blocking,
+    Context, account, blocking, chain,
     images::is_not_found,
     limits::COMMAND_MAX,
     logs,
     registry::{ApplyError, Changed},
-    sandbox::boot::chain,
     vault::VaultError,
 };
 

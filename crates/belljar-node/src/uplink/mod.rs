@@ -24,7 +24,7 @@ use tokio::{
 use tower::ServiceExt;
 
 use crate::{
-    Context,
+    Context, chain,
     limits::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, REDIAL},
 };
 
@@ -48,7 +48,7 @@ pub(crate) async fn run(ctx: Arc<Context>) {
         let begun = tokio::time::Instant::now();
         match connect(&ctx).await {
             Ok(()) => tracing::info!("the server closed the connection"),
-            Err(error) => tracing::warn!(error = crate::sandbox::boot::chain(&error), "no server"),
+            Err(error) => tracing::warn!(error = chain(&error), "no server"),
         }
         if begun.elapsed() > REDIAL.1 {
             pause = REDIAL.0;

@@ -25,7 +25,10 @@ use belljar_api::snapshot::{DiffEntry, Difference, SnapshotDiff};
 use ext4_view::{Ext4, File, Metadata, Path, Timestamp};
 
 use super::{Vault, VaultError, ext4::SnapshotDisk};
-use crate::limits::{DIFF_ENTRIES_MAX, DIFF_WALK_MAX, DIFFS_MAX};
+use crate::{
+    chain,
+    limits::{DIFF_ENTRIES_MAX, DIFF_WALK_MAX, DIFFS_MAX},
+};
 
 /// Deepest directory: paths are at most 4096 bytes long.
 const DEPTH_MAX: usize = 2000;
@@ -84,16 +87,6 @@ impl Vault {
             Err(_) => Err(failed(format!("it takes longer than {} s", time.as_secs()))),
         }
     }
-}
-
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn walk(old: SnapshotDisk, new: SnapshotDisk, deadline: Instant) -> Result<SnapshotDiff, Failure> {

@@ -260,6 +260,10 @@ impl Vm for HostedVm {
         Err(VmmError::NoSnapshots)
     }
 
+    fn each_dirty(&self, _each: &mut (dyn FnMut(u64, &[u8]) -> bool + Send)) -> Result<Vec<(u64, u64)>, VmmError> {
+        Err(VmmError::NoSnapshots)
+    }
+
     async fn grow_disk(&self, _bytes: u64) -> Result<(), VmmError> {
         Err(VmmError::NoSnapshots)
     }

@@ -244,6 +244,10 @@ impl Vm for QemuVm {
         self.of_memory(|pid, inode, bytes| dirty::copy(pid, inode, bytes, room))
     }
 
+    fn each_dirty(&self, each: &mut (dyn FnMut(u64, &[u8]) -> bool + Send)) -> Result<Vec<(u64, u64)>, VmmError> {
+        self.of_memory(|pid, inode, bytes| dirty::each(pid, inode, bytes, each))
+    }
+
     async fn grow_disk(&self, bytes: u64) -> Result<(), VmmError> {
         let nodes = self.command("query-named-block-nodes", json!({ "flat": true })).await?;
         let named = |node: &&Value| node.get("node-name").and_then(Value::as_str) == Some(DISK);

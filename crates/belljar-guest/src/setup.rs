@@ -71,13 +71,16 @@ impl Change<'_> {
         self.before.is_none_or(|before| of(before) != of(self.wanted))
     }
 
-    /// Applies what differs; time and randomness always. Blocking.
+    /// Applies what differs; time and randomness always. Looking alone is dear where code is emulated. Blocking.
     pub(crate) fn apply(&self) -> Result<(), SetupError> {
         let entropy = decode_hex(&self.wanted.entropy).ok_or(SetupError::Entropy)?;
         let mac = self.wanted.mac.as_deref().map(decode_mac).transpose()?;
         self.set_clock().map_err(SetupError::step("wall clock"))?;
         ioctl::reseed(&entropy).map_err(SetupError::step("kernel random generator"))?;
-        grow::grow_root_or_warn();
+        // A sandbox that merely slept has the disk it had, and it looks at it all the same when it is told of another size.
+        if self.is_new(|of| &of.sandbox_id) {
+            grow::grow_root_or_warn();
+        }
         self.set_identity()?;
         self.set_network(mac)?;
         if self.is_restored() {
@@ -86,7 +89,9 @@ impl Change<'_> {
                 Err(error) => tracing::warn!("connections of the former life: {error}"),
             }
         }
-        make_directory(self.settings);
+        if self.is_new(|of| &of.runtime) {
+            make_directory(self.settings);
+        }
         Ok(())
     }
 

@@ -14,6 +14,7 @@ mod network;
 mod pool;
 mod processes;
 mod pty;
+mod random;
 mod sleep;
 mod storage;
 mod survival;

@@ -12,6 +12,7 @@ mod ingress;
 mod lifecycle;
 mod network;
 mod pool;
+mod pressure;
 mod processes;
 mod pty;
 mod random;

@@ -4,7 +4,9 @@ use crate::{MemoryUse, VmmError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// One way to run a VM. Cheap to share; holds no VM.
 #[async_trait]
@@ -127,6 +129,8 @@ pub struct Capabilities {
     pub hardware: bool,
     /// [`NetworkSpec::User`] works.
     pub user_network: bool,
+    /// [`NetworkSpec::Tap`] works.
+    pub tap_network: bool,
     /// `NetworkSpec::None` and `restrict: true` really keep the guest off the network.
     pub restricts_network: bool,
     /// [`Vm::save_devices`], [`Vm::copy_dirty`], [`Vm::each_dirty`] and [`VmSpec::devices`] work.
@@ -180,7 +184,7 @@ pub struct DirtyMemory {
 }
 
 /// The guest's network card.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum NetworkSpec {
     /// No network card.
     None,
@@ -190,6 +194,9 @@ pub enum NetworkSpec {
         /// A card that leads nowhere, for a guest that expects one.
         restrict: bool,
     },
+    /// Frames go to a TAP device (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`) that this is an open queue of: what may leave is up
+    /// to whoever made it. The VM process keeps its own copy of the descriptor.
+    Tap(Arc<OwnedFd>),
 }
 
 /// Why a VM ended.

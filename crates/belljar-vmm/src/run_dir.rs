@@ -12,10 +12,11 @@
 //! deeper than that; and the directory, or one above it, may be renamed while the VM runs.
 
 use crate::child;
-use crate::driver::DriverKind;
+use crate::driver::{DriverKind, NetworkSpec};
 use crate::error::VmmError;
 use crate::limits::RECORD_BYTES;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
@@ -66,7 +67,70 @@ pub(crate) struct Guest {
     #[serde(default)]
     pub disk: bool,
     #[serde(default)]
-    pub card: bool,
+    pub card: Card,
+}
+
+/// The kind of a guest's network card. What a card can do depends on what it is connected to, and the guest has been told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "CardWord", into = "CardWord")]
+pub(crate) enum Card {
+    #[default]
+    None,
+    User,
+    Tap,
+}
+
+/// As it is written: earlier releases knew two kinds only.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum CardWord {
+    Has(bool),
+    Kind(String),
+}
+
+const TAP: &str = "tap";
+
+impl From<Card> for CardWord {
+    fn from(card: Card) -> Self {
+        match card {
+            Card::None => Self::Has(false),
+            Card::User => Self::Has(true),
+            Card::Tap => Self::Kind(TAP.to_owned()),
+        }
+    }
+}
+
+impl TryFrom<CardWord> for Card {
+    type Error = String;
+
+    fn try_from(word: CardWord) -> Result<Self, String> {
+        match word {
+            CardWord::Has(false) => Ok(Self::None),
+            CardWord::Has(true) => Ok(Self::User),
+            CardWord::Kind(kind) if kind == TAP => Ok(Self::Tap),
+            CardWord::Kind(kind) => Err(format!("`{kind}` is no kind of network card")),
+        }
+    }
+}
+
+impl Card {
+    pub(crate) fn of(network: &NetworkSpec) -> Self {
+        match network {
+            NetworkSpec::None => Self::None,
+            NetworkSpec::User { .. } => Self::User,
+            NetworkSpec::Tap(_) => Self::Tap,
+        }
+    }
+}
+
+impl fmt::Display for Card {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "no network card",
+            Self::User => "a network card of its own process",
+            Self::Tap => "a network card on a tap",
+        })
+    }
 }
 
 impl Record {

@@ -140,6 +140,7 @@ impl Driver for FakeDriver {
             isolates: true,
             hardware: false,
             user_network: true,
+            tap_network: false,
             restricts_network: true,
             snapshots: true,
             limits_resources: true,
@@ -154,7 +155,7 @@ impl Driver for FakeDriver {
 
     async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
         self.0.step("driver: launch")?;
-        assert_eq!(spec.network, NetworkSpec::User { restrict: false });
+        assert!(matches!(spec.network, NetworkSpec::User { restrict: false }));
         let run_dir = &spec.run_dir;
         assert!(run_dir.is_dir(), "{} is missing", run_dir.display());
         if self.0.find(run_dir).is_some_and(|machine| machine.has_process()) {

@@ -117,6 +117,7 @@ impl Driver for ProcessDriver {
             isolates: false,
             hardware: true,
             user_network: true,
+            tap_network: false,
             snapshots: false,
             restricts_network: false,
             limits_resources: false,

@@ -5,6 +5,7 @@ use super::state::Shape;
 use crate::driver::{Accelerator, NetworkSpec, VmSpec};
 use crate::error::VmmError;
 use crate::limits::{CMDLINE_EXTRA_BYTES, CONSOLE_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use crate::run_dir::Card;
 use crate::spawn::FIRST_FD;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -162,10 +163,13 @@ impl Options {
         all
     }
 
-    fn card(&mut self, restrict: bool) {
-        let restrict = if restrict { "on" } else { "off" };
-        self.add("netdev", format!("user,id={NETWORK},restrict={restrict},ipv6=off"));
+    fn card(&mut self, backend: &str) {
+        self.add("netdev", format!("{backend},id={NETWORK}"));
         self.add("device", format!("virtio-net-device,netdev={NETWORK}"));
+    }
+
+    fn user_card(&mut self, restrict: bool) {
+        self.card(&format!("user,restrict={},ipv6=off", if restrict { "on" } else { "off" }));
     }
 }
 
@@ -199,8 +203,11 @@ pub(super) fn arguments(config: &QemuConfig, spec: &VmSpec, tsc_khz: Option<u64>
         );
         option("device", format!("virtio-blk-device,drive={DISK}"));
     }
-    if let NetworkSpec::User { restrict } = spec.network {
-        all.card(restrict);
+    match spec.network {
+        NetworkSpec::None => {}
+        NetworkSpec::User { restrict } => all.user_card(restrict),
+        // Behind the saved state, if there is one.
+        NetworkSpec::Tap(_) => all.card(&format!("tap,fd={}", DEVICES_FD + i32::from(spec.devices.is_some()))),
     }
     if spec.devices.is_some() {
         // Kernel and command line are in memory already.
@@ -223,8 +230,8 @@ pub(super) fn teller(config: &QemuConfig, shape: &Shape) -> Vec<String> {
     let mut all = Options::machine(config, "shape", shape, Some(&memory));
     all.add("chardev", format!("socket,id=qmp,fd={QMP_FD}"));
     all.add("mon", "chardev=qmp,mode=control".to_owned());
-    if shape.card {
-        all.card(true);
+    if shape.card != Card::None {
+        all.user_card(true);
     }
     all.flag("S");
     all.0

@@ -102,7 +102,7 @@ fn everything_in_hardware() {
          -device virtio-rng-device
          -blockdev driver=raw,node-name=disk,discard=unmap,detect-zeroes=unmap,file.driver=file,file.aio=threads,file.drop-cache=off,file.filename=/data/a,,b/disk.raw
          -device virtio-blk-device,drive=disk
-         -netdev user,id=net,restrict=on,ipv6=off
+         -netdev user,restrict=on,ipv6=off,id=net
          -device virtio-net-device,netdev=net
          -kernel /data/vmlinux
          -initrd /data/agent, 1.cpio
@@ -177,7 +177,7 @@ fn restored_in_hardware() {
          -device virtio-rng-device
          -blockdev driver=raw,node-name=disk,discard=unmap,detect-zeroes=unmap,file.driver=file,file.aio=threads,file.drop-cache=off,file.filename=/data/disk.raw
          -device virtio-blk-device,drive=disk
-         -netdev user,id=net,restrict=off,ipv6=off
+         -netdev user,restrict=off,ipv6=off,id=net
          -device virtio-net-device,netdev=net
          -S
          -incoming defer",
@@ -187,13 +187,13 @@ fn restored_in_hardware() {
 
 #[test]
 fn one_that_tells_a_head() {
-    let shape = Shape { vcpus: 1, memory_mib: 512, disk: false, card: true };
+    let shape = Shape { vcpus: 1, memory_mib: 512, disk: false, card: Card::User };
     let expected = "-nodefaults -no-user-config -name shape,process=belljar-vm \
                     -object memory-backend-file,id=mem,size=512M,mem-path=/proc/self/fd/5,share=on \
                     -machine microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=mem -accel kvm -cpu host \
                     -smp 1 -m 512M -display none \
                     -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
-                    -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control -netdev user,id=net,restrict=on,ipv6=off \
+                    -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control -netdev user,restrict=on,ipv6=off,id=net \
                     -device virtio-net-device,netdev=net -S";
     assert_eq!(teller(&config(Accelerator::Kvm), &shape).join(" "), expected);
     assert_eq!(outgoing(), json!({ "uri": "file:/proc/self/fd/4" }));

@@ -20,7 +20,7 @@ mod tsc;
 mod vm;
 
 use crate::child::Process;
-use crate::driver::{Accelerator, Capabilities, Driver, DriverKind, Vm, VmExit, VmSpec};
+use crate::driver::{Accelerator, Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
 use crate::error::VmmError;
 use crate::guard::{Files, Started};
 use crate::limits::{LAUNCH, MAX_MEMORY_MIB, MAX_VCPUS, QMP_REPLY, TRANSLATION_CACHE_MIB};
@@ -80,13 +80,23 @@ impl QemuDriver {
         Self { heads: Arc::new(Heads::new(config.clone())), config, tsc: Tsc::new() }
     }
 
-    fn start(&self, args: &[String], dir: &RunDir, log: &Log, state: Option<&State>) -> Result<Process, VmmError> {
+    fn start(
+        &self,
+        spec: &VmSpec,
+        args: &[String],
+        dir: &RunDir,
+        log: &Log,
+        state: Option<&State>,
+    ) -> Result<Process, VmmError> {
         let program = &self.config.program.path;
         let qmp = dir.listen(QMP)?;
         let link = dir.listen(LINK)?;
         let failed = |source| VmmError::Spawn { program: program.clone(), source };
         let mut fds = vec![qmp.as_fd(), link.as_fd()];
         fds.extend(state.map(|state| state.file.as_fd()));
+        if let NetworkSpec::Tap(tap) = &spec.network {
+            fds.push(tap.as_fd());
+        }
         let pid = spawn(&Start { program, args, cwd: dir.path(), stdout: log.as_fd(), stderr: log.as_fd(), fds: &fds })
             .map_err(failed)?;
         Process::watch(pid).map_err(failed)
@@ -221,6 +231,7 @@ impl Driver for QemuDriver {
             isolates: true,
             hardware: self.config.accel == Accelerator::Kvm,
             user_network: true,
+            tap_network: true,
             snapshots: true,
             restricts_network: true,
             limits_resources: true,
@@ -249,7 +260,7 @@ impl Driver for QemuDriver {
         let operation = "create the log for";
         let log =
             Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
-        let started = Started::of(self.start(&args, &dir, &log, state.as_ref())?);
+        let started = Started::of(self.start(spec, &args, &dir, &log, state.as_ref())?);
         let attempt = async {
             let process = started.process.clone();
             // The record comes before anything that takes time: should we die now, it is how the process is found.

@@ -4,10 +4,10 @@
 //! is what QEMU calls a description: it is read over.
 
 use super::stream::{self, StreamError};
-use crate::driver::{NetworkSpec, VmSpec};
+use crate::driver::VmSpec;
 use crate::error::VmmError;
 use crate::limits::DEVICES_BYTES;
-use crate::run_dir::Guest;
+use crate::run_dir::{Card, Guest};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,13 +19,13 @@ pub(super) struct Shape {
     pub vcpus: u32,
     pub memory_mib: u64,
     pub disk: bool,
-    pub card: bool,
+    pub card: Card,
 }
 
 impl Shape {
     pub(super) fn of(spec: &VmSpec) -> Self {
-        let (disk, card) = (spec.disk.is_some(), spec.network != NetworkSpec::None);
-        Self { vcpus: spec.vcpus, memory_mib: spec.memory_mib, disk, card }
+        let card = Card::of(&spec.network);
+        Self { vcpus: spec.vcpus, memory_mib: spec.memory_mib, disk: spec.disk.is_some(), card }
     }
 
     pub(super) fn of_guest(guest: Guest) -> Self {
@@ -58,9 +58,8 @@ enum StateError {
 }
 
 fn words(shape: Shape) -> String {
-    let with = |has: bool, what: &str| format!("{} {what}", if has { "a" } else { "no" });
-    let (disk, card) = (with(shape.disk, "disk"), with(shape.card, "network card"));
-    format!("{} vcpus, {} MiB of memory, {disk} and {card}", shape.vcpus, shape.memory_mib)
+    let disk = if shape.disk { "a disk" } else { "no disk" };
+    format!("{} vcpus, {} MiB of memory, {disk} and {}", shape.vcpus, shape.memory_mib, shape.card)
 }
 
 /// Makes a state of what a QEMU told: `head` of the VM's memory, `devices` of all else.
@@ -132,7 +131,7 @@ mod tests {
     use super::*;
     use crate::qemu::stream::tests::{DEVICES, HEAD};
 
-    const SHAPE: Shape = Shape { vcpus: 2, memory_mib: 64, disk: true, card: false };
+    const SHAPE: Shape = Shape { vcpus: 2, memory_mib: 64, disk: true, card: Card::None };
 
     fn state() -> Vec<u8> {
         encode("10.0.2", SHAPE, &HEAD.concat(), &DEVICES.concat()).unwrap()
@@ -163,6 +162,6 @@ mod tests {
         );
         check(Shape { memory_mib: 65, ..SHAPE }, "this one has 2 vcpus, 65 MiB");
         check(Shape { disk: false, ..SHAPE }, "this one has 2 vcpus, 64 MiB of memory, no disk");
-        check(Shape { card: true, ..SHAPE }, "a disk and a network card");
+        check(Shape { card: Card::User, ..SHAPE }, "a disk and a network card");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::storage::StorageOptions;
+use crate::{network::NetworkSetting, storage::StorageOptions};
 
 /// Everything a node needs to know; see the fields.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct NodeConfig {
     pub resident: Duration,
     /// Memory for sandboxes, MiB; `None` leaves the host a gigabyte.
     pub memory_mb: Option<u64>,
+    /// What the cards of VMs are connected to.
+    pub network: NetworkSetting,
     /// The volume of a data directory that cannot reflink.
     pub storage: StorageOptions,
 }

@@ -16,6 +16,7 @@ mod idle;
 mod images;
 mod limits;
 mod logs;
+mod network;
 mod pressure;
 mod record;
 mod registry;
@@ -43,10 +44,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     config::{Artifacts, DriverSetting, NodeConfig},
     driver::DriverError,
+    network::{NetworkError, NetworkSetting},
 };
 use self::{
-    fault::Faults, idle::ConnectionSlots, images::Images, record::Ending, registry::Registry, snapshots::Snapshots,
-    storage::Storage, templates::Templates, vault::Vault,
+    fault::Faults, idle::ConnectionSlots, images::Images, network::Network, record::Ending, registry::Registry,
+    snapshots::Snapshots, storage::Storage, templates::Templates, vault::Vault,
 };
 
 /// How a node stops.
@@ -91,6 +93,9 @@ pub enum NodeError {
     /// No driver works here.
     #[error(transparent)]
     Driver(#[from] DriverError),
+    /// No networks for sandboxes.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// What every part of the node shares.
@@ -103,8 +108,10 @@ pub(crate) struct Context {
     pub(crate) images: Images,
     pub(crate) driver: Box<dyn Driver>,
     pub(crate) artifacts: Artifacts,
-    /// Whether guests have QEMU's user-mode network.
+    /// Whether guests have a network card.
     pub(crate) user_network: bool,
+    /// What their cards are connected to.
+    pub(crate) network: Network,
     /// Snapshots that are kept, written, or failed.
     pub(crate) snapshots: Snapshots,
     /// Golden snapshots and VMs kept ready.
@@ -166,6 +173,8 @@ async fn run_with(
 async fn start(ctx: &Arc<Context>) -> Result<(), NodeError> {
     // Before anything can make new ones: what there is now belongs to nobody.
     ctx.templates.sweep(ctx).await;
+    network::sweep(&ctx.network, &ctx.storage.sandboxes())?;
+    network::refill(ctx);
     ctx.registry.load(ctx)?;
     let alive = |id: &str| ctx.registry.get(id).is_some();
     if let Err(error) = logs::file::sweep(&ctx.storage.logs(), alive).and_then(|()| ctx.images.sweep(&ctx.storage)) {
@@ -187,6 +196,7 @@ async fn stop(ctx: &Arc<Context>, mode: Shutdown) -> Result<(), NodeError> {
     ctx.tasks.wait().await;
     // Nobody makes any more of them now.
     ctx.templates.sweep(ctx).await;
+    network::close(&ctx.network)?;
     if mode == Shutdown::EndSandboxes {
         ctx.storage.close()?;
     }
@@ -206,8 +216,10 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
     let registry = Registry::new();
     let vault = Vault::open(storage.root())?;
     let snapshots = Snapshots::new(vault, registry.changes());
+    let node_id = node_id(&config.data_dir)?;
+    let network = Network::open(config.network, driver.capabilities().tap_network, &node_id)?;
     Ok(Context {
-        node_id: node_id(&config.data_dir)?,
+        node_id,
         node_token: config.node_token,
         server_address: config.server_address,
         capacity,
@@ -216,6 +228,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         driver,
         artifacts: config.artifacts,
         user_network,
+        network,
         boot_slots: Semaphore::new(cpus.max(2)),
         connections: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
         registry,

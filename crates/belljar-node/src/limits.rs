@@ -65,6 +65,12 @@ pub(crate) const UNDO_PAUSE: (Duration, Duration) = (Duration::from_millis(100),
 pub(crate) const H2_STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 /// See [`H2_STREAM_WINDOW`].
 pub(crate) const H2_CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Networks of all nodes of a host: each takes two of the 65536 addresses that lead to them.
+pub(crate) const NETWORKS_MAX: u32 = 32 * 1024;
+/// Networks that are made ahead: a create and a wake or two at once wait for none.
+pub(crate) const NETWORKS_READY: usize = 3;
+/// Characters of what a program wrote that an error message quotes.
+pub(crate) const PROGRAM_OUTPUT: usize = 500;
 /// Bytes of console output that an error message quotes.
 pub(crate) const CONSOLE_QUOTE: usize = 1024;
 /// Free bytes below which no sandbox is made: its neighbours need what is left.

@@ -27,6 +27,8 @@ pub const PUBLIC_URL: &str = "BELLJAR_PUBLIC_URL";
 pub const INGRESS_DOMAIN: &str = "BELLJAR_INGRESS_DOMAIN";
 /// VMs that `belljar up` keeps ready for each golden snapshot; `0` is none.
 pub const SPARES: &str = "BELLJAR_SPARES";
+/// What sandboxes' networks are made of: `auto`, `namespaces` or `user`.
+pub const NETWORK: &str = "BELLJAR_NETWORK";
 /// Whether sandboxes begin from golden snapshots: `true` or `false`.
 pub const TEMPLATES: &str = "BELLJAR_TEMPLATES";
 /// Seconds that the memory of a sleeping sandbox is held for a quick wake.

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_node::NodeConfig;
+use belljar_node::{NetworkSetting, NodeConfig};
 use serde::Deserialize;
 
 use crate::{
@@ -112,6 +112,8 @@ pub struct ConfigFile {
     pub ingress_domain: Option<String>,
     /// VMs kept ready for each golden snapshot.
     pub spares: Option<usize>,
+    /// What sandboxes' networks are made of.
+    pub network: Option<NetworkSetting>,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: Option<bool>,
     /// Seconds that the memory of a sleeping sandbox is held.
@@ -157,6 +159,8 @@ pub struct UpSettings {
     pub ingress_domain: Option<String>,
     /// VMs kept ready for each golden snapshot.
     pub spares: usize,
+    /// What sandboxes' networks are made of.
+    pub network: NetworkSetting,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: bool,
     /// How long the memory of a sleeping sandbox is held.
@@ -293,6 +297,7 @@ impl Settings {
             public_url: args.public_url.clone().or(file.public_url.clone()),
             ingress_domain: args.ingress_domain.clone().or(file.ingress_domain.clone()),
             spares: args.spares.or(file.spares).unwrap_or(NodeConfig::SPARES),
+            network: args.network.or(file.network).unwrap_or_default(),
             templates: args.templates.or(file.templates).unwrap_or(true),
             resident: args.resident_secs.or(file.resident_secs).map_or(NodeConfig::RESIDENT, Duration::from_secs),
             volume_file: args.volume_file.clone().or(file.volume_file.clone()),

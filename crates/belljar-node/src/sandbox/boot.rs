@@ -30,6 +30,7 @@ use crate::{
     images::{self, NodeImageError},
     limits::{BOOT_TIMEOUT, CONSOLE_QUOTE, RESTORE_TIMEOUT},
     logs::file::now_ns,
+    network::{self, NetworkError},
     pressure,
     record::Ending,
     storage::StorageError,
@@ -60,6 +61,8 @@ pub(crate) enum BootError {
     Image(#[from] NodeImageError),
     #[error(transparent)]
     Storage(#[from] StorageError),
+    #[error("no network for it")]
+    Network(#[from] NetworkError),
     #[error("the VM did not start: {0}")]
     Vmm(#[from] VmmError),
     #[error("the guest's agent did not answer: {0}")]
@@ -88,7 +91,7 @@ impl BootError {
             Self::Image(NodeImageError::Storage(error)) | Self::Storage(error) if error.is_no_space() => {
                 TerminationReason::NoSpace
             }
-            Self::Image(_) | Self::Storage(_) | Self::Vmm(_) | Self::Link(_) | Self::Guest(_) => {
+            Self::Image(_) | Self::Storage(_) | Self::Network(_) | Self::Vmm(_) | Self::Link(_) | Self::Guest(_) => {
                 TerminationReason::StartupFailedInternalError
             }
             Self::Exited { .. } | Self::Timeout { .. } | Self::SpareGone | Self::Origin(_) | Self::Freeze(_) => {
@@ -225,10 +228,14 @@ impl Plan {
     async fn move_in(&self, spare: &Claimed, runtime: &RuntimeConfig) -> Result<Booted, BootError> {
         let (this, from) = (self.clone(), spare.dir().to_owned());
         blocking(move || {
-            for name in [frozen::MEMORY, DISK, RUN] {
+            for name in [frozen::MEMORY, DISK, network::FILE, RUN] {
                 this.ctx.faults.point("spare: move in")?;
                 let to = this.dir.join(name);
-                std::fs::rename(from.join(name), &to).map_err(StorageError::io("rename a spare to", &to))?;
+                match std::fs::rename(from.join(name), &to) {
+                    // A user-mode network has nothing to be found by.
+                    Err(error) if name == network::FILE && error.kind() == std::io::ErrorKind::NotFound => {}
+                    moved => moved.map_err(StorageError::io("rename a spare to", &to))?,
+                }
             }
             crate::storage::remove_dir(&from)
         })
@@ -263,7 +270,8 @@ impl Plan {
     }
 
     async fn launch(&self, devices: Option<PathBuf>) -> Result<Arc<dyn Vm>, BootError> {
-        let vm_spec = vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices);
+        let network = network::plug(&self.ctx, &self.dir).await?;
+        let vm_spec = vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices, network);
         let vm: Arc<dyn Vm> = Arc::from(self.ctx.driver.launch(&vm_spec).await?);
         if !self.spec.settings.network.allow_internet_access {
             // No user process runs before the guest is configured, so nothing can leave before this.
@@ -350,13 +358,13 @@ pub(crate) fn rehearsal(ctx: &Context) -> Configure {
     }
 }
 
-/// The addresses of QEMU's user-mode network.
+/// The same with every kind of network.
 fn guest_network(ctx: &Context) -> Option<GuestNetwork> {
     ctx.user_network.then(|| GuestNetwork {
-        address: "10.0.2.15".into(),
-        prefix: 24,
-        gateway: "10.0.2.2".into(),
-        dns: "10.0.2.3".into(),
+        address: network::GUEST.to_string(),
+        prefix: network::PREFIX,
+        gateway: network::GATEWAY.to_string(),
+        dns: network::RESOLVER.to_string(),
     })
 }
 
@@ -366,7 +374,14 @@ fn fresh_entropy() -> String {
 }
 
 /// What the VMM is told of a sandbox, or of a template.
-pub(crate) fn vm_spec(ctx: &Context, id: &str, home: &Path, resources: &Resources, devices: Option<PathBuf>) -> VmSpec {
+pub(crate) fn vm_spec(
+    ctx: &Context,
+    id: &str,
+    home: &Path,
+    resources: &Resources,
+    devices: Option<PathBuf>,
+    network: NetworkSpec,
+) -> VmSpec {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "cpus is validated to 0.25..=1024")]
     let vcpus = resources.cpus.ceil() as u32;
     VmSpec {
@@ -380,7 +395,7 @@ pub(crate) fn vm_spec(ctx: &Context, id: &str, home: &Path, resources: &Resource
         memory_mib: resources.memory_mb,
         memory: Some(home.join(frozen::MEMORY)),
         devices,
-        network: NetworkSpec::User { restrict: false },
+        network,
     }
 }
 
@@ -437,8 +452,8 @@ async fn console(vm: &dyn Vm) -> String {
     }
 }
 
-/// Ends the VM whose run directory lies in `dir`, if there is one.
-pub(crate) async fn end_vm(ctx: &Context, dir: &Path) -> Result<(), VmmError> {
+/// Ends the VM whose run directory lies in `dir`, if there is one, and removes its network.
+pub(crate) async fn end_vm(ctx: &Context, dir: &Path) -> Result<(), BootError> {
     let run_dir = dir.join(RUN);
     // A boot that failed before it made the directory has started nothing.
     if run_dir.exists()
@@ -446,7 +461,8 @@ pub(crate) async fn end_vm(ctx: &Context, dir: &Path) -> Result<(), VmmError> {
     {
         vm.kill().await?;
     }
-    Ok(())
+    let dir = dir.to_owned();
+    Ok(blocking(move || network::unplug(&dir)).await?)
 }
 
 /// Removes the VM and every file of the sandbox but its record; whatever is not there is fine.

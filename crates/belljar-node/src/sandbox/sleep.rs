@@ -10,7 +10,6 @@
 use std::{path::Path, pin::pin};
 
 use belljar_api::{log::level, node::NodeState};
-use belljar_vmm::VmmError;
 use tokio::time::Instant;
 
 use super::{
@@ -24,7 +23,7 @@ use crate::{
     blocking, chain,
     guest::GuestError,
     limits::{RELINK_TIMEOUT, UNDO_PAUSE},
-    pressure,
+    network, pressure,
     storage::StorageError,
 };
 
@@ -190,9 +189,9 @@ impl Task {
         let ended = match resident {
             // Its own control connection: there may be others that hold it, and a second one would wait for them.
             Some(booted) => {
-                let killed = booted.vm.kill().await;
-                self.vm_left = killed.is_err();
-                killed
+                let ended = self.end_resident(booted).await;
+                self.vm_left = ended.is_err();
+                ended
             }
             None if self.vm_left => self.end_left().await,
             None => Ok(()),
@@ -203,7 +202,14 @@ impl Task {
         }
     }
 
-    async fn end_left(&mut self) -> Result<(), VmmError> {
+    async fn end_resident(&self, booted: Booted) -> Result<(), BootError> {
+        booted.vm.kill().await?;
+        drop(booted);
+        let dir = self.dir.clone();
+        Ok(blocking(move || network::unplug(&dir)).await?)
+    }
+
+    async fn end_left(&mut self) -> Result<(), BootError> {
         end_vm(&self.ctx, &self.dir).await?;
         self.vm_left = false;
         Ok(())

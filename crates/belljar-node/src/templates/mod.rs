@@ -32,6 +32,7 @@ use crate::{
     Context, blocking, chain, guest,
     images::LocalImage,
     limits::{BOOT_TIMEOUT, TEMPLATES_MAX},
+    network,
     sandbox::{
         boot::{self, BootError, linked, vm_spec},
         frozen::{self, Still},
@@ -120,7 +121,7 @@ impl Templates {
         let memory = resources.memory_mb.to_string();
         let driver = ctx.driver.kind().to_string();
         let mut hasher = blake3::Hasher::new();
-        for part in [FORMAT, artifacts, &image, &vcpus, &memory, &driver, ctx.driver.version()] {
+        for part in [FORMAT, artifacts, &image, &vcpus, &memory, &driver, ctx.driver.version(), ctx.network.kind()] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
@@ -227,7 +228,9 @@ async fn build_in(ctx: &Arc<Context>, home: &Path, image: &LocalImage, resources
         fs::write(&file, text).map_err(StorageError::io("write", &file))
     })
     .await?;
-    let vm: Arc<dyn Vm> = Arc::from(ctx.driver.launch(&vm_spec(ctx, "template", home, resources, None)).await?);
+    let network = network::plug(ctx, home).await?;
+    let vm: Arc<dyn Vm> =
+        Arc::from(ctx.driver.launch(&vm_spec(ctx, "template", home, resources, None, network)).await?);
     let linked = linked(&*vm, BOOT_TIMEOUT, |link| async move {
         guest::settle(&link).await?;
         Ok(link)
@@ -242,6 +245,8 @@ async fn build_in(ctx: &Arc<Context>, home: &Path, image: &LocalImage, resources
     }
     .await;
     vm.kill().await?;
+    let home = home.to_owned();
+    blocking(move || network::unplug(&home)).await?;
     kept
 }
 

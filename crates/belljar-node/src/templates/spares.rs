@@ -1,6 +1,7 @@
 //! VMs that are restored from a template ahead of time and stand still until a sandbox takes one over.
 //!
-//! A spare is a directory with `memory`, `disk.ext4` and `run/`, exactly as a sandbox's, so taking it over is three renames.
+//! A spare is a directory with `memory`, `disk.ext4`, `network` and `run/`, exactly as a sandbox's, so taking it over is
+//! four renames.
 //! It is refilled when one is taken. It has no owner and no identity: the sandbox that takes it configures it. A new node
 //! process knows none of them and ends them ([`sweep`]).
 
@@ -17,6 +18,7 @@ use super::Key;
 use crate::{
     Context, blocking, chain, guest,
     limits::{RESTORE_TIMEOUT, SPARES_MAX, UNDO_PAUSE},
+    network,
     sandbox::{
         boot::{self, BootError, linked, vm_spec},
         frozen,
@@ -176,7 +178,8 @@ async fn make(ctx: &Arc<Context>, key: &Key, dir: &Path) -> Result<Box<dyn Vm>, 
     .await?;
     let resources: Resources = resources;
     let devices = Some(template.join(frozen::DEVICES));
-    let vm = ctx.driver.launch(&vm_spec(ctx, "spare", dir, &resources, devices)).await?;
+    let network = network::plug(ctx, dir).await?;
+    let vm = ctx.driver.launch(&vm_spec(ctx, "spare", dir, &resources, devices, network)).await?;
     rehearse(ctx, &*vm).await?;
     Ok(vm)
 }

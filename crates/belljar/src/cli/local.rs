@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand};
 
+use belljar_node::NetworkSetting;
+
 use super::value;
 use crate::env_vars;
 
@@ -37,6 +39,10 @@ pub struct UpArgs {
     /// Virtual machines kept ready for each kind of sandbox; each takes about 40 MiB [default: 2]
     #[arg(long, value_name = "N", env = env_vars::SPARES, hide_env_values = true)]
     pub spares: Option<usize>,
+    /// What sandboxes' networks are made of: `namespaces`, in which egress rules hold (needs root, nftables and iproute2);
+    /// `user`, QEMU's own, in which they do not; `auto`: namespaces where they can be had [default: auto]
+    #[arg(long, value_name = "KIND", env = env_vars::NETWORK, hide_env_values = true)]
+    pub network: Option<NetworkSetting>,
     /// Whether sandboxes begin from golden snapshots; without them each one boots [default: true]
     #[arg(long, value_name = "BOOL", env = env_vars::TEMPLATES, hide_env_values = true)]
     pub templates: Option<bool>,

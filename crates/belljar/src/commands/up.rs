@@ -145,6 +145,7 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     settings.public_url.iter().for_each(|url| flag("--public-url", url.into()));
     settings.ingress_domain.iter().for_each(|name| flag("--ingress-domain", name.into()));
     flag("--spares", settings.spares.to_string().into());
+    flag("--network", settings.network.to_string().into());
     flag("--templates", settings.templates.to_string().into());
     flag("--resident-secs", settings.resident.as_secs().to_string().into());
     settings.volume_file.iter().for_each(|file| flag("--volume-file", file.into()));

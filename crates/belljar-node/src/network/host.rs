@@ -1,0 +1,93 @@
+//! What the host itself needs for its networks: forwarding, rules, and two programs.
+//!
+//! The rules are the same for every node on a host, so the first and the last to want them make and remove the same.
+
+use std::{
+    fs,
+    io::Write,
+    net::Ipv4Addr,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use super::NetworkError;
+use crate::limits::{NETWORKS_MAX, PROGRAM_OUTPUT};
+
+/// How the host's devices are called, before their number.
+pub(super) const DEVICES: &str = "bjnet";
+/// First address of those that lead from the host to its networks; two for each.
+pub(super) const RANGE: Ipv4Addr = Ipv4Addr::new(10, 190, 0, 0);
+const RANGE_PREFIX: u8 = 16;
+const _: () = assert!(NETWORKS_MAX as u64 * 2 <= 1 << (32 - RANGE_PREFIX));
+
+const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// Lets networks out. Nothing from outside gets in, and none reaches another one or the host.
+pub(super) fn prepare() -> Result<(), NetworkError> {
+    // Other programs (Docker, libvirt) do the same; it stays on, since who else relies on it by then is not known.
+    if fs::read_to_string(FORWARD).is_ok_and(|value| value.trim() == "0") {
+        fs::write(FORWARD, "1").map_err(NetworkError::io(format!("write 1 to {FORWARD}")))?;
+    }
+    nft(&format!(
+        "table inet belljar_host
+delete table inet belljar_host
+table inet belljar_host {{
+    chain input {{
+        type filter hook input priority -10; policy accept;
+        iifname \"{DEVICES}*\" drop
+    }}
+    chain forward {{
+        type filter hook forward priority -10; policy accept;
+        iifname \"{DEVICES}*\" oifname \"{DEVICES}*\" drop
+        oifname \"{DEVICES}*\" ct state != {{ established, related }} drop
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority 100; policy accept;
+        ip saddr {RANGE}/{RANGE_PREFIX} oifname != \"{DEVICES}*\" masquerade
+    }}
+}}
+"
+    ))
+}
+
+/// Removes the rules if no network is left on the host.
+pub(super) fn tidy() -> Result<(), NetworkError> {
+    let left = fs::read_dir(super::slot::CLAIMS).is_ok_and(|mut entries| entries.next().is_some());
+    if left { Ok(()) } else { nft("table inet belljar_host\ndelete table inet belljar_host\n") }
+}
+
+/// Applies a whole script, or none of it, in the network of the calling thread.
+pub(crate) fn nft(script: &str) -> Result<(), NetworkError> {
+    run("nft", &["-f", "-"], script)
+}
+
+/// Runs a batch of `ip` commands in the network of the calling thread.
+pub(super) fn ip(batch: &str) -> Result<(), NetworkError> {
+    run("ip", &["-batch", "-"], batch)
+}
+
+fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<(), NetworkError> {
+    let failed = || NetworkError::io(format!("run `{program}`; install it with: apt install {}", package(program)));
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed())?;
+    // It reads all of it before it says much.
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().map_err(failed())?;
+    if output.status.success() {
+        return written.map_err(failed());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let text: String = text.trim().chars().take(PROGRAM_OUTPUT).collect();
+    Err(NetworkError::Program { program, output: text })
+}
+
+fn package(program: &str) -> &'static str {
+    if Path::new(program) == Path::new("ip") { "iproute2" } else { "nftables" }
+}

@@ -1,0 +1,253 @@
+//! The network of each VM: a namespace of its own, with a tap, a way out, and rules.
+//!
+//! ```text
+//!   guest eth0 10.0.2.15 ── tap0 10.0.2.2 │ namespace belljar-N │ up0 ══ bjnetN │ host ── masquerade ──> elsewhere
+//!                                         └─ 10.0.2.3: the resolver's sockets
+//!
+//!  (free) --claim--> making --made--> ready --plug--> in use by one VM process --unplug--> gone
+//!                       └─ failed: undone               └─ the node died: found by its home, or swept
+//! ```
+//! The addresses inside are the same everywhere, so a restored guest keeps what it was told. What tells networks apart is a
+//! number, and with it the names and the addresses of the pair of devices that leads out; numbers are claimed for the whole
+//! host ([`slot`]), since other nodes may run on it.
+//!
+//! A VM process has one network from its start to its end. Its home (the directory of the sandbox, spare or template) holds
+//! a file `network` with the number, written before anything is plugged in.
+//!
+//! Without the rights or the programs for that ([`Network::open`]), VMs have QEMU's user-mode network: no rules are
+//! enforced then but "nothing at all".
+//!
+//! It knows no sandboxes and no policies; [`crate::egress`] says what may pass. Called by [`crate::sandbox::boot`], the
+//! templates and the node's start.
+
+mod host;
+mod slot;
+
+use std::{
+    collections::HashSet,
+    fmt, fs, io,
+    net::Ipv4Addr,
+    path::Path,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use belljar_vmm::NetworkSpec;
+use serde::Deserialize;
+
+use self::slot::Slot;
+pub(crate) use self::slot::enter;
+use crate::{Context, blocking, chain, limits::NETWORKS_READY};
+
+/// The guest's address and what it is told of its surroundings; those of QEMU's user-mode network, so that a guest need not
+/// know which one it has.
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+pub(crate) const PREFIX: u8 = 24;
+/// The devices of a namespace: towards the guest, and out.
+pub(crate) const TAP: &str = "tap0";
+pub(crate) const UPLINK: &str = "up0";
+
+/// File in a VM's home that holds the number of its network.
+pub(crate) const FILE: &str = "network";
+
+/// What the operator wants; as text `auto`, `namespaces` or `user`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkSetting {
+    /// Namespaces where they can be had.
+    #[default]
+    Auto,
+    /// Namespaces, or the node does not start.
+    Namespaces,
+    /// QEMU's user-mode network.
+    User,
+}
+
+impl fmt::Display for NetworkSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Namespaces => "namespaces",
+            Self::User => "user",
+        })
+    }
+}
+
+impl FromStr for NetworkSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Auto, Self::Namespaces, Self::User];
+        all.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| "write auto, namespaces or user".to_owned())
+    }
+}
+
+/// A network that cannot be made, or not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A system call or a file.
+    #[error("cannot {operation}")]
+    Io {
+        /// What was tried.
+        operation: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// `ip` or `nft`.
+    #[error("`{program}` failed: {output}")]
+    Program {
+        /// Which.
+        program: &'static str,
+        /// The end of what it wrote.
+        output: String,
+    },
+    /// All numbers are taken.
+    #[error("all {0} networks of this host are in use")]
+    Exhausted(u32),
+}
+
+impl NetworkError {
+    fn io(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let operation = operation.into();
+        move |source| Self::Io { operation, source }
+    }
+}
+
+/// The networks of a node.
+pub(crate) struct Network {
+    /// `None`: QEMU's user-mode network.
+    pool: Option<Pool>,
+}
+
+struct Pool {
+    /// Whose the numbers are.
+    node_id: String,
+    /// Made ahead, for the next VMs.
+    ready: Mutex<Vec<Slot>>,
+}
+
+impl Network {
+    /// Finds out what can be had, by making one. Blocking.
+    pub(crate) fn open(setting: NetworkSetting, has_tap: bool, node_id: &str) -> Result<Self, NetworkError> {
+        if setting == NetworkSetting::User || !has_tap {
+            return Ok(Self { pool: None });
+        }
+        let first = || {
+            host::prepare()?;
+            Slot::make(node_id)
+        };
+        match first() {
+            Ok(slot) => Ok(Self { pool: Some(Pool { node_id: node_id.to_owned(), ready: Mutex::new(vec![slot]) }) }),
+            Err(error) if setting == NetworkSetting::Auto => {
+                tracing::warn!(
+                    error = chain(&error),
+                    "no network namespaces: sandboxes have QEMU's user-mode network, and egress rules are not enforced"
+                );
+                Ok(Self { pool: None })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether rules hold.
+    pub(crate) fn is_enforced(&self) -> bool {
+        self.pool.is_some()
+    }
+
+    /// What distinguishes guests' network cards: a machine that has met one kind cannot go on with the other.
+    pub(crate) fn kind(&self) -> &'static str {
+        if self.is_enforced() { "tap" } else { "user" }
+    }
+
+    fn pool(&self) -> Option<(&Pool, std::sync::MutexGuard<'_, Vec<Slot>>)> {
+        let pool = self.pool.as_ref()?;
+        Some((pool, pool.ready.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// For which node another one is to be made ahead.
+    fn wants_more(&self) -> Option<String> {
+        let (pool, ready) = self.pool()?;
+        (ready.len() < NETWORKS_READY).then(|| pool.node_id.clone())
+    }
+
+    fn add(&self, slot: Slot) {
+        if let Some((_, mut ready)) = self.pool() {
+            ready.push(slot);
+        }
+    }
+
+    fn take(&self) -> Result<Option<Slot>, NetworkError> {
+        let Some((pool, mut ready)) = self.pool() else { return Ok(None) };
+        let slot = ready.pop();
+        drop(ready);
+        match slot {
+            Some(slot) => Ok(Some(slot)),
+            None => Slot::make(&pool.node_id).map(Some),
+        }
+    }
+}
+
+/// Gives the VM that is about to be started in `home` a network, in which nothing may pass yet.
+pub(crate) async fn plug(ctx: &Arc<Context>, home: &Path) -> Result<NetworkSpec, NetworkError> {
+    let (this, file) = (ctx.clone(), home.join(FILE));
+    let plugged = blocking(move || this.network.take()?.map(|slot| slot.plug(&file)).transpose()).await?;
+    let Some(tap) = plugged else { return Ok(NetworkSpec::User { restrict: false }) };
+    refill(ctx);
+    Ok(NetworkSpec::Tap(Arc::new(tap)))
+}
+
+/// Makes as many as are to be ready, in the background.
+pub(crate) fn refill(ctx: &Arc<Context>) {
+    let this = ctx.clone();
+    ctx.spawn(async move {
+        while let Some(node_id) = this.network.wants_more() {
+            match blocking(move || Slot::make(&node_id)).await {
+                Ok(slot) => this.network.add(slot),
+                // The next VM tries it again, and tells.
+                Err(error) => return tracing::warn!(error = chain(&error), "cannot keep a network ready"),
+            }
+        }
+    });
+}
+
+/// Removes the network of the VM of `home`, which has ended; nothing where there is none. Blocking.
+pub(crate) fn unplug(home: &Path) -> Result<(), NetworkError> {
+    let file = home.join(FILE);
+    if let Some(number) = slot::read(&file)? {
+        slot::remove(number)?;
+        fs::remove_file(&file).map_err(NetworkError::io(format!("remove {}", file.display())))?;
+    }
+    Ok(())
+}
+
+/// Number of the network of the VM of `home`.
+pub(crate) fn number(home: &Path) -> Result<Option<u32>, NetworkError> {
+    slot::read(&home.join(FILE))
+}
+
+/// Removes the networks of this node that no VM of the homes in a directory has. Before any new ones are made. Blocking.
+pub(crate) fn sweep(network: &Network, homes: &Path) -> Result<(), NetworkError> {
+    let Some((pool, ready)) = network.pool() else { return Ok(()) };
+    let mut used: HashSet<u32> = ready.iter().map(Slot::number).collect();
+    let failed = || NetworkError::io(format!("list {}", homes.display()));
+    for home in fs::read_dir(homes).map_err(failed())? {
+        used.extend(number(&home.map_err(failed())?.path())?);
+    }
+    for number in slot::owned_by(&pool.node_id)? {
+        if !used.contains(&number) {
+            slot::remove(number)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what was made ahead, and what the host had to have if nobody on it has networks any more. Blocking.
+pub(crate) fn close(network: &Network) -> Result<(), NetworkError> {
+    let Some((_, mut ready)) = network.pool() else { return Ok(()) };
+    for slot in ready.drain(..) {
+        slot::remove(slot.number())?;
+    }
+    host::tidy()
+}

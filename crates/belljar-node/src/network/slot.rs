@@ -1,0 +1,251 @@
+//! One network of the host, by its number.
+//!
+//! A number is claimed by making `/run/belljar/networks/N`, which holds the id of the node that has it, and is free again
+//! when that file is gone; it goes last. All of it is in memory: a reboot leaves nothing.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    net::Ipv4Addr,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+};
+
+use super::{GATEWAY, NetworkError, PREFIX, RESOLVER, TAP, UPLINK, host};
+use crate::limits::NETWORKS_MAX;
+
+pub(super) const CLAIMS: &str = "/run/belljar/networks";
+/// Where `ip netns` looks.
+const NAMESPACES: &str = "/run/netns";
+
+/// A network that no VM has yet.
+pub(super) struct Slot {
+    number: u32,
+    tap: OwnedFd,
+}
+
+impl Slot {
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Claims a number and makes what belongs to it; on error nothing is left. Blocking, some 30 ms.
+    pub(super) fn make(node_id: &str) -> Result<Self, NetworkError> {
+        let number = claim(node_id)?;
+        match make(number) {
+            Ok(tap) => Ok(Self { number, tap }),
+            Err(error) => {
+                if let Err(error) = remove(number) {
+                    tracing::warn!(%error, number, "a network that could not be made stays behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Notes the number in `file`: from here on it belongs to the VM that has that. Gives the queue for its card.
+    pub(super) fn plug(self, file: &Path) -> Result<OwnedFd, NetworkError> {
+        let number = self.number;
+        match fs::write(file, number.to_string()) {
+            Ok(()) => Ok(self.tap),
+            Err(source) => {
+                drop(self.tap);
+                remove(number)?;
+                Err(NetworkError::Io { operation: format!("write {}", file.display()), source })
+            }
+        }
+    }
+}
+
+/// The number in a VM's file, if it has one.
+pub(super) fn read(file: &Path) -> Result<Option<u32>, NetworkError> {
+    match fs::read_to_string(file) {
+        Ok(text) => match text.trim().parse() {
+            Ok(number) => Ok(Some(number)),
+            // Half written by somebody who died: then nothing was plugged in, and the sweep finds the network.
+            Err(_) => Ok(None),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(NetworkError::io(format!("read {}", file.display()))(error)),
+    }
+}
+
+/// The numbers that a node has.
+pub(super) fn owned_by(node_id: &str) -> Result<Vec<u32>, NetworkError> {
+    let failed = || NetworkError::io(format!("list {CLAIMS}"));
+    let entries = match fs::read_dir(CLAIMS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed())?,
+    };
+    let mut numbers = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed())?;
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if let Some(number) = number
+            && fs::read_to_string(entry.path()).is_ok_and(|owner| owner == node_id)
+        {
+            numbers.push(number);
+        }
+    }
+    Ok(numbers)
+}
+
+fn claim_file(number: u32) -> PathBuf {
+    Path::new(CLAIMS).join(number.to_string())
+}
+
+fn claim(node_id: &str) -> Result<u32, NetworkError> {
+    fs::create_dir_all(CLAIMS).map_err(NetworkError::io(format!("create {CLAIMS}")))?;
+    for number in 0..NETWORKS_MAX {
+        match OpenOptions::new().write(true).create_new(true).open(claim_file(number)) {
+            Ok(mut file) => {
+                let written = file.write_all(node_id.as_bytes());
+                written.map_err(NetworkError::io(format!("write {}", claim_file(number).display())))?;
+                return Ok(number);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(NetworkError::io(format!("create {}", claim_file(number).display()))(error)),
+        }
+    }
+    Err(NetworkError::Exhausted(NETWORKS_MAX))
+}
+
+/// Name of the namespace, and of its device on the host.
+fn names(number: u32) -> (String, String) {
+    (format!("belljar-{number}"), format!("{}{number}", host::DEVICES))
+}
+
+fn namespace(number: u32) -> PathBuf {
+    Path::new(NAMESPACES).join(names(number).0)
+}
+
+/// The two ends of the way out: the host's, and the namespace's.
+pub(super) fn addresses(number: u32) -> (Ipv4Addr, Ipv4Addr) {
+    let first = host::RANGE.to_bits() + number * 2;
+    (first.into(), (first + 1).into())
+}
+
+fn make(number: u32) -> Result<OwnedFd, NetworkError> {
+    let path = namespace(number);
+    fs::create_dir_all(NAMESPACES).map_err(NetworkError::io(format!("create {NAMESPACES}")))?;
+    File::create(&path).map_err(NetworkError::io(format!("create {}", path.display())))?;
+    let (_, outer) = names(number);
+    let (near, far) = addresses(number);
+    // A thread of its own: it never comes back from there.
+    let tap = on_thread(move || {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|error| NetworkError::io("make a network namespace")(error.into()))?;
+        mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|error| NetworkError::io(format!("mount {}", path.display()))(error.into()))?;
+        let tap = open_tap()?;
+        for (name, value) in [("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")] {
+            // A kernel without IPv6 has no switch for it.
+            let _ = fs::write(format!("/proc/sys/net/{name}"), value);
+        }
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").map_err(NetworkError::io("let the namespace forward"))?;
+        host::nft(LOCKED)?;
+        host::ip(&format!(
+            "link set lo up\n\
+             address add {GATEWAY}/{PREFIX} dev {TAP}\n\
+             address add {RESOLVER}/{PREFIX} dev {TAP}\n\
+             link set {TAP} up\n\
+             link add {UPLINK} type veth peer name {outer} netns {}\n\
+             address add {far}/31 dev {UPLINK}\n\
+             link set {UPLINK} up\n\
+             route add default via {near}\n",
+            std::process::id()
+        ))?;
+        Ok(tap)
+    })?;
+    let outer = names(number).1;
+    // As inside: there is no IPv6.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{outer}/disable_ipv6"), "1");
+    host::ip(&format!("address add {near}/31 dev {outer}\nlink set {outer} up\n"))?;
+    Ok(tap)
+}
+
+/// The rules of a namespace whose guest nobody has spoken for.
+const LOCKED: &str = "table inet belljar {
+    chain input { type filter hook input priority 0; policy drop; }
+    chain forward { type filter hook forward priority 0; policy drop; }
+    chain output { type filter hook output priority 0; policy drop; }
+}
+";
+
+/// `TUNSETIFF` of `linux/if_tun.h`: `_IOW('T', 202, int)`.
+const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+
+/// Makes the tap of the namespace that the thread is in. It is gone when nobody has this open any more.
+#[expect(unsafe_code, reason = "no safe wrapper has this ioctl")]
+fn open_tap() -> Result<OwnedFd, NetworkError> {
+    let operation = "open /dev/net/tun";
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(NetworkError::io(operation))?;
+    let mut name = [0; libc::IFNAMSIZ];
+    for (to, from) in name.iter_mut().zip(TAP.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let request = libc::ifreq {
+        ifr_name: name,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_flags: flags.to_le_bytes().first_chunk().map_or(0, |bytes| i16::from_le_bytes(*bytes)),
+        },
+    };
+    // SAFETY: the kernel reads and writes a `struct ifreq`, which `request` is.
+    let made = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, &raw const request) };
+    if made < 0 {
+        return Err(NetworkError::io("make a tap")(io::Error::last_os_error()));
+    }
+    Ok(tun.into())
+}
+
+/// Removes what belongs to a number, as far as it is there, and frees it.
+pub(super) fn remove(number: u32) -> Result<(), NetworkError> {
+    let (_, outer) = names(number);
+    if nix::net::if_::if_nametoindex(outer.as_str()).is_ok() {
+        // Both ends of the pair. With the namespace they would go too, but some time later.
+        host::ip(&format!("link delete {outer}\n"))?;
+    }
+    let path = namespace(number);
+    match umount2(&path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+        Err(error) => return Err(NetworkError::io(format!("unmount {}", path.display()))(error.into())),
+    }
+    for file in [path, claim_file(number)] {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(NetworkError::io(format!("remove {}", file.display()))(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Does something on a thread that is in the network of a number: what it opens and starts stays there. Blocking.
+pub(crate) fn enter<T: Send>(
+    number: u32,
+    work: impl FnOnce() -> Result<T, NetworkError> + Send,
+) -> Result<T, NetworkError> {
+    let path = namespace(number);
+    on_thread(|| {
+        let file = File::open(&path).map_err(NetworkError::io(format!("open {}", path.display())))?;
+        setns(file, CloneFlags::CLONE_NEWNET)
+            .map_err(|error| NetworkError::io(format!("enter {}", path.display()))(error.into()))?;
+        work()
+    })
+}
+
+fn on_thread<T: Send>(work: impl FnOnce() -> Result<T, NetworkError> + Send) -> Result<T, NetworkError> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("network".into()).spawn_scoped(scope, work);
+        let thread = thread.map_err(NetworkError::io("start a thread"))?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

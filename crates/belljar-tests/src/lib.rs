@@ -4,6 +4,7 @@
 //! and ports, and when it ends it checks that no process, mount or file of it is left.
 
 pub mod http;
+pub mod internet;
 mod leftovers;
 pub mod sandbox;
 pub mod terminal;

@@ -1,0 +1,215 @@
+//! A small internet made of network namespaces, so that no test needs the real one.
+//!
+//! ```text
+//!   this thread's namespace: the host ══ veth ══ another namespace: the internet
+//!     45.83.0.1                                    45.83.0.2, and every address of `ADDRESSES`
+//! ```
+//! A thread that has entered it ([`Internet::enter`]) and everything that it starts lives on that host: a
+//! [`World`](crate::World) started then has its own routes, rules and devices, and needs no change. Its addresses are those of
+//! real public networks, since others are denied to sandboxes; nothing leaves the two namespaces. Both are gone with the
+//! process.
+//!
+//! What there is: TCP on port 80 that says which address was reached and then echoes; UDP echo on port 7; DNS on port 53
+//! of every address, UDP only, for the names of `ZONE`.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    process::{Command, Stdio},
+    str::FromStr,
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use hickory_proto::{
+    op::{Message, MessageType, ResponseCode},
+    rr::{Name, RData, Record, RecordType, rdata::A},
+};
+use nix::sched::{CloneFlags, unshare};
+
+/// Two servers that a policy can tell apart.
+pub const ONE: &str = "45.83.1.1";
+/// The other.
+pub const TWO: &str = "45.83.1.2";
+/// A server of a private network beside the host.
+pub const PRIVATE: &str = "10.77.0.1";
+/// Looks like the metadata service of a cloud.
+pub const METADATA: &str = "169.254.169.254";
+/// The host's DNS server.
+pub const DNS: &str = "45.83.2.53";
+/// Somebody else's.
+pub const OTHER_DNS: &str = "45.83.2.54";
+/// The host, on the way out.
+pub const HOST: &str = "45.83.0.1";
+
+const ADDRESSES: [&str; 6] = [ONE, TWO, PRIVATE, METADATA, DNS, OTHER_DNS];
+
+/// Names that are there from the start; a `*` stands for one label or more.
+const ZONE: [(&str, &str); 5] = [
+    ("one.example.", ONE),
+    ("two.example.", TWO),
+    ("*.wild.example.", ONE),
+    ("rebind.example.", PRIVATE),
+    ("metadata.example.", METADATA),
+];
+
+/// Seconds that an answer holds.
+const TTL: u32 = 5;
+
+/// A connection or datagram that came in: where from, and which address it was sent to.
+pub type Seen = Arc<Mutex<Vec<String>>>;
+
+/// The other side.
+pub struct Internet {
+    zone: Arc<Mutex<Vec<(String, Ipv4Addr)>>>,
+    queries: Seen,
+}
+
+impl Internet {
+    /// Makes both namespaces and puts the calling thread into the host's.
+    ///
+    /// # Panics
+    /// Without the rights for it.
+    pub fn enter() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: run it as root");
+        ip("link set lo up");
+        let zone = ZONE.iter().map(|(name, address)| ((*name).to_owned(), address.parse().expect("an address")));
+        let internet = Self { zone: Arc::new(Mutex::new(zone.collect())), queries: Seen::default() };
+        let (ready, made) = channel();
+        let (connect, connected) = channel();
+        let (zone, queries) = (internet.zone.clone(), internet.queries.clone());
+        thread::spawn(move || serve(&ready, &connected, zone, queries));
+        let tid: i32 = made.recv().expect("the internet");
+        ip(&format!("link add out0 type veth peer name in0 netns {tid}"));
+        ip(&format!("address add {HOST}/24 dev out0"));
+        ip("link set out0 up");
+        ip("route add default via 45.83.0.2");
+        connect.send(()).expect("the internet");
+        // The services are there when this is answered.
+        made.recv().expect("the internet serves");
+        internet
+    }
+
+    /// Gives a name another address, or its first.
+    pub fn set_name(&self, name: &str, address: &str) {
+        let mut zone = self.zone.lock().expect("the zone");
+        zone.retain(|(known, _)| known != name);
+        zone.push((name.to_owned(), address.parse().expect("an address")));
+    }
+
+    /// Removes a name.
+    pub fn remove_name(&self, name: &str) {
+        self.zone.lock().expect("the zone").retain(|(known, _)| known != name);
+    }
+
+    /// Names that were asked for, each with the server that was asked.
+    pub fn queries(&self) -> Vec<String> {
+        self.queries.lock().expect("the queries").clone()
+    }
+}
+
+/// Runs `ip` in the namespace of the calling thread.
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).stdin(Stdio::null()).output().expect("ip starts");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn serve(ready: &std::sync::mpsc::Sender<i32>, connected: &Receiver<()>, zone: Arc<Mutex<Vec<(String, Ipv4Addr)>>>, queries: Seen) {
+    unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    ip("link set lo up");
+    ready.send(nix::unistd::gettid().as_raw()).expect("told");
+    connected.recv().expect("connected");
+    ip("address add 45.83.0.2/24 dev in0");
+    ip("link set in0 up");
+    for address in ADDRESSES {
+        ip(&format!("address add {address}/32 dev lo"));
+    }
+    let tcp = TcpListener::bind("0.0.0.0:80").expect("port 80");
+    thread::spawn(move || accept(&tcp));
+    // A socket for each address: an answer has to come from where the question went.
+    for address in ADDRESSES {
+        let echo = UdpSocket::bind((address, 7)).expect("port 7");
+        thread::spawn(move || echo_datagrams(&echo));
+        let dns = UdpSocket::bind((address, 53)).expect("port 53");
+        let (zone, queries) = (zone.clone(), queries.clone());
+        thread::spawn(move || answer_questions(&dns, address, &zone, &queries));
+    }
+    ready.send(0).expect("told");
+}
+
+fn accept(listener: &TcpListener) {
+    for stream in listener.incoming().flatten() {
+        thread::spawn(move || talk(stream));
+    }
+}
+
+fn talk(mut stream: TcpStream) -> io::Result<()> {
+    let here = stream.local_addr()?.ip();
+    writeln!(stream, "this is {here}")?;
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => stream.write_all(&buffer[..count])?,
+        }
+    }
+}
+
+fn echo_datagrams(socket: &UdpSocket) {
+    let mut buffer = [0; 2048];
+    while let Ok((count, from)) = socket.recv_from(&mut buffer) {
+        let _ = socket.send_to(&buffer[..count], from);
+    }
+}
+
+fn answer_questions(socket: &UdpSocket, server: &str, zone: &Mutex<Vec<(String, Ipv4Addr)>>, queries: &Mutex<Vec<String>>) {
+    let mut buffer = [0; 2048];
+    while let Ok((count, from)) = socket.recv_from(&mut buffer) {
+        let Ok(question) = Message::from_vec(&buffer[..count]) else { continue };
+        let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
+        answer.metadata.recursion_available = true;
+        answer.metadata.recursion_desired = true;
+        for query in &question.queries {
+            let name = query.name().to_ascii().to_ascii_lowercase();
+            queries.lock().expect("the queries").push(format!("{name} at {server}"));
+            answer.add_query(query.clone());
+            match find(&zone.lock().expect("the zone"), &name) {
+                Some(address) if query.query_type() == RecordType::A => {
+                    let name = Name::from_str(&name).expect("a name");
+                    answer.add_answer(Record::from_rdata(name, TTL, RData::A(A(address))));
+                }
+                Some(_) => {}
+                None => answer.metadata.response_code = ResponseCode::NXDomain,
+            }
+        }
+        debug_assert_eq!(answer.metadata.message_type, MessageType::Response);
+        if let Ok(bytes) = answer.to_vec() {
+            let _ = socket.send_to(&bytes, from);
+        }
+    }
+}
+
+fn find(zone: &[(String, Ipv4Addr)], name: &str) -> Option<Ipv4Addr> {
+    let matches = |pattern: &str| match pattern.strip_prefix('*') {
+        Some(suffix) => name.ends_with(suffix) && name.len() > suffix.len(),
+        None => name == pattern,
+    };
+    zone.iter().find(|(pattern, _)| matches(pattern)).map(|(_, address)| *address)
+}
+
+/// Waits until something answers there, for at most some seconds.
+pub fn reachable(address: IpAddr, port: u16) -> bool {
+    TcpStream::connect_timeout(&(address, port).into(), Duration::from_secs(2)).is_ok()
+}
+
+/// Devices of the calling thread's namespace that belong to sandboxes.
+pub fn sandbox_devices() -> Vec<String> {
+    let text = fs::read_to_string("/proc/thread-self/net/dev").expect("the devices");
+    let names = text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned());
+    names.filter(|name| name.starts_with("bjnet")).collect()
+}

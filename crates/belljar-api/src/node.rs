@@ -14,6 +14,7 @@
 //! | `GET /v1/storage` | -> [`crate::snapshot::StorageUse`] |
 //! | `POST /v1/storage/gc` | -> [`crate::snapshot::Collected`] |
 //! | `GET /v1/snapshots/{id}/diff/{other}` | -> [`crate::snapshot::SnapshotDiff`]; 404 when one is not here |
+//! | `POST /v1/network/check` | [`NetworkConfig`] -> `{}`; 400 says what cannot be enforced, or which name has no address |
 //! | `POST /v1/logs` | [`LogQuery`] -> [`crate::log::LogPage`] |
 //! | `GET /v1/logs/{sandbox_id}/processes` | -> [`crate::log::LogProcessList`] |
 //! | `CONNECT {sandbox_id}:{port}` | 200, then the stream's bytes are the guest connection's; else 4xx/5xx [`crate::error::ErrorBody`] |
@@ -49,6 +50,9 @@ pub struct NodeHello {
     pub driver: String,
     /// What there is in all.
     pub capacity: Capacity,
+    /// Whether `allow_out` and `deny_out` hold there.
+    #[serde(default)]
+    pub egress_rules: bool,
     /// Images on the node.
     pub images: Vec<ImageInfo>,
 }

@@ -157,6 +157,13 @@ impl Default for NetworkConfig {
     }
 }
 
+impl NetworkConfig {
+    /// Whether it says more than on or off.
+    pub fn has_rules(&self) -> bool {
+        !self.allow_out.is_empty() || !self.deny_out.is_empty()
+    }
+}
+
 fn yes() -> bool {
     true
 }

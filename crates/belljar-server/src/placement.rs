@@ -17,9 +17,23 @@ pub(crate) struct NodeView {
     pub(crate) capacity: Capacity,
     /// Memory that its sandboxes take, MiB.
     pub(crate) used_memory_mb: u64,
+    /// Whether egress rules hold there.
+    pub(crate) egress_rules: bool,
     /// Whether it has the image.
     pub(crate) image: ImagePresence,
 }
+
+/// What a sandbox needs of its node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) resources: &'a Resources,
+    /// It has egress rules, which must not be ignored.
+    pub(crate) egress_rules: bool,
+}
+
+/// What to say where no node enforces egress rules.
+pub(crate) const NO_EGRESS_RULES: &str = "network: allow_out and deny_out are not enforced on any node that is connected; leave \
+     them out, or run the node as root with nftables and iproute2 (`belljar doctor` tells what is missing)";
 
 /// Whether a node has an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +61,7 @@ pub(crate) enum Decision {
 }
 
 /// Decides for one sandbox. The node with the most free memory wins, then the smaller id.
-pub(crate) fn decide(nodes: &[NodeView], wanted: &Resources) -> Decision {
+pub(crate) fn decide(nodes: &[NodeView], wanted: Wanted<'_>) -> Decision {
     if nodes.is_empty() {
         return Decision::Wait(PendingReason::NoExecutorsAvailable);
     }
@@ -63,6 +77,11 @@ pub(crate) fn decide(nodes: &[NodeView], wanted: &Resources) -> Decision {
         let words = missing.cloned().unwrap_or_default();
         return Decision::Never(TerminationReason::ImageNotFound, words);
     }
+    with_image.retain(|node| node.egress_rules || !wanted.egress_rules);
+    if with_image.is_empty() {
+        return Decision::Never(TerminationReason::ConfigurationError, NO_EGRESS_RULES.to_owned());
+    }
+    let wanted = wanted.resources;
     let fitting: Vec<_> = with_image
         .iter()
         .filter(|node| wanted.cpus <= node.capacity.cpus && wanted.memory_mb <= node.capacity.memory_mb)
@@ -96,13 +115,18 @@ mod tests {
 
     fn node(id: &str, cpus: f64, memory_mb: u64, used_memory_mb: u64, present: bool) -> NodeView {
         let image = if present { ImagePresence::Present } else { ImagePresence::Absent("no image x".into()) };
-        NodeView { id: id.into(), capacity: Capacity { cpus, memory_mb }, used_memory_mb, image }
+        NodeView { id: id.into(), capacity: Capacity { cpus, memory_mb }, used_memory_mb, egress_rules: false, image }
     }
 
     #[track_caller]
     fn check(nodes: &[NodeView], cpus: f64, memory_mb: u64, expected: &str) {
-        let wanted = Resources { cpus, memory_mb, disk_mb: 10240, ephemeral_disk_mb: 10240 };
-        let got = match decide(nodes, &wanted) {
+        check_rules(nodes, cpus, memory_mb, false, expected);
+    }
+
+    #[track_caller]
+    fn check_rules(nodes: &[NodeView], cpus: f64, memory_mb: u64, egress_rules: bool, expected: &str) {
+        let resources = Resources { cpus, memory_mb, disk_mb: 10240, ephemeral_disk_mb: 10240 };
+        let got = match decide(nodes, Wanted { resources: &resources, egress_rules }) {
             Decision::Place { node_id, .. } => node_id,
             Decision::Wait(reason) => format!("{reason:?}"),
             Decision::Never(reason, _) => format!("{reason:?}"),
@@ -123,6 +147,15 @@ mod tests {
         check(&[node("a", 8.0, 4096, 0, true), node("b", 2.0, 9999, 0, false)], 1.0, 8192, "NoCapacity");
     }
 
+    #[test]
+    fn rules_go_where_they_hold() {
+        let (without, small) = (node("a", 2.0, 9999, 0, true), node("b", 2.0, 4096, 0, true));
+        let with = NodeView { egress_rules: true, ..small };
+        check_rules(&[without.clone()], 1.0, 1024, true, "ConfigurationError");
+        check_rules(&[without.clone(), with.clone()], 1.0, 1024, true, "b");
+        check_rules(&[without, with], 1.0, 1024, false, "a");
+    }
+
     proptest! {
         #[test]
         fn a_placement_always_fits(
@@ -139,7 +172,7 @@ mod tests {
             let fits = |n: &NodeView| n.image == ImagePresence::Present
                 && n.capacity.cpus >= wanted.cpus
                 && n.used_memory_mb + memory_mb <= n.capacity.memory_mb;
-            match decide(&nodes, &wanted) {
+            match decide(&nodes, Wanted { resources: &wanted, egress_rules: false }) {
                 Decision::Place { node_id, .. } => prop_assert!(nodes.iter().any(|n| n.id == node_id && fits(n))),
                 Decision::Wait(_) | Decision::Never(..) => prop_assert!(!nodes.iter().any(fits)),
             }

@@ -119,7 +119,12 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn serve(ready: &std::sync::mpsc::Sender<i32>, connected: &Receiver<()>, zone: Arc<Mutex<Vec<(String, Ipv4Addr)>>>, queries: Seen) {
+fn serve(
+    ready: &std::sync::mpsc::Sender<i32>,
+    connected: &Receiver<()>,
+    zone: Arc<Mutex<Vec<(String, Ipv4Addr)>>>,
+    queries: Seen,
+) {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
     ip("link set lo up");
     ready.send(nix::unistd::gettid().as_raw()).expect("told");
@@ -167,7 +172,12 @@ fn echo_datagrams(socket: &UdpSocket) {
     }
 }
 
-fn answer_questions(socket: &UdpSocket, server: &str, zone: &Mutex<Vec<(String, Ipv4Addr)>>, queries: &Mutex<Vec<String>>) {
+fn answer_questions(
+    socket: &UdpSocket,
+    server: &str,
+    zone: &Mutex<Vec<(String, Ipv4Addr)>>,
+    queries: &Mutex<Vec<String>>,
+) {
     let mut buffer = [0; 2048];
     while let Ok((count, from)) = socket.recv_from(&mut buffer) {
         let Ok(question) = Message::from_vec(&buffer[..count]) else { continue };

@@ -59,6 +59,7 @@ async fn hello(State(ctx): State<Arc<Context>>) -> Response {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             driver: ctx.driver.kind().to_string(),
             capacity: ctx.capacity,
+            egress_rules: ctx.network.is_enforced(),
             images,
         })
         .into_response(),

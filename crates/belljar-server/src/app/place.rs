@@ -5,13 +5,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use belljar_api::sandbox::TerminationReason;
+use belljar_api::sandbox::{NetworkConfig, TerminationReason};
 
 use super::App;
 use crate::{
     clock::now_ms,
     life::{Ending, Phase, SandboxRow, Spec},
-    placement::{Decision, ImagePresence, NodeView, decide},
+    placement::{Decision, ImagePresence, NodeView, Wanted, decide},
     store::Reservation,
 };
 
@@ -30,13 +30,15 @@ pub(crate) async fn decision(app: &App, spec: &Spec, home: Option<&str>) -> Deci
                 id: link.id().to_owned(),
                 capacity: link.hello().capacity,
                 used_memory_mb: app.live.table.used_mb(link.id()),
+                egress_rules: link.hello().egress_rules,
                 image,
             }),
             // A node that cannot be asked counts as away; its connection is about to end.
             Err(error) => tracing::warn!(node = link.id(), %error, "a node did not say whether it has an image"),
         }
     }
-    decide(&views, &spec.resources)
+    let egress_rules = spec.network.as_ref().is_some_and(NetworkConfig::has_rules);
+    decide(&views, Wanted { resources: &spec.resources, egress_rules })
 }
 
 /// Runs until it is dropped.

@@ -17,7 +17,7 @@ use crate::{
     error::ApiError,
     life::{Change, Ending, Membership, Phase, SandboxRow, Spec},
     limits::PAGE_MAX,
-    placement::Decision,
+    placement::{Decision, NO_EGRESS_RULES},
     store::{Page, Place, Reservation, Start, StoreError},
     visible::{self, World},
 };
@@ -81,10 +81,12 @@ impl App {
             request.check_fields().map_err(|error| ApiError::invalid(error.to_string()))?;
             let snapshot = self.find_snapshot(namespace, id).await?;
             let spec = restore::spec(&request, &snapshot)?;
+            self.refuse_rules_nobody_holds(spec.network.as_ref())?;
             let origin = Origin::Snapshot { snapshot_id: snapshot.id, kind: snapshot.kind };
             return Ok(Plan { name: request.name, spec, origin, home: Some(snapshot.node_id), pool: None });
         }
         let spec = self.image_spec(&request)?;
+        self.refuse_rules_nobody_holds(spec.network.as_ref())?;
         Ok(Plan { name: request.name, spec, origin: Origin::Image, home: None, pool: None })
     }
 
@@ -104,6 +106,16 @@ impl App {
         };
         check_image(&spec.image)?;
         Ok(spec)
+    }
+
+    /// At once, where it is plain that placement would refuse them.
+    fn refuse_rules_nobody_holds(&self, network: Option<&NetworkConfig>) -> Result<(), ApiError> {
+        let nodes = self.live.nodes.connected();
+        let nobody = !nodes.is_empty() && !nodes.iter().any(|link| link.hello().egress_rules);
+        if nobody && network.is_some_and(NetworkConfig::has_rules) {
+            return Err(ApiError::invalid(NO_EGRESS_RULES));
+        }
+        Ok(())
     }
 
     /// Waits until a sandbox has come up or has ended; whether it did in time.
@@ -187,6 +199,9 @@ impl App {
         if request.auto_resume == Some(false) && !suspends {
             return Err(ApiError::invalid("auto_resume: false needs a name: only named sandboxes are suspended"));
         }
+        if let Some(network) = request.network.as_ref().and_then(Option::as_ref) {
+            self.check_network(row, network).await?;
+        }
         let change = Change {
             name: request.name,
             timeout_secs: request.timeout_secs,
@@ -200,6 +215,19 @@ impl App {
             let message = format!("sandbox {} has ended and cannot be changed; create a new one", row.id);
             ApiError::new(StatusCode::CONFLICT, belljar_api::error::code::CONFLICT, message)
         })
+    }
+
+    /// Refuses rules that the sandbox's node could not hold: the old ones stay then.
+    async fn check_network(&self, row: &SandboxRow, network: &NetworkConfig) -> Result<(), ApiError> {
+        let Some(node_id) = row.node_id().filter(|_| network.has_rules()) else { return Ok(()) };
+        let link = self.live.nodes.get(node_id).ok_or_else(|| {
+            let message = "the sandbox's node is not connected, so its network cannot be changed now; try again later";
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, belljar_api::error::code::SANDBOX_NOT_READY, message)
+        })?;
+        if !link.hello().egress_rules {
+            return Err(ApiError::invalid(NO_EGRESS_RULES));
+        }
+        Ok(link.check_network(network).await?)
     }
 
     /// Ends a sandbox; one that has ended stays as it is.

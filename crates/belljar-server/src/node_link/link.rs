@@ -12,6 +12,7 @@ use belljar_api::{
     image::ImageInfo,
     log::{LogPage, LogProcessList},
     node::{Command, CommandAck, LogQuery, NodeHello},
+    sandbox::NetworkConfig,
     snapshot::{Collected, SnapshotDiff, StorageUse},
 };
 use bytes::Bytes;
@@ -199,6 +200,11 @@ impl NodeLink {
             Err(NodeError::Answer { status: StatusCode::NOT_FOUND, body }) => Ok(ImagePresence::Absent(body.error)),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether it can enforce a network policy now; a refusal says why not.
+    pub(crate) async fn check_network(&self, network: &NetworkConfig) -> Result<(), NodeError> {
+        self.caller.patient().post::<serde_json::Value>("/v1/network/check", network).await.map(drop)
     }
 
     /// A page of a sandbox's log.

@@ -52,7 +52,14 @@ fn on(capacity_mb: u64) -> Reservation {
 
 fn hello() -> NodeHello {
     let capacity = Capacity { cpus: 1.0, memory_mb: 4096 };
-    NodeHello { node_id: "n".into(), version: "1".into(), driver: "qemu".into(), capacity, images: Vec::new() }
+    NodeHello {
+        node_id: "n".into(),
+        version: "1".into(),
+        driver: "qemu".into(),
+        capacity,
+        egress_rules: false,
+        images: Vec::new(),
+    }
 }
 
 fn ending(at: i64) -> Ending {

@@ -52,6 +52,7 @@ struct Inner {
     state: State,
     images: Vec<String>,
     capacity: Capacity,
+    egress_rules: bool,
     /// Answer to commands instead of taking them.
     refuse: Option<StatusCode>,
     /// Take the next command but let the connection break before the acknowledgement.
@@ -64,6 +65,7 @@ impl FakeNode {
             state: State::default(),
             images: vec!["debian-minimal".into()],
             capacity: Capacity { cpus: 4.0, memory_mb: 4096 },
+            egress_rules: false,
             refuse: None,
             break_next: false,
         };
@@ -222,6 +224,7 @@ impl FakeNode {
             version: "1".into(),
             driver: "process".into(),
             capacity: inner.capacity,
+            egress_rules: inner.egress_rules,
             images: inner.images.iter().map(|name| image(name)).collect(),
         }
     }

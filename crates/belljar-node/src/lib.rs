@@ -44,7 +44,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     config::{Artifacts, DriverSetting, NodeConfig},
     driver::DriverError,
-    network::{NetworkError, NetworkSetting},
+    network::{NetworkError, NetworkSetting, probe as probe_network},
 };
 use self::{
     fault::Faults, idle::ConnectionSlots, images::Images, network::Network, record::Ending, registry::Registry,

@@ -115,6 +115,14 @@ impl NetworkError {
     }
 }
 
+/// Makes a network as those of sandboxes, and removes it: whether that works is hard to tell otherwise. Blocking.
+pub fn probe() -> Result<(), NetworkError> {
+    host::prepare()?;
+    let made = Slot::make("probe").and_then(|slot| slot.discard());
+    // Both are tried; the first error tells more.
+    made.and(host::tidy())
+}
+
 /// The networks of a node.
 pub(crate) struct Network {
     /// `None`: QEMU's user-mode network.
@@ -247,7 +255,7 @@ pub(crate) fn sweep(network: &Network, homes: &Path) -> Result<(), NetworkError>
 pub(crate) fn close(network: &Network) -> Result<(), NetworkError> {
     let Some((_, mut ready)) = network.pool() else { return Ok(()) };
     for slot in ready.drain(..) {
-        slot::remove(slot.number())?;
+        slot.discard()?;
     }
     host::tidy()
 }

@@ -49,14 +49,17 @@ impl Slot {
         }
     }
 
+    pub(super) fn discard(self) -> Result<(), NetworkError> {
+        drop(self.tap);
+        remove(self.number)
+    }
+
     /// Notes the number in `file`: from here on it belongs to the VM that has that. Gives the queue for its card.
     pub(super) fn plug(self, file: &Path) -> Result<OwnedFd, NetworkError> {
-        let number = self.number;
-        match fs::write(file, number.to_string()) {
+        match fs::write(file, self.number.to_string()) {
             Ok(()) => Ok(self.tap),
             Err(source) => {
-                drop(self.tap);
-                remove(number)?;
+                self.discard()?;
                 Err(NetworkError::Io { operation: format!("write {}", file.display()), source })
             }
         }

@@ -25,7 +25,7 @@ pub(super) fn checks(data_dir: &Path) -> Vec<Check> {
 
 fn tun() -> Check {
     let path = "/dev/net/tun";
-    let remedy = "not needed by this release; later, egress policy needs it: modprobe tun, as root";
+    let remedy = "sandboxes' networks need it: modprobe tun, as root";
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Check::ok("tun", format!("{path} opens")),
         Err(error) => Check::warn("tun", format!("{path}: {error}"), remedy),
@@ -33,7 +33,7 @@ fn tun() -> Check {
 }
 
 fn nftables() -> Check {
-    let remedy = "not needed by this release; later, egress policy needs it: apt install nftables, as root";
+    let remedy = "sandboxes' networks need it: apt install nftables, as root";
     match run("nft", &["list", "tables"]) {
         Ok(_) => {
             let version = run("nft", &["--version"]).unwrap_or_default();
@@ -44,11 +44,18 @@ fn nftables() -> Check {
 }
 
 fn network() -> Check {
-    Check::warn(
-        "network",
-        "QEMU's user-mode network: sandboxes reach the internet, egress rules are not enforced",
-        "rules are refused and never ignored; `--no-network` cuts a sandbox off",
-    )
+    match belljar_node::probe_network() {
+        Ok(()) => Check::ok("network", "a namespace, a tap and rules for each sandbox; egress rules are enforced"),
+        Err(error) => Check::warn(
+            "network",
+            format!(
+                "QEMU's user-mode network: sandboxes reach the internet, egress rules are not enforced, since {:#}",
+                anyhow::Error::new(error)
+            ),
+            "run `belljar up` as root with nftables and iproute2; until then rules are refused and never ignored, and \
+             `--no-network` cuts a sandbox off",
+        ),
+    }
 }
 
 fn cgroups() -> Check {

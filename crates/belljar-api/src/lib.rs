@@ -1,6 +1,6 @@
 //! The wire types of Belljar's three HTTP APIs, and the rules their values obey.
 //!
-//! - **public** ([`sandbox`], [`snapshot`], [`pool`], [`image`], [`key`], [`log`], [`error`]): what clients speak to the server;
+//! - **public** ([`sandbox`], [`snapshot`], [`pool`], [`image`], [`key`], [`log`], [`network`], [`error`]): what clients speak to the server;
 //! - **guest** ([`process`], [`file`], [`pty`], [`guest`]): what the agent inside a VM answers, reached through the
 //!   server's proxy, plus the node-only system API;
 //! - **node** ([`node`]): what server and node say to each other.
@@ -17,6 +17,7 @@ pub mod image;
 pub mod key;
 pub mod limits;
 pub mod log;
+pub mod network;
 pub mod node;
 pub mod pool;
 pub mod process;

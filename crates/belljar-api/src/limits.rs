@@ -32,6 +32,15 @@ pub const EXPOSED_PORTS_MAX: usize = 64;
 /// The guest agent's port in every sandbox: reserved, never exposed.
 pub const AGENT_PORT: u16 = 9501;
 
+/// Most entries of each list of a network policy: what a packet and a swap of rules cost stays small.
+pub const NETWORK_RULES_MAX: usize = 1000;
+/// Longest host name in a network policy, in bytes, as in DNS.
+pub const HOST_NAME_MAX: usize = 253;
+/// Longest label of a host name, in bytes, as in DNS.
+pub const LABEL_MAX: usize = 63;
+/// Characters of a bad entry that an error quotes.
+pub const ENTRY_QUOTE: usize = 100;
+
 /// Most bytes of a JSON request body on any plane; files and stdin are streamed and not bound by it.
 pub const JSON_BODY_MAX: usize = 1024 * 1024;
 /// Most arguments, environment variables or entrypoint words in one request.

@@ -137,16 +137,19 @@ pub struct Resources {
     pub ephemeral_disk_mb: u64,
 }
 
-/// Network policy. This release enforces `allow_internet_access` and refuses the two lists.
+/// Network policy: what may leave. What an entry of the two lists means is said in [`crate::network`].
+///
+/// With an empty `allow_out` everything public is allowed that `deny_out` does not name; with a filled one nothing but
+/// what it names. Private networks, the host and the metadata services of clouds stay closed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkConfig {
-    /// Whether anything may leave, DNS included.
+    /// False with an empty `allow_out`: nothing leaves, DNS included.
     #[serde(default = "yes")]
     pub allow_internet_access: bool,
-    /// IP, CIDR, host name or `*.suffix`.
+    /// IP, CIDR, host name or `*.suffix`; at most 1000. If there are any, everything else is denied.
     #[serde(default)]
     pub allow_out: Vec<String>,
-    /// IP, CIDR, host name or `*.suffix`; wins over `allow_out`.
+    /// IP, CIDR, host name or `*.suffix`; at most 1000. Wins over `allow_out`.
     #[serde(default)]
     pub deny_out: Vec<String>,
 }
@@ -420,22 +423,6 @@ impl ResourcesRequest {
     }
 }
 
-impl NetworkConfig {
-    /// Refuses what this release cannot enforce; a policy is never silently ignored.
-    pub fn check(&self) -> Result<(), Invalid> {
-        for (field, list) in [("network.allow_out", &self.allow_out), ("network.deny_out", &self.deny_out)] {
-            if !list.is_empty() {
-                return invalid(
-                    field,
-                    "egress rules are not enforced by this release, so they are refused; \
-                     leave the list empty, or use allow_internet_access:false to cut the network off",
-                );
-            }
-        }
-        Ok(())
-    }
-}
-
 fn check_timeout(timeout_secs: Option<u64>) -> Result<(), Invalid> {
     match timeout_secs {
         Some(secs) if secs > limits::TIMEOUT_MAX_SECS => {
@@ -540,7 +527,8 @@ mod tests {
         check(r#"{"resources":{"gpus":[{"count":1,"model":"H100"}]}}"#, Err("resources.gpus"));
         check(r#"{"name":"Box"}"#, Err("name"));
         check(r#"{"exposed_ports":[9501]}"#, Err("exposed_ports"));
-        check(r#"{"network":{"allow_out":["1.2.3.4"]}}"#, Err("network.allow_out"));
+        check(r#"{"network":{"allow_out":["1.2.3.4"]}}"#, Ok(()));
+        check(r#"{"network":{"allow_out":["1.2.3.4/33"]}}"#, Err("network.allow_out"));
         check(r#"{"network":{"allow_internet_access":false}}"#, Ok(()));
         check(r#"{"auto_resume":false}"#, Err("auto_resume"));
         check(r#"{"snapshot_id":"x"}"#, Ok(()));

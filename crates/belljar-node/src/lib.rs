@@ -10,6 +10,8 @@
 mod account;
 mod config;
 mod driver;
+#[expect(dead_code, unused_imports, reason = "network/ puts it to use")]
+mod egress;
 mod fault;
 mod guest;
 mod idle;

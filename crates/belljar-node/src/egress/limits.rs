@@ -1,0 +1,73 @@
+//! Every limit of the egress policy, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Shortest time for which an address that was handed out stays reachable: programs keep addresses longer than a TTL of
+/// a few seconds says.
+pub(super) const TTL_FLOOR: Duration = Duration::from_secs(60);
+/// Longest TTL that is believed: a mistaken TTL of a year would keep an address open after it changed hands.
+pub(super) const TTL_CEILING: Duration = Duration::from_secs(3600);
+/// How long an address stays reachable beyond its TTL: between the answer and the first packet lies a program.
+pub(super) const TTL_GRACE: Duration = Duration::from_secs(30);
+/// How long a name without an address is not asked for again.
+pub(super) const NEGATIVE_TTL: Duration = Duration::from_secs(10);
+/// How long an address of a denied name stays denied after it was last seen: hosts with many addresses show a few at a time.
+pub(super) const DENIED_FOR: Duration = Duration::from_secs(3600);
+/// First and last pause before a denied name that did not resolve is tried again.
+pub(super) const DENIED_RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+
+/// Names that one sandbox's resolver remembers; the one that was not asked for the longest time goes first.
+pub(super) const NAMES_MAX: usize = 4096;
+/// Addresses of one name that are remembered over several answers.
+pub(super) const ADDRESSES_PER_NAME_MAX: usize = 64;
+/// Addresses in one answer; more are left out.
+pub(super) const ADDRESSES_PER_ANSWER_MAX: usize = 32;
+/// Addresses that are open, or denied, by name at once, in one sandbox's firewall.
+pub(super) const ADDRESSES_MAX: usize = 16 * 1024;
+/// Names in one chain of CNAMEs.
+pub(super) const CHAIN_MAX: usize = 10;
+
+/// Longest query that is read, bytes. One question fits in 300; the rest is room for EDNS.
+pub(super) const QUERY_MAX: usize = 1232;
+/// Longest answer over UDP, bytes: what crosses every network unfragmented.
+pub(super) const UDP_ANSWER_MAX: u16 = 1232;
+/// Longest answer over UDP to a guest that says nothing, bytes, as in DNS.
+pub(super) const UDP_ANSWER_MIN: u16 = 512;
+/// Queries per second of one sandbox over a longer time. More are not answered: a tunnel in names becomes useless.
+pub(super) const QUERIES_PER_SECOND: u32 = 100;
+/// Queries of one sandbox at once: a browser's start.
+pub(super) const QUERIES_BURST: u32 = 500;
+/// Queries of one sandbox that wait for upstream resolvers; more are answered with SERVFAIL.
+pub(super) const LOOKUPS_MAX: usize = 64;
+/// Connections of one sandbox to its resolver.
+pub(super) const TCP_CONNECTIONS_MAX: usize = 16;
+/// How long such a connection may be silent.
+pub(super) const TCP_IDLE: Duration = Duration::from_secs(10);
+/// How long one upstream resolver may take for one answer.
+pub(super) const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often each upstream resolver is asked.
+pub(super) const UPSTREAM_ATTEMPTS: usize = 2;
+/// How long one question may take in all: stub resolvers give up after five seconds.
+pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_millis(4500);
+/// Upstream resolvers that are asked.
+pub(super) const UPSTREAMS_MAX: usize = 3;
+/// Names that are resolved at once when a policy is applied.
+pub(super) const RESOLVE_AT_ONCE: usize = 16;
+/// How long the names of a policy may take to resolve; an update waits for it.
+pub(super) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Most entries of the sets in which the firewall keeps addresses: twice what the resolver hands out, since one that is
+/// renewed counts twice for a moment.
+pub(super) const SET_MAX: usize = 2 * ADDRESSES_MAX;
+/// Blocked destinations that the firewall remembers until the node has read them.
+pub(super) const DROPS_MAX: usize = 512;
+/// How long it does, seconds.
+pub(super) const DROPS_SECONDS: u32 = 60;
+/// Blocked packets per second of which one sandbox's are remembered.
+pub(super) const DROP_SAMPLES_PER_SECOND: u32 = 20;
+/// Least bytes that may pass at once under a bandwidth limit: two segments as large as the kernel makes them.
+pub(super) const BURST_MIN: u64 = 128 * 1024;
+
+const _: () = assert!(UPSTREAM_TIMEOUT.as_millis() < LOOKUP_TIMEOUT.as_millis());
+const _: () = assert!(TTL_FLOOR.as_secs() < TTL_CEILING.as_secs() && UDP_ANSWER_MIN <= UDP_ANSWER_MAX);
+const _: () = assert!(ADDRESSES_PER_ANSWER_MAX <= ADDRESSES_PER_NAME_MAX && SET_MAX >= 2 * ADDRESSES_MAX);

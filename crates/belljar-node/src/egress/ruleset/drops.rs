@@ -1,0 +1,125 @@
+//! What the firewall noted: blocked destinations and counters, read from the JSON of `nft`.
+
+use std::{fmt, net::Ipv4Addr};
+
+use serde_json::Value;
+
+use super::rule::Counter;
+use crate::egress::policy::Reason;
+
+/// Arguments of `nft` that list blocked destinations.
+pub(crate) const LIST_DROPS: &[&str] = &["-j", "list", "set", "inet", "belljar", "drops"];
+/// Script that forgets them.
+pub(crate) const FORGET_DROPS: &str = "flush set inet belljar drops\n";
+/// Arguments of `nft` that list the counters.
+pub(crate) const LIST_COUNTERS: &[&str] = &["-j", "list", "counters", "table", "inet", "belljar"];
+
+/// A destination that was blocked at least once. Prints as a line for the sandbox's log.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Dropped {
+    pub(crate) protocol: String,
+    pub(crate) address: Ipv4Addr,
+    /// `None` where the protocol has none.
+    pub(crate) port: Option<u16>,
+    pub(crate) reason: Reason,
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "blocked: {} {}", self.protocol, self.address)?;
+        if let Some(port) = self.port {
+            write!(f, ":{port}")?;
+        }
+        write!(f, ", {}", self.reason)
+    }
+}
+
+/// What has passed and what has not, since the namespace was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) out: Count,
+    pub(crate) r#in: Count,
+    pub(crate) dropped: Count,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+}
+
+/// The blocked destinations in the answer to [`LIST_DROPS`]. What is not understood is left out.
+pub(crate) fn dropped(json: &[u8]) -> Vec<Dropped> {
+    let objects = objects(json);
+    let sets = objects.iter().filter_map(|object| object.get("set")?.get("elem")?.as_array());
+    let mut found: Vec<_> = sets.flatten().filter_map(entry).collect();
+    found.sort_by_key(|dropped| (dropped.address, dropped.port));
+    found
+}
+
+fn entry(element: &Value) -> Option<Dropped> {
+    let value = element.get("elem").map_or(Some(element), |inner| inner.get("val"))?;
+    let [address, protocol, port, mark] = value.get("concat")?.as_array()?.as_slice() else { return None };
+    let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+    let port = u16::try_from(number(port)?).ok()?;
+    Some(Dropped {
+        protocol: protocol.as_str().map_or_else(|| format!("protocol {protocol}"), str::to_owned),
+        address: address.as_str()?.parse().ok()?,
+        port: (port != 0).then_some(port),
+        reason: Reason::of_mark(number(mark)?)?,
+    })
+}
+
+/// The counters in the answer to [`LIST_COUNTERS`].
+pub(crate) fn counts(json: &[u8]) -> Counts {
+    let objects = objects(json);
+    let of = |counter: Counter| {
+        let counters = objects.iter().filter_map(|object| object.get("counter"));
+        let found =
+            counters.into_iter().find(|found| found.get("name").and_then(Value::as_str) == Some(counter.name()));
+        let field = |name| found.and_then(|found| found.get(name)?.as_u64()).unwrap_or_default();
+        Count { packets: field("packets"), bytes: field("bytes") }
+    };
+    Counts { out: of(Counter::Out), r#in: of(Counter::In), dropped: of(Counter::Dropped) }
+}
+
+fn objects(json: &[u8]) -> Vec<Value> {
+    match serde_json::from_slice::<Value>(json).map(|mut answer| answer.get_mut("nftables").map(Value::take)) {
+        Ok(Some(Value::Array(objects))) => objects,
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_read_as_log_lines() {
+        let json = br#"{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"set": {"name": "drops", "elem": [
+            {"elem": {"val": {"concat": ["1.2.3.5", "udp", 53, 7]}, "expires": 59}},
+            {"elem": {"val": {"concat": ["1.2.3.4", "tcp", 443, 2]}, "expires": 59}},
+            {"elem": {"val": {"concat": ["1.2.3.6", "icmp", 0, 3]}, "expires": 59}},
+            {"elem": {"val": {"concat": ["1.2.3.7", 200, 0, 9]}, "expires": 59}},
+            {"elem": {"val": {"concat": ["1.2.3.7", "tcp", 0, 99]}}}, {"elem": 7}, null]}}]}"#;
+        let lines: Vec<_> = dropped(json).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [
+                "blocked: tcp 1.2.3.4:443, not in allow_out",
+                "blocked: udp 1.2.3.5:53, DNS goes to the sandbox's own resolver only",
+                "blocked: icmp 1.2.3.6, in deny_out",
+                "blocked: protocol 200 1.2.3.7, only TCP, UDP and ICMP echo leave a sandbox",
+            ]
+        );
+        assert_eq!(dropped(b"nonsense"), []);
+    }
+
+    #[test]
+    fn counters_are_read_by_name() {
+        let json = br#"{"nftables": [{"counter": {"name": "out", "packets": 2, "bytes": 120}},
+            {"counter": {"name": "dropped", "packets": 1, "bytes": 60}}]}"#;
+        let (out, dropped) = (Count { packets: 2, bytes: 120 }, Count { packets: 1, bytes: 60 });
+        assert_eq!(counts(json), Counts { out, dropped, r#in: Count::default() });
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{network::NetworkSetting, storage::StorageOptions};
+use crate::{network::NetworkOptions, storage::StorageOptions};
 
 /// Everything a node needs to know; see the fields.
 #[derive(Debug, Clone)]
@@ -28,7 +28,7 @@ pub struct NodeConfig {
     /// Memory for sandboxes, MiB; `None` leaves the host a gigabyte.
     pub memory_mb: Option<u64>,
     /// What the cards of VMs are connected to.
-    pub network: NetworkSetting,
+    pub network: NetworkOptions,
     /// The volume of a data directory that cannot reflink.
     pub storage: StorageOptions,
 }

@@ -10,7 +10,6 @@
 mod account;
 mod config;
 mod driver;
-#[expect(dead_code, unused_imports, reason = "network/ puts it to use")]
 mod egress;
 mod fault;
 mod guest;
@@ -46,7 +45,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     config::{Artifacts, DriverSetting, NodeConfig},
     driver::DriverError,
-    network::{NetworkError, NetworkSetting, probe as probe_network},
+    network::{NetworkError, NetworkOptions, NetworkSetting, probe as probe_network},
 };
 use self::{
     fault::Faults, idle::ConnectionSlots, images::Images, network::Network, record::Ending, registry::Registry,

@@ -69,6 +69,12 @@ pub(crate) const H2_CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 pub(crate) const NETWORKS_MAX: u32 = 32 * 1024;
 /// Networks that are made ahead: a create and a wake or two at once wait for none.
 pub(crate) const NETWORKS_READY: usize = 3;
+/// Connections of one sandbox that the kernel keeps track of at once.
+pub(crate) const NETWORK_CONNECTIONS: u32 = 8 * 1024;
+/// Connections that one sandbox may begin in a second.
+pub(crate) const NETWORK_NEW_PER_SECOND: u32 = 500;
+/// How long the reader of a log waits for what the kernel has noted last.
+pub(crate) const TELL_PATIENCE: Duration = Duration::from_secs(1);
 /// Characters of what a program wrote that an error message quotes.
 pub(crate) const PROGRAM_OUTPUT: usize = 500;
 /// Bytes of console output that an error message quotes.

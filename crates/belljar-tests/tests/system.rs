@@ -80,7 +80,7 @@ impl System {
     fn start_node(&mut self) {
         let (shutdown, receiver) = watch::channel(Shutdown::No);
         let config = NodeConfig {
-            network: belljar_node::NetworkSetting::User,
+            network: belljar_node::NetworkOptions { kind: belljar_node::NetworkSetting::User, ..Default::default() },
             data_dir: self.dir.path().join("data"),
             server_address: self.address.clone(),
             node_token: self.node_token.clone(),

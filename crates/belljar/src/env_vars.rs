@@ -29,6 +29,10 @@ pub const INGRESS_DOMAIN: &str = "BELLJAR_INGRESS_DOMAIN";
 pub const SPARES: &str = "BELLJAR_SPARES";
 /// What sandboxes' networks are made of: `auto`, `namespaces` or `user`.
 pub const NETWORK: &str = "BELLJAR_NETWORK";
+/// Networks that are not public and that sandboxes may reach, separated by commas.
+pub const ALLOW_PRIVATE: &str = "BELLJAR_ALLOW_PRIVATE";
+/// DNS servers of sandboxes, separated by commas.
+pub const RESOLVERS: &str = "BELLJAR_RESOLVERS";
 /// Whether sandboxes begin from golden snapshots: `true` or `false`.
 pub const TEMPLATES: &str = "BELLJAR_TEMPLATES";
 /// Seconds that the memory of a sleeping sandbox is held for a quick wake.

@@ -5,12 +5,13 @@
 
 use std::{
     fs, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use belljar_node::{NetworkSetting, NodeConfig};
+use belljar_node::{NetworkOptions, NetworkSetting, NodeConfig};
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
@@ -114,6 +115,10 @@ pub struct ConfigFile {
     pub spares: Option<usize>,
     /// What sandboxes' networks are made of.
     pub network: Option<NetworkSetting>,
+    /// Networks that are not public and that sandboxes may reach.
+    pub allow_private: Option<Vec<IpNet>>,
+    /// DNS servers of sandboxes.
+    pub resolvers: Option<Vec<IpAddr>>,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: Option<bool>,
     /// Seconds that the memory of a sleeping sandbox is held.
@@ -160,7 +165,7 @@ pub struct UpSettings {
     /// VMs kept ready for each golden snapshot.
     pub spares: usize,
     /// What sandboxes' networks are made of.
-    pub network: NetworkSetting,
+    pub network: NetworkOptions,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: bool,
     /// How long the memory of a sleeping sandbox is held.
@@ -297,7 +302,11 @@ impl Settings {
             public_url: args.public_url.clone().or(file.public_url.clone()),
             ingress_domain: args.ingress_domain.clone().or(file.ingress_domain.clone()),
             spares: args.spares.or(file.spares).unwrap_or(NodeConfig::SPARES),
-            network: args.network.or(file.network).unwrap_or_default(),
+            network: NetworkOptions {
+                kind: args.network.or(file.network).unwrap_or_default(),
+                allow_private: args.allow_private.clone().or(file.allow_private.clone()).unwrap_or_default(),
+                resolvers: args.resolvers.clone().or(file.resolvers.clone()).unwrap_or_default(),
+            },
             templates: args.templates.or(file.templates).unwrap_or(true),
             resident: args.resident_secs.or(file.resident_secs).map_or(NodeConfig::RESIDENT, Duration::from_secs),
             volume_file: args.volume_file.clone().or(file.volume_file.clone()),

@@ -17,7 +17,7 @@ use crate::limits::{NETWORKS_MAX, PROGRAM_OUTPUT};
 pub(super) const DEVICES: &str = "bjnet";
 /// First address of those that lead from the host to its networks; two for each.
 pub(super) const RANGE: Ipv4Addr = Ipv4Addr::new(10, 190, 0, 0);
-const RANGE_PREFIX: u8 = 16;
+pub(super) const RANGE_PREFIX: u8 = 16;
 const _: () = assert!(NETWORKS_MAX as u64 * 2 <= 1 << (32 - RANGE_PREFIX));
 
 const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -57,23 +57,28 @@ pub(super) fn tidy() -> Result<(), NetworkError> {
 }
 
 /// Applies a whole script, or none of it, in the network of the calling thread.
-pub(crate) fn nft(script: &str) -> Result<(), NetworkError> {
-    run("nft", &["-f", "-"], script)
+pub(super) fn nft(script: &str) -> Result<(), NetworkError> {
+    run("nft", &["-f", "-"], script).map(drop)
+}
+
+/// What `nft` with these arguments writes, in the network of the calling thread.
+pub(super) fn nft_list(arguments: &[&str]) -> Result<Vec<u8>, NetworkError> {
+    run("nft", arguments, "")
 }
 
 /// Runs a batch of `ip` commands in the network of the calling thread.
 pub(super) fn ip(batch: &str) -> Result<(), NetworkError> {
-    run("ip", &["-batch", "-"], batch)
+    run("ip", &["-batch", "-"], batch).map(drop)
 }
 
-fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<(), NetworkError> {
+fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<Vec<u8>, NetworkError> {
     let failed = || NetworkError::io(format!("run `{program}`; install it with: apt install {}", package(program)));
     let mut child = Command::new(program)
         .args(arguments)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed())?;
@@ -81,7 +86,7 @@ fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<(), Net
     let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().map_err(failed())?;
     if output.status.success() {
-        return written.map_err(failed());
+        return written.map(|()| output.stdout).map_err(failed());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     let text: String = text.trim().chars().take(PROGRAM_OUTPUT).collect();

@@ -20,24 +20,26 @@
 //! It knows no sandboxes and no policies; [`crate::egress`] says what may pass. Called by [`crate::sandbox::boot`], the
 //! templates and the node's start.
 
+mod gate;
 mod host;
 mod slot;
 
 use std::{
     collections::HashSet,
     fmt, fs, io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use belljar_vmm::NetworkSpec;
+use ipnet::IpNet;
 use serde::Deserialize;
 
+pub(crate) use self::gate::{Gate, GateError, check, words};
 use self::slot::Slot;
-pub(crate) use self::slot::enter;
-use crate::{Context, blocking, chain, limits::NETWORKS_READY};
+use crate::{Context, blocking, chain, egress::resolver::Upstream, limits::NETWORKS_READY};
 
 /// The guest's address and what it is told of its surroundings; those of QEMU's user-mode network, so that a guest need not
 /// know which one it has.
@@ -123,8 +125,20 @@ pub fn probe() -> Result<(), NetworkError> {
     made.and(host::tidy())
 }
 
+/// What the operator decides about networks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkOptions {
+    /// What they are made of.
+    pub kind: NetworkSetting,
+    /// Networks that are not public and may be reached by sandboxes all the same.
+    pub allow_private: Vec<IpNet>,
+    /// DNS servers that sandboxes' questions go to; those of `/etc/resolv.conf` where there are none.
+    pub resolvers: Vec<IpAddr>,
+}
+
 /// The networks of a node.
 pub(crate) struct Network {
+    options: NetworkOptions,
     /// `None`: QEMU's user-mode network.
     pool: Option<Pool>,
 }
@@ -138,25 +152,41 @@ struct Pool {
 
 impl Network {
     /// Finds out what can be had, by making one. Blocking.
-    pub(crate) fn open(setting: NetworkSetting, has_tap: bool, node_id: &str) -> Result<Self, NetworkError> {
+    pub(crate) fn open(options: NetworkOptions, has_tap: bool, node_id: &str) -> Result<Self, NetworkError> {
+        let setting = options.kind;
         if setting == NetworkSetting::User || !has_tap {
-            return Ok(Self { pool: None });
+            return Ok(Self { options, pool: None });
         }
         let first = || {
             host::prepare()?;
             Slot::make(node_id)
         };
         match first() {
-            Ok(slot) => Ok(Self { pool: Some(Pool { node_id: node_id.to_owned(), ready: Mutex::new(vec![slot]) }) }),
+            Ok(slot) => {
+                Ok(Self { options, pool: Some(Pool { node_id: node_id.to_owned(), ready: Mutex::new(vec![slot]) }) })
+            }
             Err(error) if setting == NetworkSetting::Auto => {
                 tracing::warn!(
                     error = chain(&error),
                     "no network namespaces: sandboxes have QEMU's user-mode network, and egress rules are not enforced"
                 );
-                Ok(Self { pool: None })
+                Ok(Self { options, pool: None })
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Where sandboxes' questions go.
+    fn upstream(&self) -> Upstream {
+        if !self.options.resolvers.is_empty() {
+            return Upstream::new(self.options.resolvers.iter().map(|address| SocketAddr::new(*address, 53)));
+        }
+        // It may be another one than a moment ago: a laptop moves.
+        Upstream::from_resolv_conf(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+    }
+
+    fn allow_private(&self) -> &[IpNet] {
+        &self.options.allow_private
     }
 
     /// Whether rules hold.
@@ -223,16 +253,11 @@ pub(crate) fn refill(ctx: &Arc<Context>) {
 /// Removes the network of the VM of `home`, which has ended; nothing where there is none. Blocking.
 pub(crate) fn unplug(home: &Path) -> Result<(), NetworkError> {
     let file = home.join(FILE);
-    if let Some(number) = slot::read(&file)? {
-        slot::remove(number)?;
+    if let Some(note) = slot::read(&file)? {
+        slot::remove(note.number)?;
         fs::remove_file(&file).map_err(NetworkError::io(format!("remove {}", file.display())))?;
     }
     Ok(())
-}
-
-/// Number of the network of the VM of `home`.
-pub(crate) fn number(home: &Path) -> Result<Option<u32>, NetworkError> {
-    slot::read(&home.join(FILE))
 }
 
 /// Removes the networks of this node that no VM of the homes in a directory has. Before any new ones are made. Blocking.
@@ -241,7 +266,7 @@ pub(crate) fn sweep(network: &Network, homes: &Path) -> Result<(), NetworkError>
     let mut used: HashSet<u32> = ready.iter().map(Slot::number).collect();
     let failed = || NetworkError::io(format!("list {}", homes.display()));
     for home in fs::read_dir(homes).map_err(failed())? {
-        used.extend(number(&home.map_err(failed())?.path())?);
+        used.extend(slot::read(&home.map_err(failed())?.path().join(FILE))?.map(|note| note.number));
     }
     for number in slot::owned_by(&pool.node_id)? {
         if !used.contains(&number) {

@@ -12,10 +12,13 @@ use std::{
     thread,
 };
 
+use belljar_api::sandbox::NetworkConfig;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
 };
+
+use serde::{Deserialize, Serialize};
 
 use super::{GATEWAY, NetworkError, PREFIX, RESOLVER, TAP, UPLINK, host};
 use crate::limits::NETWORKS_MAX;
@@ -56,27 +59,40 @@ impl Slot {
 
     /// Notes the number in `file`: from here on it belongs to the VM that has that. Gives the queue for its card.
     pub(super) fn plug(self, file: &Path) -> Result<OwnedFd, NetworkError> {
-        match fs::write(file, self.number.to_string()) {
+        match note(file, self.number, None) {
             Ok(()) => Ok(self.tap),
-            Err(source) => {
+            Err(error) => {
                 self.discard()?;
-                Err(NetworkError::Io { operation: format!("write {}", file.display()), source })
+                Err(error)
             }
         }
     }
 }
 
-/// The number in a VM's file, if it has one.
-pub(super) fn read(file: &Path) -> Result<Option<u32>, NetworkError> {
-    match fs::read_to_string(file) {
-        Ok(text) => match text.trim().parse() {
-            Ok(number) => Ok(Some(number)),
-            // Half written by somebody who died: then nothing was plugged in, and the sweep finds the network.
-            Err(_) => Ok(None),
-        },
+/// What a VM's file says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Note {
+    pub(super) number: u32,
+    /// Whose rules the kernel has; `None`: nothing passes.
+    pub(super) rules: Option<NetworkConfig>,
+}
+
+/// A VM's note, if it has a network.
+pub(super) fn read(file: &Path) -> Result<Option<Note>, NetworkError> {
+    let failed = || NetworkError::io(format!("read {}", file.display()));
+    match fs::read(file) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| failed()(error.into())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(NetworkError::io(format!("read {}", file.display()))(error)),
+        Err(error) => Err(failed()(error)),
     }
+}
+
+/// Replaces a VM's note; it is never half written.
+pub(super) fn note(file: &Path, number: u32, rules: Option<NetworkConfig>) -> Result<(), NetworkError> {
+    let new = file.with_extension("new");
+    let text = serde_json::to_vec(&Note { number, rules });
+    let written = text.map_err(io::Error::from).and_then(|text| fs::write(&new, text));
+    written.and_then(|()| fs::rename(&new, file)).map_err(NetworkError::io(format!("write {}", file.display())))
 }
 
 /// The numbers that a node has.
@@ -177,7 +193,6 @@ fn make(number: u32) -> Result<OwnedFd, NetworkError> {
 const LOCKED: &str = "table inet belljar {
     chain input { type filter hook input priority 0; policy drop; }
     chain forward { type filter hook forward priority 0; policy drop; }
-    chain output { type filter hook output priority 0; policy drop; }
 }
 ";
 
@@ -232,7 +247,7 @@ pub(super) fn remove(number: u32) -> Result<(), NetworkError> {
 }
 
 /// Does something on a thread that is in the network of a number: what it opens and starts stays there. Blocking.
-pub(crate) fn enter<T: Send>(
+pub(super) fn enter<T: Send>(
     number: u32,
     work: impl FnOnce() -> Result<T, NetworkError> + Send,
 ) -> Result<T, NetworkError> {

@@ -30,7 +30,7 @@ use crate::{
     images::{self, NodeImageError},
     limits::{BOOT_TIMEOUT, CONSOLE_QUOTE, RESTORE_TIMEOUT},
     logs::file::now_ns,
-    network::{self, NetworkError},
+    network::{self, Gate, GateError, NetworkError},
     pressure,
     record::Ending,
     storage::StorageError,
@@ -50,8 +50,10 @@ pub(super) struct Booted {
     pub(super) session: AbortOnDropHandle<LinkError>,
     /// What the guest was told of its image.
     pub(super) runtime: RuntimeConfig,
-    /// Whether the VM was last told to have a network.
+    /// Whether the VM was last told to have a network. Only where no rules hold.
     pub(super) network: bool,
+    /// What watches over its network, where rules hold.
+    pub(super) gate: Option<Gate>,
 }
 
 /// A boot that failed, at one of its steps.
@@ -63,6 +65,8 @@ pub(crate) enum BootError {
     Storage(#[from] StorageError),
     #[error("no network for it")]
     Network(#[from] NetworkError),
+    #[error("the rules of its network cannot be held")]
+    Gate(#[from] GateError),
     #[error("the VM did not start: {0}")]
     Vmm(#[from] VmmError),
     #[error("the guest's agent did not answer: {0}")]
@@ -91,9 +95,13 @@ impl BootError {
             Self::Image(NodeImageError::Storage(error)) | Self::Storage(error) if error.is_no_space() => {
                 TerminationReason::NoSpace
             }
-            Self::Image(_) | Self::Storage(_) | Self::Network(_) | Self::Vmm(_) | Self::Link(_) | Self::Guest(_) => {
-                TerminationReason::StartupFailedInternalError
-            }
+            Self::Image(_)
+            | Self::Storage(_)
+            | Self::Network(_)
+            | Self::Gate(_)
+            | Self::Vmm(_)
+            | Self::Link(_)
+            | Self::Guest(_) => TerminationReason::StartupFailedInternalError,
             Self::Exited { .. } | Self::Timeout { .. } | Self::SpareGone | Self::Origin(_) | Self::Freeze(_) => {
                 TerminationReason::StartupFailedInternalError
             }
@@ -200,8 +208,8 @@ impl Plan {
             frozen::blank_memory(&this.dir, this.spec.resources.memory_mb)
         })
         .await?;
-        let vm = self.launch(None).await?;
-        self.attach(vm, runtime, BOOT_TIMEOUT).await
+        let (vm, gate) = self.launch(None).await?;
+        self.attach(vm, gate, runtime, BOOT_TIMEOUT).await
     }
 
     /// Goes on from a standstill.
@@ -215,9 +223,9 @@ impl Plan {
         })
         .await?;
         steps.done("files");
-        let vm = self.launch(Some(still.join(frozen::DEVICES))).await?;
-        steps.done("VM process");
-        let booted = self.go_on(vm, runtime).await?;
+        let (vm, gate) = self.launch(Some(still.join(frozen::DEVICES))).await?;
+        steps.done("network, VM process");
+        let booted = self.go_on(vm, gate, runtime).await?;
         steps.done("agent");
         tracing::debug!(sandbox = self.id, "revived: {steps}");
         Ok(booted)
@@ -240,13 +248,14 @@ impl Plan {
             crate::storage::remove_dir(&from)
         })
         .await?;
-        let vm = self.ctx.driver.adopt(&self.run_dir()).await?.ok_or(BootError::SpareGone)?;
-        self.connect_network(&*vm).await?;
-        self.go_on(Arc::from(vm), runtime.clone()).await
+        let (vm, gate) = tokio::join!(self.adopt_vm(), self.open_gate());
+        let (vm, gate) = (vm?.ok_or(BootError::SpareGone)?, gate?);
+        self.connect_network(&*vm, gate.as_ref()).await?;
+        self.go_on(vm, gate, runtime.clone()).await
     }
 
     /// Lets a VM that stands still go on as this sandbox.
-    async fn go_on(&self, vm: Arc<dyn Vm>, runtime: RuntimeConfig) -> Result<Booted, BootError> {
+    async fn go_on(&self, vm: Arc<dyn Vm>, gate: Option<Gate>, runtime: RuntimeConfig) -> Result<Booted, BootError> {
         let size = self.spec.resources.disk_mb << 20;
         let disk = self.dir.join(DISK);
         let have =
@@ -256,11 +265,23 @@ impl Plan {
         if have.len() < size {
             vm.grow_disk(size).await?;
         }
-        self.attach(vm, runtime, RESTORE_TIMEOUT).await
+        self.attach(vm, gate, runtime, RESTORE_TIMEOUT).await
     }
 
-    /// Gives a VM the network that its sandbox may have, whatever it has now.
-    async fn connect_network(&self, vm: &dyn Vm) -> Result<(), BootError> {
+    async fn open_gate(&self) -> Result<Option<Gate>, BootError> {
+        let wanted = &self.spec.settings.network;
+        Ok(Gate::open(&self.ctx, &self.dir, wanted, mac(&self.id)).await?)
+    }
+
+    async fn adopt_vm(&self) -> Result<Option<Arc<dyn Vm>>, BootError> {
+        Ok(self.ctx.driver.adopt(&self.run_dir()).await?.map(Arc::from))
+    }
+
+    /// Gives a VM the network that its sandbox may have, whatever it has now. Where rules hold they do that.
+    async fn connect_network(&self, vm: &dyn Vm, gate: Option<&Gate>) -> Result<(), BootError> {
+        if gate.is_some() {
+            return Ok(());
+        }
         let wanted = self.spec.settings.network.allow_internet_access;
         // A driver that restricts none lets all of them in.
         if !wanted || self.ctx.driver.capabilities().restricts_network {
@@ -269,15 +290,16 @@ impl Plan {
         Ok(())
     }
 
-    async fn launch(&self, devices: Option<PathBuf>) -> Result<Arc<dyn Vm>, BootError> {
+    async fn launch(&self, devices: Option<PathBuf>) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
         let network = network::plug(&self.ctx, &self.dir).await?;
+        let gate = self.open_gate().await?;
         let vm_spec = vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices, network);
         let vm: Arc<dyn Vm> = Arc::from(self.ctx.driver.launch(&vm_spec).await?);
-        if !self.spec.settings.network.allow_internet_access {
+        if gate.is_none() && !self.spec.settings.network.allow_internet_access {
             // No user process runs before the guest is configured, so nothing can leave before this.
             vm.set_network(false).await?;
         }
-        Ok(vm)
+        Ok((vm, gate))
     }
 
     fn make_run_dir(&self) -> Result<(), StorageError> {
@@ -289,6 +311,7 @@ impl Plan {
     pub(super) async fn attach(
         &self,
         vm: Arc<dyn Vm>,
+        gate: Option<Gate>,
         runtime: RuntimeConfig,
         timeout: Duration,
     ) -> Result<Booted, BootError> {
@@ -296,7 +319,7 @@ impl Plan {
         let first = |link: Connector| async move { self.configure(&link, told).await.map(|()| link) };
         let (link, session) = linked(&*vm, timeout, first).await?;
         let network = self.spec.settings.network.allow_internet_access;
-        Ok(Booted { vm, link, session, runtime, network })
+        Ok(Booted { vm, link, session, runtime, network, gate })
     }
 
     /// Gives the guest its identity, fresh randomness and the time, and lets its processes go on.
@@ -312,14 +335,15 @@ impl Plan {
         if !run_dir.exists() {
             return Ok(None);
         }
-        let Some(vm) = self.ctx.driver.adopt(&run_dir).await? else { return Ok(None) };
-        let (vm, runtime): (Arc<dyn Vm>, _) = (Arc::from(vm), self.runtime().unwrap_or_default());
+        let Some(vm) = self.adopt_vm().await? else { return Ok(None) };
+        let runtime = self.runtime().unwrap_or_default();
         // How far the earlier process got is not known.
-        self.connect_network(&*vm).await?;
+        let gate = self.open_gate().await?;
+        self.connect_network(&*vm, gate.as_ref()).await?;
         if self.ctx.driver.capabilities().snapshots && vm.is_paused().await? {
-            return self.go_on(vm, runtime).await.map(Some);
+            return self.go_on(vm, gate, runtime).await.map(Some);
         }
-        self.attach(vm, runtime, BOOT_TIMEOUT).await.map(Some)
+        self.attach(vm, gate, runtime, BOOT_TIMEOUT).await.map(Some)
     }
 
     fn configuration(&self, runtime: &RuntimeConfig) -> Configure {
@@ -329,7 +353,7 @@ impl Plan {
             life: self.life,
             rehearsal: false,
             identity_token: self.identity_token.clone(),
-            mac: network.as_ref().map(|_| mac(&self.id)),
+            mac: network.as_ref().map(|_| network::words(mac(&self.id))),
             hostname: self.spec.settings.name.clone().unwrap_or_else(|| self.id.clone()),
             runtime: runtime.clone(),
             entrypoint: self.spec.entrypoint.clone(),
@@ -347,7 +371,7 @@ pub(crate) fn rehearsal(ctx: &Context) -> Configure {
         life: rand::random(),
         rehearsal: true,
         identity_token: String::new(),
-        mac: Some(mac(&id)),
+        mac: Some(network::words(mac(&id))),
         hostname: id.clone(),
         sandbox_id: id,
         runtime: RuntimeConfig::default(),
@@ -435,10 +459,10 @@ where
 }
 
 /// A hardware address of a sandbox's own: locally administered, from the random part of its id.
-fn mac(id: &str) -> String {
+fn mac(id: &str) -> [u8; 6] {
     let number = id.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(131).wrapping_add(u64::from(byte)));
     let [a, b, c, d, e, ..] = number.to_le_bytes();
-    format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
+    [2, a, b, c, d, e]
 }
 
 /// The end of the guest's console, for an error message; control characters are shown as spaces.

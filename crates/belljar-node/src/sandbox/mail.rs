@@ -30,6 +30,8 @@ pub(super) enum Work {
     Resume,
     Wake(oneshot::Sender<Result<(), NotAwake>>),
     Release,
+    /// See [`Mail::Tell`].
+    Tell(oneshot::Sender<()>),
     Snapshot(String, SnapshotType),
     Copy(Vec<oneshot::Sender<Forked>>),
     Rollback(String),
@@ -61,7 +63,7 @@ impl Task {
                 mail = self.mail.recv() => match self.handle(mail).await {
                     Work::End(ending) => return Err(ending),
                     Work::Wake(reply) => self.wakers.push(reply),
-                    Work::Nothing | Work::Release | Work::Idle(_) => {}
+                    Work::Nothing | Work::Release | Work::Tell(_) | Work::Idle(_) => {}
                     other if self.deferred.len() < DEFERRED_MAX => self.deferred.push_back(other),
                     other => self.refuse(other, "too much is asked of it before it runs"),
                 },
@@ -77,6 +79,7 @@ impl Task {
             Some(Mail::End(ending)) => Work::End(ending),
             Some(Mail::Wake(reply)) => Work::Wake(reply),
             Some(Mail::Release) => Work::Release,
+            Some(Mail::Tell(reply)) => Work::Tell(reply),
             // The node itself is gone: leave the VM for the next one.
             None => std::future::pending().await,
         }
@@ -155,7 +158,7 @@ impl Task {
     /// Tells whoever waits for this that it will not happen.
     pub(super) fn refuse(&mut self, work: Work, why: &str) {
         match work {
-            Work::Nothing | Work::End(_) | Work::Release | Work::Idle(_) => {}
+            Work::Nothing | Work::End(_) | Work::Release | Work::Tell(_) | Work::Idle(_) => {}
             Work::Wake(reply) => drop(reply.send(Err(NotAwake::Failed(why.to_owned())))),
             Work::Snapshot(id, _) => self.ctx.snapshots.fail(&id, why.to_owned()),
             Work::Copy(seats) => tell_seats(seats, why),
@@ -186,7 +189,7 @@ impl Task {
                     other => self.refuse(other, "the sandbox has ended"),
                 },
                 Mail::Wake(reply) => drop(reply.send(Err(NotAwake::Ended))),
-                Mail::Release => {}
+                Mail::Release | Mail::Tell(_) => {}
                 Mail::End(_) => return,
             }
         }

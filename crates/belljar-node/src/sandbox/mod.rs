@@ -42,6 +42,7 @@ use self::frozen::Scratch;
 pub(crate) use self::task::{Start, spawn};
 use crate::{
     idle::{Activity, Suspicion},
+    limits::TELL_PATIENCE,
     record::{Ending, Record, RecordError},
 };
 
@@ -52,6 +53,8 @@ pub(crate) enum Mail {
     Command(Box<Order>),
     /// A connection wants in: answered when the agent answers, or with why it does not.
     Wake(oneshot::Sender<Result<(), NotAwake>>),
+    /// Somebody reads its log: what was blocked is written there first, and then this is answered.
+    Tell(oneshot::Sender<()>),
     /// Host memory is short: a sleeping sandbox that holds some gives it back.
     Release,
     /// The node ends everything.
@@ -139,6 +142,15 @@ impl Handle {
     /// Whether a command of this generation is on disk already.
     pub(crate) fn has_taken(&self, generation: u64) -> bool {
         self.view.borrow().report.generation >= generation
+    }
+
+    /// Has what was blocked written to its log.
+    pub(crate) async fn tell(&self) {
+        let (reply, told) = oneshot::channel();
+        if self.mailbox.try_send(Mail::Tell(reply)).is_ok() {
+            // One that is busy tells it to the next who asks.
+            let _ = tokio::time::timeout(TELL_PATIENCE, told).await;
+        }
     }
 
     /// Wakes the sandbox if it sleeps, and waits until its agent answers.

@@ -159,7 +159,7 @@ impl Task {
             // Whoever holds it is in the way of the next who drives it.
             drop(vm);
             match work {
-                Work::Nothing | Work::Idle(_) => {}
+                Work::Nothing | Work::Tell(_) | Work::Idle(_) => {}
                 Work::Release => {
                     self.give_back(resident.take()).await;
                     until.as_mut().reset(Instant::now() + pause);
@@ -204,6 +204,7 @@ impl Task {
 
     async fn end_resident(&self, booted: Booted) -> Result<(), BootError> {
         booted.vm.kill().await?;
+        self.note_blocked(&booted).await;
         drop(booted);
         let dir = self.dir.clone();
         Ok(blocking(move || network::unplug(&dir)).await?)

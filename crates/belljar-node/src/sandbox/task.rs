@@ -257,6 +257,10 @@ impl Task {
             };
             match work {
                 Work::Nothing | Work::Release => {}
+                Work::Tell(reply) => {
+                    self.note_blocked(&booted).await;
+                    let _ = reply.send(());
+                }
                 Work::Resume => self.publish(NodeState::Running, Some(booted.link.clone())),
                 // Whoever asked may have gone.
                 Work::Wake(reply) => drop(reply.send(Ok(()))),
@@ -269,8 +273,11 @@ impl Task {
     /// Does what an awake sandbox is asked. Afterwards its link may be another one.
     async fn do_awake(&mut self, work: Work, booted: Booted) -> Stage {
         match work {
-            Work::Nothing | Work::Release | Work::Resume | Work::Wake(_) => Stage::Awake(booted),
-            Work::End(ending) => Stage::Over(ending),
+            Work::Nothing | Work::Release | Work::Tell(_) | Work::Resume | Work::Wake(_) => Stage::Awake(booted),
+            Work::End(ending) => {
+                self.note_blocked(&booted).await;
+                Stage::Over(ending)
+            }
             Work::Idle(timeout) if !self.record.spec.settings.suspends => {
                 let detail = format!("idle for {} s", timeout.as_secs());
                 Stage::Over(Ending::new(TerminationReason::Timeout, detail))
@@ -283,8 +290,26 @@ impl Task {
         }
     }
 
+    /// Writes to the log what its rules have blocked lately.
+    pub(super) async fn note_blocked(&self, booted: &Booted) {
+        let Some(gate) = &booted.gate else { return };
+        match gate.blocked().await {
+            Ok(lines) => lines.iter().for_each(|line| self.log.note(level::WARN, line)),
+            Err(error) => tracing::warn!(sandbox = self.record.sandbox_id, error = chain(&error), "what was blocked"),
+        }
+    }
+
     /// Gives the VM the network that the settings allow now.
-    pub(super) async fn apply_network(&self, booted: &mut Booted) -> Result<(), Ending> {
+    pub(super) async fn apply_network(&mut self, booted: &mut Booted) -> Result<(), Ending> {
+        if let Some(gate) = &mut booted.gate {
+            let wanted = self.record.spec.settings.network.clone();
+            if gate.differs(&wanted)
+                && let Err(error) = gate.change(&self.ctx, &wanted).await
+            {
+                self.trouble("its network cannot be changed", &chain(&error));
+            }
+            return Ok(());
+        }
         let wanted = self.record.spec.settings.network.allow_internet_access;
         if booted.network != wanted {
             let set = booted.vm.set_network(wanted).await;
@@ -296,7 +321,7 @@ impl Task {
 
     /// Makes the link anew, with a guest that may stand still. One that loses it too often has to end.
     pub(super) async fn relink(&mut self, booted: Booted, trouble: String) -> Stage {
-        let Booted { vm, link, session, runtime, network } = booted;
+        let Booted { vm, link, session, runtime, network, gate } = booted;
         drop((link, session));
         self.publish(NodeState::Running, None);
         self.note(level::WARN, &trouble);
@@ -310,7 +335,7 @@ impl Task {
             if pauses {
                 again.resume().await?;
             }
-            plan.attach(again, runtime, RELINK_TIMEOUT).await
+            plan.attach(again, gate, runtime, RELINK_TIMEOUT).await
         };
         match self.unless_ended(relink).await {
             Err(ending) => Stage::Over(ending),

@@ -89,7 +89,7 @@ impl Fixture {
     async fn open(dir: Arc<tempfile::TempDir>, world: Arc<World>, options: Options) -> Self {
         let path = dir.path();
         let config = NodeConfig {
-            network: crate::NetworkSetting::User,
+            network: crate::NetworkOptions { kind: crate::NetworkSetting::User, ..Default::default() },
             data_dir: path.join("data"),
             server_address: String::new(),
             node_token: String::new(),

@@ -12,6 +12,7 @@ use axum::{
 use belljar_api::{
     error::{ErrorBody, code},
     node::{Command, LogQuery, NodeHello, Report},
+    sandbox::NetworkConfig,
 };
 use bytes::Bytes;
 use http::StatusCode;
@@ -23,7 +24,7 @@ use crate::{
     Context, account, blocking, chain,
     images::is_not_found,
     limits::COMMAND_MAX,
-    logs,
+    logs, network,
     registry::{ApplyError, Changed},
     vault::VaultError,
 };
@@ -37,6 +38,7 @@ pub(super) fn router(ctx: Arc<Context>) -> Router {
         .route("/v1/storage", get(usage))
         .route("/v1/storage/gc", post(gc))
         .route("/v1/snapshots/{id}/diff/{other}", get(diff))
+        .route("/v1/network/check", post(check_network))
         .route("/v1/logs", post(log_page))
         .route("/v1/logs/{id}/processes", get(log_processes))
         .layer(DefaultBodyLimit::max(COMMAND_MAX))
@@ -172,8 +174,18 @@ async fn diff(State(ctx): State<Arc<Context>>, Path((id, other)): Path<(String, 
     }
 }
 
+async fn check_network(State(ctx): State<Arc<Context>>, Json(wanted): Json<NetworkConfig>) -> Response {
+    match network::check(&ctx, &wanted).await {
+        Ok(()) => Json(serde_json::json!({})).into_response(),
+        Err(error) => failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, chain(&error)),
+    }
+}
+
 async fn log_page(State(ctx): State<Arc<Context>>, Json(query): Json<LogQuery>) -> Response {
     let id = query.sandbox_id.clone();
+    if let Some(handle) = ctx.registry.get(&id) {
+        handle.tell().await;
+    }
     let namespace = ctx.registry.get(&id).map_or_else(String::new, |handle| handle.view.borrow().namespace.clone());
     from_file(&ctx, &id, move |path| logs::page(path, &namespace, &query)).await
 }

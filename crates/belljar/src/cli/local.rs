@@ -1,10 +1,14 @@
 //! Arguments of the commands that are about this machine: the server, images and keys.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Subcommand};
 
 use belljar_node::NetworkSetting;
+use ipnet::IpNet;
 
 use super::value;
 use crate::env_vars;
@@ -43,6 +47,12 @@ pub struct UpArgs {
     /// `user`, QEMU's own, in which they do not; `auto`: namespaces where they can be had [default: auto]
     #[arg(long, value_name = "KIND", env = env_vars::NETWORK, hide_env_values = true)]
     pub network: Option<NetworkSetting>,
+    /// Networks that are not public and that sandboxes may reach all the same, such as 10.1.0.0/16; separated by commas
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', env = env_vars::ALLOW_PRIVATE, hide_env_values = true)]
+    pub allow_private: Option<Vec<IpNet>>,
+    /// DNS servers that the questions of sandboxes go to, separated by commas [default: those of /etc/resolv.conf]
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', env = env_vars::RESOLVERS, hide_env_values = true)]
+    pub resolvers: Option<Vec<IpAddr>>,
     /// Whether sandboxes begin from golden snapshots; without them each one boots [default: true]
     #[arg(long, value_name = "BOOL", env = env_vars::TEMPLATES, hide_env_values = true)]
     pub templates: Option<bool>,

@@ -145,7 +145,9 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     settings.public_url.iter().for_each(|url| flag("--public-url", url.into()));
     settings.ingress_domain.iter().for_each(|name| flag("--ingress-domain", name.into()));
     flag("--spares", settings.spares.to_string().into());
-    flag("--network", settings.network.to_string().into());
+    flag("--network", settings.network.kind.to_string().into());
+    settings.network.allow_private.iter().for_each(|net| flag("--allow-private", net.to_string().into()));
+    settings.network.resolvers.iter().for_each(|address| flag("--resolvers", address.to_string().into()));
     flag("--templates", settings.templates.to_string().into());
     flag("--resident-secs", settings.resident.as_secs().to_string().into());
     settings.volume_file.iter().for_each(|file| flag("--volume-file", file.into()));

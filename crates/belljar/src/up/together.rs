@@ -107,7 +107,7 @@ pub async fn prepare(dir: &DataDir, settings: &UpSettings, listeners: Vec<TcpLis
         driver,
         templates: settings.templates,
         spares: settings.spares,
-        network: settings.network,
+        network: settings.network.clone(),
         resident: settings.resident,
         memory_mb: None,
         storage: StorageOptions {

@@ -1,0 +1,243 @@
+//! What watches over the network of one VM: its rules, and the resolver that opens them for names.
+//!
+//! ```text
+//! (plugged in: nothing passes) --open--> rules hold, resolver answers --change--> the next rules hold
+//!                                             ├─ dropped with the VM's handle: the sockets close, the rules stay
+//!                                             └─ adopted by a later node process: the rules are as they were
+//! ```
+//! Rules are put into the namespace whole, in one step of the kernel, and noted in the VM's file; a node process that finds
+//! the note it would have written leaves them alone, so that what the guest has open stays open.
+
+use std::{
+    io,
+    net::{Ipv4Addr, TcpListener, UdpSocket},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use belljar_api::sandbox::NetworkConfig;
+use ipnet::{IpNet, Ipv4Net};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{GATEWAY, GUEST, NetworkError, PREFIX, RESOLVER, TAP, UPLINK, host, slot};
+use crate::{
+    Context, blocking, chain,
+    egress::{
+        policy::{Operator, Policy},
+        resolver::{Firewall, Names, ResolveError, Resolver, resolve_names},
+        ruleset::{self, Resolved, Wiring},
+    },
+    limits::{NETWORK_CONNECTIONS, NETWORK_NEW_PER_SECOND},
+};
+
+/// Port of the resolver.
+const DNS: u16 = 53;
+
+/// Rules and resolver of a VM that lives.
+pub(crate) struct Gate {
+    number: u32,
+    /// The VM's file, with the note.
+    file: PathBuf,
+    mac: [u8; 6],
+    resolver: Resolver,
+    /// What was last asked for, whether it could be had or not.
+    asked: NetworkConfig,
+    _serving: DropGuard,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").field("number", &self.number).field("asked", &self.asked).finish_non_exhaustive()
+    }
+}
+
+/// A policy that cannot be put into force.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GateError {
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Names(#[from] ResolveError),
+    #[error("network: {0}")]
+    Invalid(String),
+}
+
+impl Gate {
+    /// Puts the rules of a sandbox into the network of the VM of `home`, and answers its questions. `None` where the VM has
+    /// a network without rules.
+    pub(crate) async fn open(
+        ctx: &Arc<Context>,
+        home: &Path,
+        wanted: &NetworkConfig,
+        mac: [u8; 6],
+    ) -> Result<Option<Self>, GateError> {
+        let file = home.join(super::FILE);
+        let path = file.clone();
+        let Some(note) = blocking(move || slot::read(&path)).await? else { return Ok(None) };
+        let number = note.number;
+        let (udp, tcp) = blocking(move || {
+            slot::enter(number, || {
+                // It never asks who the guest is, so it cannot be told wrong, nor remember what a rehearsal left.
+                let mac = words(mac);
+                host::ip(&format!("neighbour replace {GUEST} lladdr {mac} dev {TAP} nud permanent\n"))?;
+                let udp = UdpSocket::bind((RESOLVER, DNS)).map_err(NetworkError::io("open the resolver's port"))?;
+                let tcp = TcpListener::bind((RESOLVER, DNS)).map_err(NetworkError::io("open the resolver's port"))?;
+                Ok((udp, tcp))
+            })
+        })
+        .await?;
+        let resolver = Resolver::new(Arc::new(ctx.network.upstream()), Arc::new(Rules { number }));
+        let stop = CancellationToken::new();
+        let serving = {
+            let (resolver, stop) = (resolver.clone(), stop.clone());
+            async move {
+                if let Err(error) = resolver.serve(udp, tcp, stop).await {
+                    tracing::error!(%error, number, "a sandbox's resolver has ended");
+                }
+            }
+        };
+        ctx.spawn(serving);
+        let gate = Self { number, file, mac, resolver, asked: wanted.clone(), _serving: stop.drop_guard() };
+        // A name is resolved when the guest asks for it: nobody waits for that here.
+        let in_force = note.rules.as_ref() == Some(wanted);
+        gate.apply(ctx, wanted, Names::default(), in_force).await?;
+        Ok(Some(gate))
+    }
+
+    /// Whether these are other rules than those last asked for.
+    pub(crate) fn differs(&self, wanted: &NetworkConfig) -> bool {
+        self.asked != *wanted
+    }
+
+    /// Puts other rules into force, in one step; on error the old ones stay.
+    pub(crate) async fn change(&mut self, ctx: &Arc<Context>, wanted: &NetworkConfig) -> Result<(), GateError> {
+        self.asked = wanted.clone();
+        let names = match resolve_names(&policy(ctx, wanted)?, &ctx.network.upstream()).await {
+            Ok(names) => names,
+            Err(error) => {
+                // It was tried when the change was asked for. The guest may have more luck.
+                tracing::warn!(error = chain(&error), "names of a policy");
+                Names::default()
+            }
+        };
+        self.apply(ctx, wanted, names, false).await
+    }
+
+    /// `in_force`: the kernel has the rules already.
+    async fn apply(
+        &self,
+        ctx: &Arc<Context>,
+        wanted: &NetworkConfig,
+        names: Names,
+        in_force: bool,
+    ) -> Result<(), GateError> {
+        let policy = Arc::new(policy(ctx, wanted)?);
+        for warning in policy.warnings() {
+            tracing::warn!(number = self.number, "{warning}");
+        }
+        let swap = self.resolver.swap(policy.clone(), names).await;
+        if !in_force {
+            let script = self.script(&policy, swap.resolved());
+            let (number, file, rules) = (self.number, self.file.clone(), wanted.clone());
+            blocking(move || {
+                slot::enter(number, || host::nft(&script))?;
+                slot::note(&file, number, Some(rules))
+            })
+            .await?;
+        }
+        swap.commit().await;
+        Ok(())
+    }
+
+    fn script(&self, policy: &Policy, resolved: &Resolved) -> String {
+        let wiring = Wiring {
+            guest: GUEST,
+            gateway: GATEWAY,
+            resolver: RESOLVER,
+            tap: TAP,
+            uplink: UPLINK,
+            guest_mac: Some(self.mac),
+            generation: generation(),
+            bytes_per_second: None,
+            new_connections_per_second: Some(NETWORK_NEW_PER_SECOND),
+            connections_max: Some(NETWORK_CONNECTIONS),
+        };
+        ruleset::compile(policy, resolved, &wiring)
+    }
+
+    /// What was blocked since the last time, for the sandbox's log.
+    pub(crate) async fn blocked(&self) -> Result<Vec<String>, NetworkError> {
+        let number = self.number;
+        let json = blocking(move || {
+            slot::enter(number, || {
+                let json = host::nft_list(ruleset::LIST_DROPS)?;
+                host::nft(ruleset::FORGET_DROPS)?;
+                Ok(json)
+            })
+        })
+        .await?;
+        let addresses = ruleset::dropped(&json).into_iter().map(|dropped| dropped.to_string());
+        let names = self.resolver.take_refusals().into_iter().map(|refusal| refusal.to_string());
+        Ok(addresses.chain(names).collect())
+    }
+}
+
+/// Says why rules could not be held, if so: a name in them has no address, or none that may be reached.
+pub(crate) async fn check(ctx: &Context, wanted: &NetworkConfig) -> Result<(), GateError> {
+    resolve_names(&policy(ctx, wanted)?, &ctx.network.upstream()).await?;
+    Ok(())
+}
+
+fn policy(ctx: &Context, wanted: &NetworkConfig) -> Result<Policy, GateError> {
+    let operator = Operator { allow_private: ctx.network.allow_private().to_vec(), own: own() };
+    Policy::new(wanted, &operator).map_err(|error| GateError::Invalid(error.to_string()))
+}
+
+/// Addresses of this host, and those of sandboxes' networks. They may change at any time, so they are asked for.
+fn own() -> Vec<IpNet> {
+    let mut all: Vec<IpNet> = [(host::RANGE, host::RANGE_PREFIX), (GATEWAY, PREFIX)]
+        .into_iter()
+        .filter_map(|(address, prefix)| Ipv4Net::new(address, prefix).ok())
+        .map(|net| IpNet::V4(net.trunc()))
+        .collect();
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let addresses = interfaces.filter_map(|it| Some(it.address?.as_sockaddr_in()?.ip()));
+    all.extend(addresses.map(|address| IpNet::V4(address.into())));
+    all
+}
+
+/// Another number than any script before had in the same namespace, but by a chance of one to four thousand millions.
+fn generation() -> u32 {
+    rand::random::<u32>().max(1)
+}
+
+/// A hardware address as it is written.
+pub(crate) fn words(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The rules of a network, for the resolver to open and to close.
+struct Rules {
+    number: u32,
+}
+
+impl Rules {
+    async fn run(&self, script: String) -> io::Result<()> {
+        let number = self.number;
+        let run = blocking(move || slot::enter(number, || host::nft(&script))).await;
+        run.map_err(|error| io::Error::other(chain(&error)))
+    }
+}
+
+#[async_trait]
+impl Firewall for Rules {
+    async fn admit(&self, addresses: &[(Ipv4Addr, Duration)]) -> io::Result<()> {
+        self.run(ruleset::admit(addresses)).await
+    }
+
+    async fn deny(&self, addresses: &[(Ipv4Addr, Duration)]) -> io::Result<()> {
+        self.run(ruleset::deny(addresses)).await
+    }
+}

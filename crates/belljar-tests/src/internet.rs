@@ -9,7 +9,7 @@
 //! real public networks, since others are denied to sandboxes; nothing leaves the two namespaces. Both are gone with the
 //! process.
 //!
-//! What there is: TCP on port 80 that says which address was reached and then echoes; UDP echo on port 7; DNS on port 53
+//! What there is: TCP on port 80 that says which address was reached and then echoes; TCP on port 9 that never says anything; UDP echo on port 7; DNS on port 53
 //! of every address, UDP only, for the names of `ZONE`.
 
 use std::{
@@ -136,6 +136,8 @@ fn serve(
     }
     let tcp = TcpListener::bind("0.0.0.0:80").expect("port 80");
     thread::spawn(move || accept(&tcp));
+    let silent = TcpListener::bind("0.0.0.0:9").expect("port 9");
+    thread::spawn(move || silent.incoming().flatten().for_each(std::mem::forget));
     // A socket for each address: an answer has to come from where the question went.
     for address in ADDRESSES {
         let echo = UdpSocket::bind((address, 7)).expect("port 7");

@@ -1,6 +1,10 @@
 //! What a test may have left on the machine: processes, mounts, files.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -52,12 +56,21 @@ fn loops_of(dir: &Path) -> Vec<String> {
     files.filter(|file| Path::new(file.trim()).starts_with(dir)).collect()
 }
 
+/// Numbers of networks that belong to the node of `dir`.
+fn networks_of(dir: &Path) -> Vec<String> {
+    let Ok(node_id) = fs::read_to_string(dir.join("data/node-id")) else { return Vec::new() };
+    let claims = fs::read_dir("/run/belljar/networks").into_iter().flatten().flatten();
+    let own = claims.filter(|it| fs::read_to_string(it.path()).is_ok_and(|owner| owner == node_id));
+    own.filter_map(|it| it.file_name().into_string().ok()).collect()
+}
+
 /// Everything that is left, in words.
 pub(crate) fn find(dir: &Path) -> Vec<String> {
     let processes = processes_of(dir).into_iter().map(|it| format!("process {} {}", it.pid, it.name));
     let mounts = mounts_of(dir).into_iter().map(|it| format!("mount {it}"));
     let loops = loops_of(dir).into_iter().map(|it| format!("loop device on {it}"));
-    processes.chain(mounts).chain(loops).collect()
+    let networks = networks_of(dir).into_iter().map(|it| format!("network {it}"));
+    processes.chain(mounts).chain(loops).chain(networks).collect()
 }
 
 /// Ends and unmounts what is left, so that one failed test does not disturb the next.
@@ -67,6 +80,11 @@ pub(crate) fn clean(dir: &Path) {
     }
     for point in mounts_of(dir) {
         let _ = Command::new("umount").arg(point).status();
+    }
+    for number in networks_of(dir) {
+        let _ = Command::new("ip").args(["link", "delete", &format!("bjnet{number}")]).stderr(Stdio::null()).status();
+        let _ = Command::new("ip").args(["netns", "delete", &format!("belljar-{number}")]).status();
+        let _ = fs::remove_file(format!("/run/belljar/networks/{number}"));
     }
 }
 

@@ -10,6 +10,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use ipnet::IpNet;
+
 use super::NetworkError;
 use crate::limits::{NETWORKS_MAX, PROGRAM_OUTPUT};
 
@@ -22,31 +24,33 @@ const _: () = assert!(NETWORKS_MAX as u64 * 2 <= 1 << (32 - RANGE_PREFIX));
 
 const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// Lets networks out. Nothing from outside gets in, and none reaches another one or the host.
-pub(super) fn prepare() -> Result<(), NetworkError> {
+/// Lets networks out. Nothing from outside gets in, and none reaches another one, or the host but where it is `opened`.
+///
+/// What a sandbox may reach is decided in its own namespace; this is what holds where that fails. So what one node of the
+/// host has opened stays so for all.
+pub(super) fn prepare(opened: &[IpNet]) -> Result<(), NetworkError> {
     // Other programs (Docker, libvirt) do the same; it stays on, since who else relies on it by then is not known.
     if fs::read_to_string(FORWARD).is_ok_and(|value| value.trim() == "0") {
         fs::write(FORWARD, "1").map_err(NetworkError::io(format!("write 1 to {FORWARD}")))?;
     }
+    let opened: String = opened
+        .iter()
+        .filter(|net| matches!(net, IpNet::V4(_)))
+        .map(|net| format!("add element inet belljar_host opened {{ {net} }}\n"))
+        .collect();
     nft(&format!(
-        "table inet belljar_host
-delete table inet belljar_host
-table inet belljar_host {{
-    chain input {{
-        type filter hook input priority -10; policy accept;
-        iifname \"{DEVICES}*\" drop
-    }}
-    chain forward {{
-        type filter hook forward priority -10; policy accept;
-        iifname \"{DEVICES}*\" oifname \"{DEVICES}*\" drop
-        oifname \"{DEVICES}*\" ct state != {{ established, related }} drop
-    }}
-    chain postrouting {{
-        type nat hook postrouting priority 100; policy accept;
-        ip saddr {RANGE}/{RANGE_PREFIX} oifname != \"{DEVICES}*\" masquerade
-    }}
-}}
-"
+        "add table inet belljar_host
+add set inet belljar_host opened {{ type ipv4_addr; flags interval; auto-merge; }}
+add chain inet belljar_host input {{ type filter hook input priority -10; policy accept; }}
+add chain inet belljar_host forward {{ type filter hook forward priority -10; policy accept; }}
+add chain inet belljar_host postrouting {{ type nat hook postrouting priority 100; policy accept; }}
+flush table inet belljar_host
+add rule inet belljar_host input iifname \"{DEVICES}*\" ip daddr != @opened drop
+add rule inet belljar_host input iifname \"{DEVICES}*\" meta nfproto ipv6 drop
+add rule inet belljar_host forward iifname \"{DEVICES}*\" oifname \"{DEVICES}*\" drop
+add rule inet belljar_host forward oifname \"{DEVICES}*\" ct state != {{ established, related }} drop
+add rule inet belljar_host postrouting ip saddr {RANGE}/{RANGE_PREFIX} oifname != \"{DEVICES}*\" masquerade
+{opened}"
     ))
 }
 

@@ -119,7 +119,7 @@ impl NetworkError {
 
 /// Makes a network as those of sandboxes, and removes it: whether that works is hard to tell otherwise. Blocking.
 pub fn probe() -> Result<(), NetworkError> {
-    host::prepare()?;
+    host::prepare(&[])?;
     let made = Slot::make("probe").and_then(|slot| slot.discard());
     // Both are tried; the first error tells more.
     made.and(host::tidy())
@@ -158,7 +158,7 @@ impl Network {
             return Ok(Self { options, pool: None });
         }
         let first = || {
-            host::prepare()?;
+            host::prepare(&options.allow_private)?;
             Slot::make(node_id)
         };
         match first() {

@@ -1,15 +1,10 @@
 //! What leaves a sandbox under a policy: real guests against a small internet.
 
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    net::TcpListener,
-    thread,
-};
+use std::{collections::BTreeMap, io::Write, net::TcpListener, thread};
 
 use belljar_tests::{
     Sandbox, World,
-    internet::{self, DNS, HOST, Internet, METADATA, ONE, OTHER_DNS, PRIVATE, TWO},
+    internet::{DNS, HOST, Internet, METADATA, ONE, OTHER_DNS, PRIVATE, TWO},
 };
 use serde_json::{Value, json};
 
@@ -92,7 +87,8 @@ fn open(sandbox: &Sandbox<'_>) -> Vec<&'static str> {
 }
 
 fn patch(world: &World, sandbox: &Sandbox<'_>, network: &Value) {
-    let answer = world.http().json("PATCH", &format!("/sandboxes/{}", sandbox.id), &json!({"network": network}).to_string());
+    let answer =
+        world.http().json("PATCH", &format!("/sandboxes/{}", sandbox.id), &json!({"network": network}).to_string());
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
@@ -109,34 +105,171 @@ fn serve_on_host() {
 fn start() -> (Internet, World) {
     let internet = Internet::enter();
     serve_on_host();
-    let world = World::start_with(&[("BELLJAR_RESOLVERS", DNS.to_owned()), ("BELLJAR_NETWORK", "namespaces".to_owned())]);
+    let world =
+        World::start_with(&[("BELLJAR_RESOLVERS", DNS.to_owned()), ("BELLJAR_NETWORK", "namespaces".to_owned())]);
     (internet, world)
 }
 
-const EVERY_PUBLIC: [&str; 10] =
-    ["icmp one", "icmp two", "name one", "name two", "name wild", "other dns", "tcp one", "tcp two", "udp one", "udp two"];
+const EVERY_PUBLIC: [&str; 10] = [
+    "icmp one",
+    "icmp two",
+    "name one",
+    "name two",
+    "name wild",
+    "other dns",
+    "tcp one",
+    "tcp two",
+    "udp one",
+    "udp two",
+];
+
+const ONE_ONLY: [&str; 3] = ["icmp one", "tcp one", "udp one"];
+const TWO_ONLY: [&str; 4] = ["icmp two", "name two", "tcp two", "udp two"];
 
 #[test]
 fn what_leaves_is_what_the_policy_says() {
     let (_internet, world) = start();
     let sandbox = world.create(&json!({"name": "box"}));
-    let closed = json!({"allow_internet_access": false});
+    let without_two = ["icmp one", "name one", "name wild", "tcp one", "udp one"];
     let cases: &[(Value, &[&str])] = &[
         (Value::Null, &EVERY_PUBLIC),
-        (closed, &[]),
-        (json!({"allow_out": [ONE]}), &["icmp one", "tcp one", "udp one"]),
-        (json!({"allow_out": ["45.83.1.0/31"]}), &["icmp one", "tcp one", "udp one"]),
-        (json!({"allow_out": ["two.example"]}), &["icmp two", "name two", "tcp two", "udp two"]),
+        (json!({"allow_internet_access": false}), &[]),
+        // Names cannot be asked for where only addresses are allowed.
+        (json!({"allow_out": [ONE]}), &ONE_ONLY),
+        (json!({"allow_out": ["45.83.1.0/31"]}), &ONE_ONLY),
+        (json!({"allow_out": [ONE], "allow_internet_access": false}), &ONE_ONLY),
+        (json!({"allow_out": ["two.example"]}), &TWO_ONLY),
+        // What a name led to is open, by whatever it is called.
         (json!({"allow_out": ["*.wild.example"]}), &["icmp one", "name wild", "tcp one", "udp one"]),
-        (json!({"deny_out": [TWO]}), &[]),
-        (json!({"deny_out": ["two.example"]}), &[]),
-        (json!({"deny_out": ["*.wild.example"]}), &[]),
-        (json!({"allow_out": ["45.83.1.0/24"], "deny_out": [TWO]}), &[]),
+        (json!({"deny_out": [TWO]}), &["icmp one", "name one", "name wild", "other dns", "tcp one", "udp one"]),
+        (
+            json!({"deny_out": ["45.83.1.2/31"]}),
+            &["icmp one", "name one", "name wild", "other dns", "tcp one", "udp one"],
+        ),
+        (json!({"deny_out": ["two.example"]}), &without_two),
+        // Its address was handed out already, so that is denied too, and with it its other name.
+        (json!({"deny_out": ["*.wild.example"]}), &TWO_ONLY),
+        (json!({"allow_out": ["45.83.1.0/24"], "deny_out": [TWO]}), &ONE_ONLY),
+        (json!({"allow_out": ["45.83.1.0/24", "two.example"], "deny_out": ["two.example"]}), &ONE_ONLY),
+        (json!({"deny_out": ["0.0.0.0/0"]}), &[]),
+        (json!({"allow_out": ["2606:4700::/32"]}), &[]),
+        (json!({"allow_out": [PRIVATE, METADATA, HOST]}), &[]),
     ];
     for (network, expected) in cases {
         patch(&world, &sandbox, network);
-        let found = open(&sandbox);
-        println!("{network}: {found:?} expected {expected:?}");
+        assert_eq!(open(&sandbox), *expected, "{network}");
     }
-    let _ = internet::sandbox_devices();
+}
+
+#[test]
+fn a_policy_holds_after_sleep_restore_and_copy() {
+    let (_internet, world) = start();
+    let sandbox = world.create(&json!({"name": "box", "network": {"allow_out": ["two.example"]}}));
+    // An address is open once its name was asked for, and not before.
+    assert_eq!(open(&sandbox), ["name two"], "booted");
+    let open = |sandbox: &Sandbox<'_>| {
+        sandbox.run("getent hosts two.example one.example");
+        open(sandbox)
+    };
+    assert_eq!(open(&sandbox), TWO_ONLY, "asked for");
+    world.suspend("box");
+    assert_eq!(open(&sandbox), TWO_ONLY, "woken in memory");
+    let copy = world.copy(&sandbox.id, 1).remove(0);
+    assert_eq!(open(&copy), TWO_ONLY, "copied");
+    let snapshot = world.snapshot(&sandbox.id, "memory");
+    let restored = world.create(&json!({"snapshot_id": snapshot["id"]}));
+    assert_eq!(open(&restored), TWO_ONLY, "restored");
+    let other = world.create(&json!({"snapshot_id": snapshot["id"], "network": {"allow_out": [ONE]}}));
+    assert_eq!(open(&other), ONE_ONLY, "restored with another policy");
+    world.kill_server();
+    world.up();
+    assert_eq!(open(&sandbox), TWO_ONLY, "adopted");
+    assert_eq!(open(&restored), TWO_ONLY, "the restored one adopted");
+}
+
+/// Talks to a server over one connection and notes how far it got and how it ended.
+const TALK: &str = r#"
+import socket, sys, time
+s = socket.create_connection((sys.argv[1], 80), 5)
+s.settimeout(5)
+s.recv(64)
+n = 0
+try:
+    while True:
+        s.sendall(b"%08d" % n)
+        got = b""
+        while len(got) < 8:
+            more = s.recv(8 - len(got))
+            if not more: raise OSError("closed")
+            got += more
+        n += 1
+        open("/tmp/count.new", "w").write(str(n))
+        import os; os.rename("/tmp/count.new", "/tmp/count")
+        time.sleep(0.02)
+except OSError as error:
+    open("/tmp/end", "w").write(repr(error))
+"#;
+
+#[test]
+fn a_change_cuts_what_is_forbidden_and_nothing_else() {
+    let (_internet, world) = start();
+    let sandbox = world.create(&json!({"name": "box"}));
+    sandbox.start(&json!({"command": "python3", "args": ["-c", TALK, ONE]}));
+    let count = || {
+        sandbox.sh("until test -e /tmp/count; do sleep 0.05; done; cat /tmp/count").parse::<u64>().expect("a number")
+    };
+    let goes_on = |why: &str| {
+        let before = count();
+        sandbox.sh("sleep 0.5");
+        assert!(count() > before, "{why}: {:?}", sandbox.run("cat /tmp/end"));
+    };
+    goes_on("open");
+    for network in
+        [json!({"allow_out": ["45.83.1.0/24"]}), json!({"deny_out": [TWO]}), json!({"allow_out": ["one.example"]})]
+    {
+        patch(&world, &sandbox, &network);
+        goes_on(&network.to_string());
+    }
+    world.kill_server();
+    world.up();
+    goes_on("adopted");
+    patch(&world, &sandbox, &json!({"allow_out": [TWO]}));
+    let end = sandbox.sh("for i in $(seq 60); do test -e /tmp/end && break; sleep 0.1; done; cat /tmp/end");
+    assert!(end.contains("reset") || end.contains("refused"), "{end}");
+    // It does not come back with the old policy: it is another connection then.
+    let log = world.ok(&["logs", "box"]);
+    assert!(log.contains(&format!("blocked: tcp {ONE}:80, not in allow_out")), "{log}");
+}
+
+#[test]
+fn rules_that_cannot_be_held_are_refused_and_the_old_ones_stay() {
+    let (_internet, world) = start();
+    let sandbox = world.create(&json!({"name": "box", "network": {"allow_out": [ONE]}}));
+    let refused = |network: Value, wanted: &str| {
+        let body = json!({"network": network}).to_string();
+        let answer = world.http().json("PATCH", &format!("/sandboxes/{}", sandbox.id), &body);
+        assert_eq!((answer.status, answer.code()), (400, "INVALID_ARGUMENT"), "{answer:?}");
+        assert!(answer.json["error"].as_str().is_some_and(|text| text.contains(wanted)), "{wanted}: {answer:?}");
+    };
+    refused(json!({"allow_out": ["nowhere.example"]}), "nowhere.example");
+    refused(json!({"allow_out": ["rebind.example"]}), PRIVATE);
+    refused(json!({"allow_out": ["metadata.example"]}), METADATA);
+    refused(json!({"allow_out": ["1.2.3.4/33"]}), "1.2.3.4/33");
+    refused(json!({"deny_out": ["a..b"]}), "a..b");
+    assert_eq!(open(&sandbox), ONE_ONLY);
+}
+
+#[test]
+fn the_operator_opens_private_networks() {
+    let _internet = Internet::enter();
+    serve_on_host();
+    let settings = [
+        ("BELLJAR_RESOLVERS", DNS.to_owned()),
+        ("BELLJAR_ALLOW_PRIVATE", format!("10.77.0.0/16,169.254.0.0/16,{HOST}/32")),
+    ];
+    let world = World::start_with(&settings);
+    let sandbox = world.create(&json!({}));
+    let mut expected = [EVERY_PUBLIC.as_slice(), &["host", "name rebind", "private"]].concat();
+    expected.sort_unstable();
+    assert_eq!(open(&sandbox), expected, "whoever opens a range does not mean the metadata service in it");
 }

@@ -1,14 +1,16 @@
 //! A restored guest does not repeat a life: one test per hazard, each on every way of being restored.
 
 use std::{
-    io::{Read, Write},
-    net::TcpListener,
+    io::Write,
     os::unix::fs::FileExt,
     process::{Command, Stdio},
     time::{Duration, SystemTime},
 };
 
-use belljar_tests::{Sandbox, World};
+use belljar_tests::{
+    Sandbox, World,
+    internet::{DNS, Internet, ONE},
+};
 use serde_json::json;
 
 /// Sandboxes that came to life in each way there is.
@@ -29,7 +31,7 @@ impl<'w> Family<'w> {
 }
 
 fn world() -> World {
-    World::golden_with(&[("BELLJAR_RESIDENT_SECS", "0".to_owned())])
+    World::golden_with(&[("BELLJAR_RESIDENT_SECS", "0".to_owned()), ("BELLJAR_RESOLVERS", DNS.to_owned())])
 }
 
 /// Makes a family; `before` is done in its ancestor, just before the others are made from it. At the end the ancestor has
@@ -125,21 +127,21 @@ fn names_and_tokens_are_fresh_on_a_fork_and_stay_on_resume() {
 
 #[test]
 fn addresses_differ_and_the_network_works() {
+    let _internet = Internet::enter();
     let world = world();
     let family = family(&world, |_| ());
     let mac = "cat /sys/class/net/e*/address";
     all_differ("MAC", family.all().iter().map(|it| it.sh(mac)).collect());
-    let port = world.address().rsplit(':').next().unwrap();
     for sandbox in family.all() {
-        let answer = sandbox.sh(&format!("curl -s -m 10 http://10.0.2.2:{port}/healthz"));
-        assert!(answer.contains("healthy"), "{answer}");
+        let answer = sandbox.sh("timeout 10 bash -c 'read -r line < /dev/tcp/one.example/80; echo $line'");
+        assert_eq!(answer, format!("this is {ONE}"));
     }
 }
 
 /// Connects, says so, and notes how its wait for an answer ends.
 const TALK: &str = "
 import socket, sys
-s = socket.create_connection(('10.0.2.2', int(sys.argv[1])))
+s = socket.create_connection((sys.argv[1], 9))
 s.sendall(b'x')
 open('/workspace/connected', 'w').write('yes')
 try:
@@ -152,16 +154,12 @@ open('/workspace/end', 'w').write(end)
 
 #[test]
 fn sockets_that_outlived_their_peer_get_an_error() {
+    // Its end stays open for as long as the test runs: it is the guest's end that has to notice.
+    let _internet = Internet::enter();
     let world = world();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
     let family = family(&world, |ancestor| {
-        ancestor.start(&json!({"command": "python3", "args": ["-c", TALK, port.to_string()]}));
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.read_exact(&mut [0]).unwrap();
+        ancestor.start(&json!({"command": "python3", "args": ["-c", TALK, ONE]}));
         ancestor.sh("while ! test -e /workspace/connected; do sleep 0.05; done");
-        // Kept open for as long as the test runs: it is the guest's end that has to notice.
-        std::mem::forget(stream);
     });
     for sandbox in family.all().into_iter().filter(|it| it.id != family.other.id) {
         let end =

@@ -68,6 +68,7 @@ pub type Seen = Arc<Mutex<Vec<String>>>;
 pub struct Internet {
     zone: Arc<Mutex<Vec<(String, Ipv4Addr)>>>,
     queries: Seen,
+    datagrams: Seen,
 }
 
 impl Internet {
@@ -79,11 +80,12 @@ impl Internet {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: run it as root");
         ip("link set lo up");
         let zone = ZONE.iter().map(|(name, address)| ((*name).to_owned(), address.parse().expect("an address")));
-        let internet = Self { zone: Arc::new(Mutex::new(zone.collect())), queries: Seen::default() };
+        let internet =
+            Self { zone: Arc::new(Mutex::new(zone.collect())), queries: Seen::default(), datagrams: Seen::default() };
         let (ready, made) = channel();
         let (connect, connected) = channel();
-        let (zone, queries) = (internet.zone.clone(), internet.queries.clone());
-        thread::spawn(move || serve(&ready, &connected, zone, queries));
+        let (zone, queries, datagrams) = (internet.zone.clone(), internet.queries.clone(), internet.datagrams.clone());
+        thread::spawn(move || serve(&ready, &connected, &zone, &queries, &datagrams));
         let tid: i32 = made.recv().expect("the internet");
         ip(&format!("link add out0 type veth peer name in0 netns {tid}"));
         ip(&format!("address add {HOST}/24 dev out0"));
@@ -111,6 +113,11 @@ impl Internet {
     pub fn queries(&self) -> Vec<String> {
         self.queries.lock().expect("the queries").clone()
     }
+
+    /// What came to port 7, each as text.
+    pub fn datagrams(&self) -> Vec<String> {
+        self.datagrams.lock().expect("the datagrams").clone()
+    }
 }
 
 /// Runs `ip` in the namespace of the calling thread.
@@ -122,8 +129,9 @@ fn ip(arguments: &str) {
 fn serve(
     ready: &std::sync::mpsc::Sender<i32>,
     connected: &Receiver<()>,
-    zone: Arc<Mutex<Vec<(String, Ipv4Addr)>>>,
-    queries: Seen,
+    zone: &Arc<Mutex<Vec<(String, Ipv4Addr)>>>,
+    queries: &Seen,
+    datagrams: &Seen,
 ) {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
     ip("link set lo up");
@@ -141,7 +149,8 @@ fn serve(
     // A socket for each address: an answer has to come from where the question went.
     for address in ADDRESSES {
         let echo = UdpSocket::bind((address, 7)).expect("port 7");
-        thread::spawn(move || echo_datagrams(&echo));
+        let datagrams = datagrams.clone();
+        thread::spawn(move || echo_datagrams(&echo, &datagrams));
         let dns = UdpSocket::bind((address, 53)).expect("port 53");
         let (zone, queries) = (zone.clone(), queries.clone());
         thread::spawn(move || answer_questions(&dns, address, &zone, &queries));
@@ -167,9 +176,10 @@ fn talk(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-fn echo_datagrams(socket: &UdpSocket) {
+fn echo_datagrams(socket: &UdpSocket, seen: &Mutex<Vec<String>>) {
     let mut buffer = [0; 2048];
     while let Ok((count, from)) = socket.recv_from(&mut buffer) {
+        seen.lock().expect("the datagrams").push(String::from_utf8_lossy(&buffer[..count]).into_owned());
         let _ = socket.send_to(&buffer[..count], from);
     }
 }

@@ -273,3 +273,76 @@ fn the_operator_opens_private_networks() {
     expected.sort_unstable();
     assert_eq!(open(&sandbox), expected, "whoever opens a range does not mean the metadata service in it");
 }
+
+/// What a guest's root may try. Says what it managed.
+const ATTACK: &str = r#"
+import json, os, socket, struct, subprocess, sys, time
+one, two = sys.argv[1:3]
+def checksum(data):
+    total = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    while total >> 16: total = (total & 0xffff) + (total >> 16)
+    return ~total & 0xffff
+def packet(source, target, payload, fragment=0):
+    udp = struct.pack("!HHHH", 4000, 7, 8 + len(payload), 0) + payload
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 77, fragment, 64, 17, 0, socket.inet_aton(source), socket.inet_aton(target))
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + udp
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+raw.bind(("eth0", 0))
+own = raw.getsockname()[4]
+def route():
+    return bytes.fromhex(subprocess.check_output(["ip", "neigh", "show", "10.0.2.2"], text=True).split("lladdr ")[1][:17].replace(":", ""))
+socket.create_connection((one, 80), 2).close()
+gateway = route()
+def send(body, kind=0x0800, sender=own): raw.send(gateway + sender + struct.pack("!H", kind) + body)
+# So that it is known to get somewhere at all.
+send(packet("10.0.2.15", one, b"honest"))
+# The senders of others, and of nobody.
+for source in ["10.0.2.2", "10.0.2.3", "10.0.2.99", "45.83.0.1", "127.0.0.1", "0.0.0.0", "255.255.255.255"]:
+    send(packet(source, one, b"forged sender"))
+send(packet("10.0.2.15", one, b"forged hardware"), sender=bytes.fromhex("020000000009"))
+# Tags, tunnels, other protocols.
+send(b"\x00\x05\x08\x00" + packet("10.0.2.15", one, b"tagged"), kind=0x8100)
+send(b"\x60\x00\x00\x00\x00\x08\x11\x40" + b"\xfe\x80" + b"\x00" * 13 + b"\x01" + b"\xff\x02" + b"\x00" * 13 + b"\x01" + struct.pack("!HHHH", 1, 7, 8, 0), kind=0x86dd)
+# Fragments: the first is too short for a header, the rest come before it, or overlap.
+for offset in [0x2000, 0x2001, 0x0001, 0x1fff]:
+    send(packet("10.0.2.15", two, b"in fragments", offset))
+# Frames of every length.
+for size in [0, 1, 13, 14, 20, 33, 1400]:
+    try: raw.send((gateway + own + b"\x08\x00" + b"\x45" * size)[:size + 14])
+    except OSError: pass
+# "The gateway, and the resolver, is me."
+for address in ["10.0.2.2", "10.0.2.3", "10.0.2.15"]:
+    arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + own + socket.inet_aton(address) + gateway + socket.inet_aton("10.0.2.2")
+    send(arp, kind=0x0806)
+# Whatever listens where the guest can see it.
+heard = []
+for host in ["10.0.2.2", "10.0.2.3"]:
+    for port in list(range(1, 1024)) + [2222, 8081, 8900, 9443, 9501]:
+        s = socket.socket(); s.settimeout(0.02)
+        if s.connect_ex((host, port)) == 0: heard.append((host, port))
+        s.close()
+# As many connections as it can begin.
+flood = []
+for n in range(3000):
+    s = socket.socket(); s.setblocking(False); s.connect_ex((one, 9)); flood.append(s)
+print(json.dumps({"heard": heard}))
+"#;
+
+#[test]
+fn an_attacker_inside_reaches_nobody() {
+    let (internet, world) = start();
+    let neighbour = world.create(&json!({}));
+    let sandbox = world.create(&json!({"name": "box", "network": {"allow_out": [ONE]}}));
+    let request = json!({"command": "python3", "args": ["-c", ATTACK, ONE, TWO], "user": "root"});
+    let ran = sandbox.run_request(&request);
+    let found: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+    assert_eq!(found["heard"], json!([["10.0.2.3", 53]]), "only the resolver listens");
+    assert_eq!(internet.datagrams(), ["honest"], "something forged came through");
+    // Neither the flood nor the rest is in anybody else's way.
+    assert_eq!(open(&neighbour), EVERY_PUBLIC);
+    let log = world.ok(&["logs", "box"]);
+    assert!(log.contains("forged sender"), "{log}");
+    // Its own lines are not those of an attacker: the host has not been told wrong.
+    sandbox.sh("sleep 2");
+    assert_eq!(open(&sandbox), ONE_ONLY);
+}

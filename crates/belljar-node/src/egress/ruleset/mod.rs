@@ -25,6 +25,8 @@ mod drops;
 #[cfg(test)]
 mod evaluate_test;
 #[cfg(test)]
+mod golden_test;
+#[cfg(test)]
 mod kernel_test;
 mod rule;
 

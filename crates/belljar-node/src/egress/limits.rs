@@ -65,6 +65,8 @@ pub(super) const DROPS_MAX: usize = 512;
 pub(super) const DROPS_SECONDS: u32 = 60;
 /// Blocked packets per second of which one sandbox's are remembered.
 pub(super) const DROP_SAMPLES_PER_SECOND: u32 = 20;
+/// Blocked packets at once of which all are remembered: what a program tries when it starts.
+pub(super) const DROP_SAMPLES_BURST: u32 = 100;
 /// Least bytes that may pass at once under a bandwidth limit: two segments as large as the kernel makes them.
 pub(super) const BURST_MIN: u64 = 128 * 1024;
 

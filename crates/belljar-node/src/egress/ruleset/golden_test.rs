@@ -89,8 +89,8 @@ fn a_whole_script() {
         add element inet belljar resolved { 93.184.216.34 timeout 90s }
         flush set inet belljar denied
         add element inet belljar denied { 6.6.6.6 timeout 3600s }
-        add rule inet belljar sample meta l4proto { tcp, udp } limit rate 20/second add @drops { ip daddr . meta l4proto . th dport . meta mark }
-        add rule inet belljar sample meta l4proto != { tcp, udp } limit rate 20/second add @drops { ip daddr . meta l4proto . 0 . meta mark }
+        add rule inet belljar sample meta l4proto { tcp, udp } limit rate 20/second burst 100 packets add @drops { ip daddr . meta l4proto . th dport . meta mark }
+        add rule inet belljar sample meta l4proto != { tcp, udp } limit rate 20/second burst 100 packets add @drops { ip daddr . meta l4proto . 0 . meta mark }
         add rule inet belljar discard counter name "dropped" jump sample
         add rule inet belljar discard drop
         add rule inet belljar refuse counter name "dropped"

@@ -29,6 +29,8 @@ mod golden_test;
 #[cfg(test)]
 mod kernel_test;
 mod rule;
+#[cfg(test)]
+mod traffic_test;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -70,7 +72,8 @@ pub(crate) struct Wiring<'a> {
     pub(crate) uplink: &'a str,
     /// The guest's hardware address; `None` does not check it.
     pub(crate) guest_mac: Option<[u8; 6]>,
-    /// Another one for each script that is applied in a namespace, from 1.
+    /// Another one than any script had before in this namespace, and not 0: connections that carry it are not judged
+    /// again. A node that finds a namespace of the node before it does not know what that used; a random number does.
     pub(crate) generation: u32,
     /// In each direction.
     pub(crate) bytes_per_second: Option<u64>,

@@ -130,7 +130,7 @@ pub(super) const DROPS: &str = "drops";
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sampled = limits::DROP_SAMPLES_PER_SECOND;
+        let (sampled, burst) = (limits::DROP_SAMPLES_PER_SECOND, limits::DROP_SAMPLES_BURST);
         match self {
             Self::Is(key, value) => write!(f, "{key} {value}"),
             Self::IsNot(key, value) => write!(f, "{key} != {value}"),
@@ -145,10 +145,13 @@ impl fmt::Display for Step {
             Self::Count(counter) => write!(f, "counter name \"{}\"", counter.name()),
             Self::Sample => write!(
                 f,
-                "limit rate {sampled}/second add @{DROPS} {{ ip daddr . meta l4proto . th dport . meta mark }}"
+                "limit rate {sampled}/second burst {burst} packets add @{DROPS} {{ ip daddr . meta l4proto . th dport . meta mark }}"
             ),
             Self::SamplePortless => {
-                write!(f, "limit rate {sampled}/second add @{DROPS} {{ ip daddr . meta l4proto . 0 . meta mark }}")
+                write!(
+                    f,
+                    "limit rate {sampled}/second burst {burst} packets add @{DROPS} {{ ip daddr . meta l4proto . 0 . meta mark }}"
+                )
             }
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),

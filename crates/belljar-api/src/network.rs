@@ -20,6 +20,8 @@ use std::{
 };
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     limits,
@@ -239,6 +241,27 @@ impl fmt::Display for Target {
             Self::Below(name) => write!(f, "*.{name}"),
         }
     }
+}
+
+/// Packets and bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, headers of IP included.
+    pub bytes: u64,
+}
+
+/// What has passed through a sandbox's network, and what has not, since its VM process began: a wake from the disk begins
+/// anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkUse {
+    /// From the sandbox.
+    pub out: Traffic,
+    /// To the sandbox.
+    pub r#in: Traffic,
+    /// Kept back by the policy; the sandbox's log says what.
+    pub dropped: Traffic,
 }
 
 #[cfg(test)]

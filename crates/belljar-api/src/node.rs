@@ -15,6 +15,7 @@
 //! | `POST /v1/storage/gc` | -> [`crate::snapshot::Collected`] |
 //! | `GET /v1/snapshots/{id}/diff/{other}` | -> [`crate::snapshot::SnapshotDiff`]; 404 when one is not here |
 //! | `POST /v1/network/check` | [`NetworkConfig`] -> `{}`; 400 says what cannot be enforced, or which name has no address |
+//! | `GET /v1/network/{sandbox_id}` | -> [`crate::network::NetworkUse`]; 404 when nothing is counted now |
 //! | `POST /v1/logs` | [`LogQuery`] -> [`crate::log::LogPage`] |
 //! | `GET /v1/logs/{sandbox_id}/processes` | -> [`crate::log::LogProcessList`] |
 //! | `CONNECT {sandbox_id}:{port}` | 200, then the stream's bytes are the guest connection's; else 4xx/5xx [`crate::error::ErrorBody`] |

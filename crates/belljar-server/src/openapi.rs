@@ -1,6 +1,6 @@
 //! The OpenAPI document: paths from the table of routes, schemas from the wire types.
 
-use belljar_api::{error, file, guest, image, key, log, pool, process, pty, sandbox, snapshot};
+use belljar_api::{error, file, guest, image, key, log, network, pool, process, pty, sandbox, snapshot};
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
@@ -24,6 +24,7 @@ const OPTIONAL_BODIES: [&str; 3] = ["CreateSandbox", "CreateSnapshot", "PoolRequ
     key::KeyList,
     log::LogPage,
     log::LogProcessList,
+    network::NetworkUse,
     pool::CreatedPool,
     pool::PoolInfo,
     pool::PoolList,

@@ -17,7 +17,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use belljar_api::sandbox::NetworkConfig;
+use belljar_api::{network::NetworkUse, sandbox::NetworkConfig};
 use ipnet::{IpNet, Ipv4Net};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -167,20 +167,20 @@ impl Gate {
         ruleset::compile(policy, resolved, &wiring)
     }
 
-    /// What was blocked since the last time, for the sandbox's log.
-    pub(crate) async fn blocked(&self) -> Result<Vec<String>, NetworkError> {
+    /// What was blocked since the last time, in lines for the sandbox's log, and what has passed in all.
+    pub(crate) async fn look(&self) -> Result<(Vec<String>, NetworkUse), NetworkError> {
         let number = self.number;
-        let json = blocking(move || {
+        let (drops, counters) = blocking(move || {
             slot::enter(number, || {
-                let json = host::nft_list(ruleset::LIST_DROPS)?;
+                let drops = host::nft_list(ruleset::LIST_DROPS)?;
                 host::nft(ruleset::FORGET_DROPS)?;
-                Ok(json)
+                Ok((drops, host::nft_list(ruleset::LIST_COUNTERS)?))
             })
         })
         .await?;
-        let addresses = ruleset::dropped(&json).into_iter().map(|dropped| dropped.to_string());
+        let addresses = ruleset::dropped(&drops).into_iter().map(|dropped| dropped.to_string());
         let names = self.resolver.take_refusals().into_iter().map(|refusal| refusal.to_string());
-        Ok(addresses.chain(names).collect())
+        Ok((addresses.chain(names).collect(), ruleset::counts(&counters)))
     }
 }
 

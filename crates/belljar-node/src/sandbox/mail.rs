@@ -6,7 +6,7 @@
 
 use std::{future::Future, pin::pin, time::Duration};
 
-use belljar_api::{node::CommandAck, sandbox::TerminationReason, snapshot::SnapshotType};
+use belljar_api::{network::NetworkUse, node::CommandAck, sandbox::TerminationReason, snapshot::SnapshotType};
 use tokio::sync::oneshot;
 
 use super::{
@@ -31,7 +31,7 @@ pub(super) enum Work {
     Wake(oneshot::Sender<Result<(), NotAwake>>),
     Release,
     /// See [`Mail::Tell`].
-    Tell(oneshot::Sender<()>),
+    Tell(oneshot::Sender<NetworkUse>),
     Snapshot(String, SnapshotType),
     Copy(Vec<oneshot::Sender<Forked>>),
     Rollback(String),

@@ -33,6 +33,7 @@ use std::sync::Arc;
 
 use belljar_api::{
     image::RuntimeConfig,
+    network::NetworkUse,
     node::{Command, CommandAck, NodeState, SandboxReport},
 };
 use belljar_link::Connector;
@@ -53,8 +54,9 @@ pub(crate) enum Mail {
     Command(Box<Order>),
     /// A connection wants in: answered when the agent answers, or with why it does not.
     Wake(oneshot::Sender<Result<(), NotAwake>>),
-    /// Somebody reads its log: what was blocked is written there first, and then this is answered.
-    Tell(oneshot::Sender<()>),
+    /// Somebody wants to know what passes through its network: what was blocked is written to its log, and what has passed
+    /// is answered, if it is awake and rules hold.
+    Tell(oneshot::Sender<NetworkUse>),
     /// Host memory is short: a sleeping sandbox that holds some gives it back.
     Release,
     /// The node ends everything.
@@ -144,13 +146,11 @@ impl Handle {
         self.view.borrow().report.generation >= generation
     }
 
-    /// Has what was blocked written to its log.
-    pub(crate) async fn tell(&self) {
+    /// Has what was blocked written to its log; answers what has passed. One that is busy tells it to the next who asks.
+    pub(crate) async fn tell(&self) -> Option<NetworkUse> {
         let (reply, told) = oneshot::channel();
-        if self.mailbox.try_send(Mail::Tell(reply)).is_ok() {
-            // One that is busy tells it to the next who asks.
-            let _ = tokio::time::timeout(TELL_PATIENCE, told).await;
-        }
+        self.mailbox.try_send(Mail::Tell(reply)).ok()?;
+        tokio::time::timeout(TELL_PATIENCE, told).await.ok()?.ok()
     }
 
     /// Wakes the sandbox if it sleeps, and waits until its agent answers.

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, path::PathBuf, pin::pin, sync::Arc, time::Durat
 use belljar_api::{
     image::RuntimeConfig,
     log::level,
+    network::NetworkUse,
     node::{NodeState, Origin},
     sandbox::TerminationReason,
     snapshot::SnapshotType,
@@ -258,8 +259,9 @@ impl Task {
             match work {
                 Work::Nothing | Work::Release => {}
                 Work::Tell(reply) => {
-                    self.note_blocked(&booted).await;
-                    let _ = reply.send(());
+                    if let Some(passed) = self.note_blocked(&booted).await {
+                        let _ = reply.send(passed);
+                    }
                 }
                 Work::Resume => self.publish(NodeState::Running, Some(booted.link.clone())),
                 // Whoever asked may have gone.
@@ -290,12 +292,21 @@ impl Task {
         }
     }
 
-    /// Writes to the log what its rules have blocked lately.
-    pub(super) async fn note_blocked(&self, booted: &Booted) {
-        let Some(gate) = &booted.gate else { return };
-        match gate.blocked().await {
-            Ok(lines) => lines.iter().for_each(|line| self.log.note(level::WARN, line)),
-            Err(error) => tracing::warn!(sandbox = self.record.sandbox_id, error = chain(&error), "what was blocked"),
+    /// Writes to the log what its rules have blocked lately; answers what has passed.
+    pub(super) async fn note_blocked(&self, booted: &Booted) -> Option<NetworkUse> {
+        match booted.gate.as_ref()?.look().await {
+            Ok((lines, passed)) => {
+                lines.iter().for_each(|line| self.log.note(level::WARN, line));
+                Some(passed)
+            }
+            Err(error) => {
+                tracing::warn!(
+                    sandbox = self.record.sandbox_id,
+                    error = chain(&error),
+                    "what was blocked is not known"
+                );
+                None
+            }
         }
     }
 

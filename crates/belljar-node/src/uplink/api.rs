@@ -39,6 +39,7 @@ pub(super) fn router(ctx: Arc<Context>) -> Router {
         .route("/v1/storage/gc", post(gc))
         .route("/v1/snapshots/{id}/diff/{other}", get(diff))
         .route("/v1/network/check", post(check_network))
+        .route("/v1/network/{id}", get(network_use))
         .route("/v1/logs", post(log_page))
         .route("/v1/logs/{id}/processes", get(log_processes))
         .layer(DefaultBodyLimit::max(COMMAND_MAX))
@@ -178,6 +179,21 @@ async fn check_network(State(ctx): State<Arc<Context>>, Json(wanted): Json<Netwo
     match network::check(&ctx, &wanted).await {
         Ok(()) => Json(serde_json::json!({})).into_response(),
         Err(error) => failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, chain(&error)),
+    }
+}
+
+async fn network_use(State(ctx): State<Arc<Context>>, Path(id): Path<String>) -> Response {
+    let used = match ctx.registry.get(&id) {
+        Some(handle) => handle.tell().await,
+        None => None,
+    };
+    match used {
+        Some(used) => Json(used).into_response(),
+        None => failure(
+            StatusCode::NOT_FOUND,
+            code::NOT_FOUND,
+            "nothing is counted for this sandbox now: it is not awake, or its node has no network namespaces",
+        ),
     }
 }
 

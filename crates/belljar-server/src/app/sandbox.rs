@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use belljar_api::{
     id::{is_id, new_id},
     limits,
+    network::NetworkUse,
     node::Origin,
     sandbox::{CreateSandbox, NetworkConfig, PatchSandbox, SandboxInfo, SandboxStatus, TerminationReason},
 };
@@ -215,6 +216,15 @@ impl App {
             let message = format!("sandbox {} has ended and cannot be changed; create a new one", row.id);
             ApiError::new(StatusCode::CONFLICT, belljar_api::error::code::CONFLICT, message)
         })
+    }
+
+    /// What has passed through its network; its node counts that.
+    pub(crate) async fn network_use(&self, row: &SandboxRow) -> Result<NetworkUse, ApiError> {
+        let link = row.node_id().and_then(|id| self.live.nodes.get(id)).ok_or_else(|| {
+            let message = "nothing is counted for this sandbox now: it has no node that is connected";
+            ApiError::new(StatusCode::NOT_FOUND, belljar_api::error::code::NOT_FOUND, message)
+        })?;
+        Ok(link.network_use(&row.id).await?)
     }
 
     /// Refuses rules that the sandbox's node could not hold: the old ones stay then.

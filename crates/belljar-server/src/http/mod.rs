@@ -123,6 +123,7 @@ fn handler(op: Op, method: MethodFilter) -> Option<MethodRouter<Arc<App>>> {
         Op::DeleteSnapshot => call(method, snapshot::delete),
         Op::DiffSnapshots => call(method, snapshot::diff),
         Op::ShowTree => call(method, snapshot::tree),
+        Op::GetNetworkUse => call(method, sandbox::network_use),
         Op::CreatePool => call(method, pool::create),
         Op::ListPools => call(method, pool::list),
         Op::GetPool => call(method, pool::get),

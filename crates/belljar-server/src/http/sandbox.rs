@@ -91,6 +91,11 @@ pub(super) async fn get(call: Call) -> Result<Response, ApiError> {
     Ok(json(StatusCode::OK, &call.app.info(&row)))
 }
 
+pub(super) async fn network_use(call: Call) -> Result<Response, ApiError> {
+    let row = call.app.find(&call.namespace, call.param("ref")).await?;
+    Ok(json(StatusCode::OK, &call.app.network_use(&row).await?))
+}
+
 pub(super) async fn patch(mut call: Call) -> Result<Response, ApiError> {
     let request: PatchSandbox = call.json().await?;
     let row = call.app.find(&call.namespace, call.param("ref")).await?;

@@ -11,6 +11,7 @@ use belljar_api::{
     error::{ErrorBody, code},
     image::ImageInfo,
     log::{LogPage, LogProcessList},
+    network::NetworkUse,
     node::{Command, CommandAck, LogQuery, NodeHello},
     sandbox::NetworkConfig,
     snapshot::{Collected, SnapshotDiff, StorageUse},
@@ -205,6 +206,11 @@ impl NodeLink {
     /// Whether it can enforce a network policy now; a refusal says why not.
     pub(crate) async fn check_network(&self, network: &NetworkConfig) -> Result<(), NodeError> {
         self.caller.patient().post::<serde_json::Value>("/v1/network/check", network).await.map(drop)
+    }
+
+    /// What has passed through a sandbox's network.
+    pub(crate) async fn network_use(&self, sandbox_id: &str) -> Result<NetworkUse, NodeError> {
+        self.caller.get(&format!("/v1/network/{sandbox_id}")).await
     }
 
     /// A page of a sandbox's log.

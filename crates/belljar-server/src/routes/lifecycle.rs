@@ -40,6 +40,20 @@ pub(super) static ROUTES: &[Route] = &[
         &[(200, "SandboxInfo", "The sandbox, also when it has ended.")],
     ),
     lifecycle(
+        Verb::Get,
+        "/sandboxes/{ref}/network",
+        Op::GetNetworkUse,
+        "Count what has passed through a sandbox's network",
+        &[
+            (200, "NetworkUse", "Since its VM process began."),
+            (
+                404,
+                "ErrorBody",
+                "There is no such sandbox, or nothing is counted now: it is asleep, or rules do not hold there.",
+            ),
+        ],
+    ),
+    lifecycle(
         Verb::Patch,
         "/sandboxes/{ref}",
         Op::PatchSandbox,

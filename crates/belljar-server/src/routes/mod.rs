@@ -68,6 +68,7 @@ pub(crate) enum Op {
     DeleteSnapshot,
     DiffSnapshots,
     ShowTree,
+    GetNetworkUse,
     CreatePool,
     ListPools,
     GetPool,

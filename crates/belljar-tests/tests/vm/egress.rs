@@ -236,6 +236,10 @@ fn a_change_cuts_what_is_forbidden_and_nothing_else() {
     patch(&world, &sandbox, &json!({"allow_out": [TWO]}));
     let end = sandbox.sh("for i in $(seq 60); do test -e /tmp/end && break; sleep 0.1; done; cat /tmp/end");
     assert!(end.contains("reset") || end.contains("refused"), "{end}");
+    let counted = world.http().get(&format!("/sandboxes/{}/network", sandbox.id)).json;
+    for what in ["out", "in", "dropped"] {
+        assert!(counted[what]["packets"].as_u64() > Some(0) && counted[what]["bytes"].as_u64() > Some(40), "{counted}");
+    }
     // It does not come back with the old policy: it is another connection then.
     let log = world.ok(&["logs", "box"]);
     assert!(log.contains(&format!("blocked: tcp {ONE}:80, not in allow_out")), "{log}");

@@ -43,7 +43,7 @@ use tokio::sync::{Mutex, RwLock, Semaphore, watch};
 use self::memory::{Held, Memory};
 pub(crate) use self::{
     query::Refusal,
-    swap::{Names, ResolveError, Swap, resolve_names},
+    swap::{Names, ResolveError, resolve_names},
     upstream::Upstream,
 };
 use super::{limits, policy::Policy};

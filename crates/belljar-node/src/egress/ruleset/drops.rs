@@ -2,6 +2,7 @@
 
 use std::{fmt, net::Ipv4Addr};
 
+use belljar_api::network::{NetworkUse, Traffic};
 use serde_json::Value;
 
 use super::rule::Counter;
@@ -34,20 +35,6 @@ impl fmt::Display for Dropped {
     }
 }
 
-/// What has passed and what has not, since the namespace was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) out: Count,
-    pub(crate) r#in: Count,
-    pub(crate) dropped: Count,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Count {
-    pub(crate) packets: u64,
-    pub(crate) bytes: u64,
-}
-
 /// The blocked destinations in the answer to [`LIST_DROPS`]. What is not understood is left out.
 pub(crate) fn dropped(json: &[u8]) -> Vec<Dropped> {
     let objects = objects(json);
@@ -71,16 +58,16 @@ fn entry(element: &Value) -> Option<Dropped> {
 }
 
 /// The counters in the answer to [`LIST_COUNTERS`].
-pub(crate) fn counts(json: &[u8]) -> Counts {
+pub(crate) fn counts(json: &[u8]) -> NetworkUse {
     let objects = objects(json);
     let of = |counter: Counter| {
         let counters = objects.iter().filter_map(|object| object.get("counter"));
         let found =
             counters.into_iter().find(|found| found.get("name").and_then(Value::as_str) == Some(counter.name()));
         let field = |name| found.and_then(|found| found.get(name)?.as_u64()).unwrap_or_default();
-        Count { packets: field("packets"), bytes: field("bytes") }
+        Traffic { packets: field("packets"), bytes: field("bytes") }
     };
-    Counts { out: of(Counter::Out), r#in: of(Counter::In), dropped: of(Counter::Dropped) }
+    NetworkUse { out: of(Counter::Out), r#in: of(Counter::In), dropped: of(Counter::Dropped) }
 }
 
 fn objects(json: &[u8]) -> Vec<Value> {
@@ -119,7 +106,7 @@ mod tests {
     fn counters_are_read_by_name() {
         let json = br#"{"nftables": [{"counter": {"name": "out", "packets": 2, "bytes": 120}},
             {"counter": {"name": "dropped", "packets": 1, "bytes": 60}}]}"#;
-        let (out, dropped) = (Count { packets: 2, bytes: 120 }, Count { packets: 1, bytes: 60 });
-        assert_eq!(counts(json), Counts { out, dropped, r#in: Count::default() });
+        let (out, dropped) = (Traffic { packets: 2, bytes: 120 }, Traffic { packets: 1, bytes: 60 });
+        assert_eq!(counts(json), NetworkUse { out, dropped, r#in: Traffic::default() });
     }
 }

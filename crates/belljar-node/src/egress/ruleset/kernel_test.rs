@@ -70,7 +70,7 @@ fn nft_takes_every_script_again_and_again() {
     let Some(listing) = in_namespace(&format!("{scripts}\nnft -j list counters table inet belljar"), "") else {
         return;
     };
-    assert_eq!(counts(listing.as_bytes()), super::Counts::default());
+    assert_eq!(counts(listing.as_bytes()), belljar_api::network::NetworkUse::default());
 }
 
 #[test]

@@ -41,7 +41,7 @@ use std::{
 
 use self::rule::{Chain, DROPS, Set};
 pub(crate) use self::{
-    drops::{Count, Counts, Dropped, FORGET_DROPS, LIST_COUNTERS, LIST_DROPS, counts, dropped},
+    drops::{FORGET_DROPS, LIST_COUNTERS, LIST_DROPS, counts, dropped},
     rule::Counter,
 };
 use super::{limits, policy::Policy};

@@ -355,3 +355,7 @@ fn only_v4(nets: &[IpNet]) -> Vec<Ipv4Net> {
 fn merged(nets: Vec<Ipv4Net>) -> Vec<Ipv4Net> {
     Ipv4Net::aggregate(&nets)
 }
+
+#[cfg(test)]
+#[path = "policy_test.rs"]
+mod tests;

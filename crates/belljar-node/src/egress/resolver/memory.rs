@@ -16,7 +16,7 @@ use crate::egress::{
 };
 
 /// Names that were asked for, by the guest or by the policy.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Memory {
     names: HashMap<HostName, Entry>,
     /// Grows with each use; tells which name was used last.
@@ -25,7 +25,7 @@ pub(super) struct Memory {
     refused: HashSet<Refusal>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     /// The last answer.
     found: Found,
@@ -186,3 +186,7 @@ impl Held {
         self.0.extend(addresses.iter().map(|address| (*address, until)));
     }
 }
+
+#[cfg(test)]
+#[path = "memory_test.rs"]
+mod tests;

@@ -96,7 +96,8 @@ fn net() -> Option<Net> {
     net.sandbox.shell(&format!(
         "ip link set lo up; ip link add tap0 type veth peer name g0 netns {guest}; \
          ip link add up0 type veth peer name w0 netns {world}; \
-         ip addr add 10.0.2.2/24 dev tap0; ip addr add 10.0.2.3/32 dev tap0; ip link set tap0 up; \
+         ip addr add 10.0.2.2/24 dev tap0; ip addr add 10.0.2.3/32 dev tap0; \
+         ip addr add fd00::2/64 dev tap0 nodad; ip link set tap0 up; \
          ip addr add 100.64.0.2/30 dev up0; ip link set up0 up; ip route add default via 100.64.0.1; \
          echo 1 > /proc/sys/net/ipv4/ip_forward; \
          : the kernel tells one guest only so often that something is prohibited, which is right but not in a test; \
@@ -104,7 +105,7 @@ fn net() -> Option<Net> {
     ));
     net.guest.shell(
         "ip link set lo up; ip link set g0 address 02:00:00:00:00:01; ip addr add 10.0.2.15/24 dev g0; \
-         ip link set g0 up; ip route add default via 10.0.2.2; echo 0 0 > /proc/sys/net/ipv4/ping_group_range",
+         ip link set g0 up; ip route add default via 10.0.2.2; ip addr add fd00::15/64 dev g0 nodad; echo 0 0 > /proc/sys/net/ipv4/ping_group_range",
     );
     let addresses: String = WORLD.iter().map(|address| format!("ip addr add {address}/32 dev lo; ")).collect();
     net.world.shell(&format!("ip link set lo up; {addresses} ip addr add 100.64.0.1/30 dev w0; ip link set w0 up"));
@@ -121,8 +122,10 @@ fn net() -> Option<Net> {
     net.sandbox.run(|| {
         let tcp = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).expect("bind");
         thread::spawn(move || tcp.incoming().flatten().for_each(echo));
-        let udp = UdpSocket::bind("10.0.2.3:53").expect("bind");
-        thread::spawn(move || echo_udp(&udp));
+        for address in ["10.0.2.3:53", "[fd00::2]:80"] {
+            let udp = UdpSocket::bind(address).expect("bind");
+            thread::spawn(move || echo_udp(&udp));
+        }
     });
     net.guest.run(|| {
         // A link that has just come up loses packets for a moment.
@@ -169,7 +172,7 @@ fn say_udp(socket: &UdpSocket) -> io::Result<()> {
 }
 
 fn open_udp(to: SocketAddr, patience: Duration) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     socket.set_read_timeout(Some(patience))?;
     socket.connect(to)?;
     Ok(socket)
@@ -261,6 +264,7 @@ fn what_passes_and_what_the_guest_is_told_of_the_rest() {
         ("icmp 10.0.2.3:0", "prohibited"),
         ("tcp 10.0.2.3:80", "reset"),
         ("tcp 10.0.2.2:80", "reset"),
+        ("udp [fd00::2]:80", "silence"),
         ("tcp 100.64.0.2:80", "reset"),
         ("tcp 100.64.0.1:80", "reset"),
     ] {

@@ -246,6 +246,8 @@ fn names(allowed: &[&str], carried: &[&str]) -> Resolved {
 #[test]
 fn what_passes_and_what_the_guest_is_told_of_the_rest() {
     let Some(net) = net() else { return };
+    // Without rules IPv6 would get through.
+    net.check("udp [fd00::2]:80", "passes");
     net.apply(&policy(true, &[], &["2.2.2.2"], &operator()), &Resolved::default(), 1);
     for (what, expected) in [
         ("tcp 1.1.1.1:80", "passes"),

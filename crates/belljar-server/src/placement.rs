@@ -151,7 +151,7 @@ mod tests {
     fn rules_go_where_they_hold() {
         let (without, small) = (node("a", 2.0, 9999, 0, true), node("b", 2.0, 4096, 0, true));
         let with = NodeView { egress_rules: true, ..small };
-        check_rules(&[without.clone()], 1.0, 1024, true, "ConfigurationError");
+        check_rules(std::slice::from_ref(&without), 1.0, 1024, true, "ConfigurationError");
         check_rules(&[without.clone(), with.clone()], 1.0, 1024, true, "b");
         check_rules(&[without, with], 1.0, 1024, false, "a");
     }

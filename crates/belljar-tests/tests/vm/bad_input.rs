@@ -16,7 +16,7 @@ fn bad_requests_name_what_is_wrong() {
         (r#"{"name":"Not Good"}"#, 400, "INVALID_ARGUMENT", "name"),
         (r#"{"timeout_secs":"soon"}"#, 400, "INVALID_ARGUMENT", "timeout_secs"),
         (r#"{"exposed_ports":[70000]}"#, 400, "INVALID_ARGUMENT", "exposed_ports"),
-        (r#"{"network":{"allow_out":["1.1.1.1"]}}"#, 400, "INVALID_ARGUMENT", "allow_out"),
+        (r#"{"network":{"allow_out":["1.1.1.1/40"]}}"#, 400, "INVALID_ARGUMENT", "allow_out"),
         (r#"{"name":"#, 400, "INVALID_ARGUMENT", ""),
         ("[1]", 400, "INVALID_ARGUMENT", ""),
     ] {

@@ -82,22 +82,11 @@ struct Shared {
 impl Resolver {
     /// A resolver that refuses everything until its first policy is committed ([`Resolver::swap`]).
     pub(crate) fn new(upstream: Arc<Upstream>, firewall: Arc<dyn Firewall>) -> Self {
-        Self::with(upstream, firewall, Memory::default())
-    }
-
-    /// The resolver of a copy of this sandbox, whose guest remembers what this one has told. It too refuses everything
-    /// until its first policy is committed.
-    pub(crate) fn copy(&self, firewall: Arc<dyn Firewall>) -> Self {
-        let memory = self.shared.memory().clone();
-        Self::with(self.shared.upstream.clone(), firewall, memory)
-    }
-
-    fn with(upstream: Arc<Upstream>, firewall: Arc<dyn Firewall>, memory: Memory) -> Self {
         let shared = Shared {
             upstream,
             firewall,
             policy: RwLock::new(Arc::new(Policy::closed())),
-            memory: std::sync::Mutex::new(memory),
+            memory: std::sync::Mutex::default(),
             open: Mutex::default(),
             denied: Mutex::default(),
             lookups: Semaphore::new(limits::LOOKUPS_MAX),

@@ -114,14 +114,3 @@ async fn a_denied_name_that_moves_is_followed() {
     );
     scene.end().await;
 }
-
-#[tokio::test]
-async fn a_copy_knows_what_its_original_has_told() {
-    let scene = Scene::new(NAMES, policy(true, &["*.example"], &[])).await;
-    scene.ask("a.example A").await;
-    let copy = scene.resolver.copy(scene.firewall.clone());
-    let swap = copy.swap(Arc::new(policy(true, &["*.example"], &[])), super::super::Names::default()).await;
-    assert_eq!(swap.resolved().allowed.keys().collect::<Vec<_>>(), [&Ipv4Addr::new(1, 1, 1, 1)]);
-    drop(swap);
-    scene.end().await;
-}

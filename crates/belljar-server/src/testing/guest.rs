@@ -1,15 +1,21 @@
 //! What runs in the test double's sandboxes: a small HTTP server.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+};
 
 use axum::body::Body;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn, upgrade::Upgraded};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{io::AsyncWriteExt, sync::mpsc};
 use tokio_util::sync::CancellationToken;
+
+use super::hostile;
 
 /// Nobody listens here.
 pub(super) const CLOSED_PORT: u16 = 9;
@@ -24,11 +30,43 @@ pub(super) async fn serve(io: Upgraded, port: u16, end_events: CancellationToken
         let _ = io.shutdown().await;
         return;
     }
+    if let Some(bytes) = hostile::script(port) {
+        return hostile::play(TokioIo::new(io), bytes).await;
+    }
     let service = service_fn(move |request| {
         let end_events = end_events.clone();
         async move { answer(request, port, end_events).await }
     });
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await;
+    // As a gRPC server with a port for both would.
+    let both = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    let _ = both.serve_connection_with_upgrades(io, service).await;
+}
+
+/// Answers as a gRPC server does: what came, and how it went in the trailers.
+fn grpc(request: Request<Incoming>) -> Response<Body> {
+    let seen = format!("{:?} te={:?}", request.version(), request.headers().get(header::TE));
+    let theirs = Arc::new(Mutex::new(Vec::new()));
+    let names = Arc::clone(&theirs);
+    let frames = http_body_util::BodyStream::new(request.into_body()).filter_map(move |frame| {
+        let data = frame.map(|frame| match frame.into_trailers() {
+            Ok(map) => {
+                names.lock().expect("names").extend(map.keys().map(ToString::to_string));
+                None
+            }
+            Err(data) => Some(data),
+        });
+        std::future::ready(data.transpose())
+    });
+    let end = futures_util::stream::once(async move {
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().expect("value"));
+        trailers.insert("x-seen", seen.parse().expect("value"));
+        trailers.insert("x-trailers", theirs.lock().expect("names").join(",").parse().expect("value"));
+        Ok(hyper::body::Frame::trailers(trailers))
+    });
+    let mut response = Response::new(Body::new(http_body_util::StreamBody::new(frames.chain(end))));
+    response.headers_mut().insert(header::CONTENT_TYPE, "application/grpc".parse().expect("value"));
+    response
 }
 
 async fn answer(
@@ -38,6 +76,7 @@ async fn answer(
 ) -> Result<Response<Body>, std::io::Error> {
     let path = request.uri().path().to_owned();
     Ok(match path.as_str() {
+        "/pkg.Echo/Echo" => grpc(request),
         "/echo" => Response::new(Body::new(request.into_body())),
         "/count" => {
             let mut body = request.into_body();
@@ -69,6 +108,15 @@ async fn answer(
                 .header(header::CONNECTION, "Upgrade")
                 .header(header::UPGRADE, "websocket")
                 .body(Body::empty())
+                .map_err(std::io::Error::other)?
+        }
+        // Says nothing of it, and closes all the same.
+        "/bye" => {
+            let hold = Bytes::from_static(b"bye");
+            let frames = futures_util::stream::iter([Ok(hold), Err(std::io::Error::other("the guest closes"))]);
+            Response::builder()
+                .header(header::CONTENT_LENGTH, 3)
+                .body(Body::from_stream(frames))
                 .map_err(std::io::Error::other)?
         }
         "/close" => return Err(std::io::Error::other("the guest closes")),

@@ -23,3 +23,4 @@ pub mod process;
 pub mod pty;
 pub mod sandbox;
 pub mod snapshot;
+pub mod tunnel;

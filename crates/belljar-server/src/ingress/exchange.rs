@@ -264,7 +264,7 @@ fn late(who: Stalled) -> ApiError {
 }
 
 /// The guest ended the connection, or sent what is not HTTP. Something may have run, so the client must not replay it.
-fn failed(error: &hyper::Error) -> ApiError {
+pub(super) fn failed(error: &hyper::Error) -> ApiError {
     if error.is_parse() {
         let words = format!("the sandbox's answer is not HTTP: {error}");
         return ApiError::new(StatusCode::BAD_GATEWAY, code::PROXY_ERROR, words);

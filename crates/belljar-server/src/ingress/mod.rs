@@ -11,6 +11,8 @@ mod guest;
 mod headers;
 mod pool;
 mod proxy;
+#[cfg_attr(not(test), expect(dead_code, reason = "the SSH gateway's `-R` uses it"))]
+pub(crate) mod reverse;
 mod target;
 mod websocket;
 

@@ -14,6 +14,7 @@ use crate::{
     error::ApiError,
     life::{Phase, Reported, SandboxRow},
     limits::{NODE_WAIT, READY_WAIT},
+    node_link::NodeLink,
     serve::Busy,
 };
 
@@ -55,10 +56,22 @@ pub(crate) async fn forward(
         let words = format!("port {} of sandbox {} is not exposed; add it to exposed_ports", target.port, row.id);
         return Err(ApiError::new(StatusCode::FORBIDDEN, code::PORT_NOT_EXPOSED, words));
     }
-    let node_id = row.node_id().unwrap_or_default();
-    let link = app.live.nodes.wait(node_id, NODE_WAIT).await.ok_or_else(|| ApiError::unreachable(node_id))?;
+    let link = node(app, &row).await?;
     let exchange = Exchange { app, link, sandbox_id: row.id.clone(), route, port: target.port };
     exchange.run(outside, host, !open, request).await
+}
+
+/// A sandbox that is up, or that its node wakes, and the way there; for those who have seen to it that they may.
+pub(super) async fn reach(app: &App, target: &Target) -> Result<(Arc<SandboxRow>, Arc<NodeLink>), ApiError> {
+    let Some(mut route) = app.routed(&target.sandbox) else { return Err(absent(app, target).await) };
+    let row = ready(&mut route, target).await?;
+    let link = node(app, &row).await?;
+    Ok((row, link))
+}
+
+async fn node(app: &App, row: &SandboxRow) -> Result<Arc<NodeLink>, ApiError> {
+    let node_id = row.node_id().unwrap_or_default();
+    app.live.nodes.wait(node_id, NODE_WAIT).await.ok_or_else(|| ApiError::unreachable(node_id))
 }
 
 /// Whether a port answers without a key.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use axum::body::Body;
+use belljar_api::error::{ErrorBody, code};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{Request, Response, StatusCode, header};
@@ -42,6 +43,45 @@ pub(super) async fn serve(io: Upgraded, port: u16, end_events: CancellationToken
     let _ = both.serve_connection_with_upgrades(io, service).await;
 }
 
+/// Two programs of the guest connect to a listener there, one after the other.
+fn reverse(mut request: Request<Incoming>) -> Response<Body> {
+    if request.uri().query() == Some("port=99") {
+        let words = ErrorBody::new(code::CONFLICT, "99 is taken");
+        return crate::error::json(StatusCode::CONFLICT, &words);
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let Ok(io) = upgrade.await else { return };
+        let client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let Ok((send, connection)) = client.handshake::<_, Body>(io).await else { return };
+        tokio::spawn(async move {
+            for peer in ["127.0.0.1:1", "127.0.0.1:2"] {
+                let connect = Request::connect(peer).body(Body::empty()).expect("request");
+                let answer = send.clone().send_request(connect).await.expect("answer");
+                if answer.status() != StatusCode::OK {
+                    continue;
+                }
+                let mut io = TokioIo::new(hyper::upgrade::on(answer).await.expect("stream"));
+                io.write_all(peer.as_bytes()).await.expect("write");
+                io.shutdown().await.expect("half close");
+                let mut back = String::new();
+                tokio::io::AsyncReadExt::read_to_string(&mut io, &mut back).await.expect("read");
+                assert_eq!(back, format!("hello {peer}"));
+            }
+            // Stays until the other side goes.
+            std::future::pending::<()>().await;
+        });
+        let _ = connection.await;
+    });
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, "belljar-reverse")
+        .header("x-belljar-port", "4321")
+        .body(Body::empty())
+        .expect("response")
+}
+
 /// Answers as a gRPC server does: what came, and how it went in the trailers.
 fn grpc(request: Request<Incoming>) -> Response<Body> {
     let seen = format!("{:?} te={:?}", request.version(), request.headers().get(header::TE));
@@ -76,6 +116,7 @@ async fn answer(
 ) -> Result<Response<Body>, std::io::Error> {
     let path = request.uri().path().to_owned();
     Ok(match path.as_str() {
+        "/api/v1/tunnels/reverse" => reverse(request),
         "/pkg.Echo/Echo" => grpc(request),
         "/echo" => Response::new(Body::new(request.into_body())),
         "/count" => {

@@ -23,6 +23,8 @@ pub const PORT_HEADER: &str = "x-belljar-port";
 pub const REVERSE_CONNECTIONS_MAX: u32 = 256;
 /// Bytes of one such connection that may wait for a reader who stands still. The window of the whole is one for each,
 /// so that no connection stops another.
-pub const REVERSE_WINDOW: u32 = 256 * 1024;
+pub const REVERSE_WINDOW: u32 = 512 * 1024;
+/// Largest frame that either side takes, bytes: fewer of them, and still none that keeps the others waiting.
+pub const REVERSE_FRAME: u32 = 64 * 1024;
 
 const _: () = assert!((REVERSE_WINDOW as u64) * (REVERSE_CONNECTIONS_MAX as u64) < 1 << 31);

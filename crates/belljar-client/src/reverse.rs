@@ -9,7 +9,9 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use belljar_api::tunnel::{PORT_HEADER, REVERSE_CONNECTIONS_MAX, REVERSE_PATH, REVERSE_UPGRADE, REVERSE_WINDOW};
+use belljar_api::tunnel::{
+    PORT_HEADER, REVERSE_CONNECTIONS_MAX, REVERSE_FRAME, REVERSE_PATH, REVERSE_UPGRADE, REVERSE_WINDOW,
+};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Empty;
@@ -91,6 +93,7 @@ impl ReverseTunnel {
             .timer(TokioTimer::new())
             .initial_stream_window_size(REVERSE_WINDOW)
             .initial_connection_window_size(REVERSE_WINDOW * REVERSE_CONNECTIONS_MAX)
+            .max_frame_size(REVERSE_FRAME)
             .max_concurrent_streams(REVERSE_CONNECTIONS_MAX)
             .max_send_buf_size(REVERSE_WINDOW as usize)
             .keep_alive_interval(PING_EVERY)

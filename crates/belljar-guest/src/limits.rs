@@ -107,8 +107,8 @@ pub(crate) const PTY_SILENCE_MAX: Duration = Duration::from_secs(95);
 /// A client that holds the program up for this long is cut off.
 pub(crate) const PTY_STALL_MAX: Duration = Duration::from_secs(30);
 
-/// Bytes of one message of a tunnel.
-pub(crate) const TUNNEL_CHUNK: usize = 32 * 1024;
+/// Bytes of one message of a tunnel: as many as one may have.
+pub(crate) const TUNNEL_CHUNK: usize = belljar_api::limits::WS_MESSAGE_MAX;
 /// How long the client of a reverse tunnel may take to reach its service.
 pub(crate) const REVERSE_ANSWER: Duration = Duration::from_secs(30);
 /// Pause between two pings of the client of a reverse tunnel…

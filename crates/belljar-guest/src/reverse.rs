@@ -24,7 +24,7 @@ use axum::{
 };
 use belljar_api::{
     error::code,
-    tunnel::{PORT_HEADER, REVERSE_CONNECTIONS_MAX, REVERSE_PATH, REVERSE_UPGRADE, REVERSE_WINDOW},
+    tunnel::{PORT_HEADER, REVERSE_CONNECTIONS_MAX, REVERSE_FRAME, REVERSE_PATH, REVERSE_UPGRADE, REVERSE_WINDOW},
 };
 use hyper::{client::conn::http2, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -103,6 +103,7 @@ async fn serve(upgrade: OnUpgrade, listener: TcpListener) {
         .timer(TokioTimer::new())
         .initial_stream_window_size(REVERSE_WINDOW)
         .initial_connection_window_size(REVERSE_WINDOW * REVERSE_CONNECTIONS_MAX)
+        .max_frame_size(REVERSE_FRAME)
         .max_send_buf_size(REVERSE_WINDOW as usize)
         .keep_alive_interval(REVERSE_PING)
         .keep_alive_timeout(REVERSE_PING_TIMEOUT)

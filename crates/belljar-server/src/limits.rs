@@ -86,12 +86,12 @@ pub(crate) const STORE_BATCH: usize = 64;
 pub(crate) const STORE_BUSY: Duration = Duration::from_secs(5);
 
 /// Flow-control window of one stream to a node, bytes: what is held here for a client that does not read.
-pub(crate) const NODE_STREAM_WINDOW: u32 = 256 * 1024;
+pub(crate) const NODE_STREAM_WINDOW: u32 = 512 * 1024;
 /// Flow-control window of a node connection, bytes: a window for each stream that there can be, or as many clients that
 /// do not read would stop all others, and the reports. Memory is taken by what waits, not by the window.
 pub(crate) const NODE_CONNECTION_WINDOW: u32 = NODE_STREAMS_MAX * NODE_STREAM_WINDOW;
 /// Streams of one node connection at once; beyond it a request is refused.
-pub(crate) const NODE_STREAMS_MAX: u32 = 8000;
+pub(crate) const NODE_STREAMS_MAX: u32 = 4000;
 /// Pause between two pings of a node connection.
 pub(crate) const NODE_PING: Duration = Duration::from_secs(30);
 /// How long a node may take to answer a ping before its connection counts as dead.

@@ -9,7 +9,7 @@
 
 use belljar_api::{
     limits::AGENT_PORT,
-    tunnel::{PORT_HEADER, REVERSE_CONNECTIONS_MAX, REVERSE_PATH, REVERSE_UPGRADE, REVERSE_WINDOW},
+    tunnel::{PORT_HEADER, REVERSE_CONNECTIONS_MAX, REVERSE_FRAME, REVERSE_PATH, REVERSE_UPGRADE, REVERSE_WINDOW},
 };
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
@@ -131,6 +131,7 @@ async fn serve(upgraded: Upgraded, offers: mpsc::Sender<Offer>) {
         .timer(TokioTimer::new())
         .initial_stream_window_size(REVERSE_WINDOW)
         .initial_connection_window_size(REVERSE_WINDOW * REVERSE_CONNECTIONS_MAX)
+        .max_frame_size(REVERSE_FRAME)
         .max_concurrent_streams(REVERSE_CONNECTIONS_MAX)
         .max_send_buf_size(REVERSE_WINDOW as usize)
         .keep_alive_interval(KEEP_ALIVE_AFTER)

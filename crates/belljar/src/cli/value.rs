@@ -28,7 +28,10 @@ pub struct TunnelPort {
 
 /// `PORT` or `PORT:HOST:PORT`.
 pub fn tunnel(text: &str) -> Result<TunnelPort, String> {
-    let port = |text: &str| text.parse::<u16>().map_err(|_| format!("{text:?} is not a port, 1 to 65535"));
+    let any = |text: &str| text.parse::<u16>().map_err(|_| format!("{text:?} is not a port, 1 to 65535"));
+    let port = |text: &str| {
+        any(text).and_then(|port| if port == 0 { Err("port 0 leads nowhere".to_owned()) } else { Ok(port) })
+    };
     let Some((guest, rest)) = text.split_once(':') else {
         return Ok(TunnelPort { guest: port(text)?, service: None });
     };
@@ -38,8 +41,7 @@ pub fn tunnel(text: &str) -> Result<TunnelPort, String> {
     if host.is_empty() || (bare.is_none() && host.contains([':', '[', ']'])) {
         return Err(words.to_owned());
     }
-    let to = port(to).and_then(|to| if to == 0 { Err("a service has no port 0".to_owned()) } else { Ok(to) })?;
-    Ok(TunnelPort { guest: port(guest)?, service: Some((bare.unwrap_or(host).to_owned(), to)) })
+    Ok(TunnelPort { guest: any(guest)?, service: Some((bare.unwrap_or(host).to_owned(), port(to)?)) })
 }
 
 /// `NAME=VALUE`.
@@ -135,6 +137,7 @@ mod tests {
                 ("0:[::1]:80", to(0, "::1", 80)),
                 ("80:::1:80", None),
                 ("80:a", None),
+                ("0", None),
                 ("80::80", None),
                 ("80:a:0", None),
                 ("80:a:70000", None),

@@ -10,7 +10,7 @@ pub(super) async fn tunnel(ctx: &Context, args: &TunnelArgs) -> anyhow::Result<E
         return reverse(ctx, args).await;
     }
     let port = args.port.guest;
-    if args.port.service.is_some() || port == 0 {
+    if args.port.service.is_some() {
         return Err(Failure::new("a tunnel to a sandbox leads to a port there, 1 to 65535")
             .hint("write the port alone; PORT:HOST:PORT is for --reverse")
             .into());
@@ -41,9 +41,6 @@ async fn reverse(ctx: &Context, args: &TunnelArgs) -> anyhow::Result<ExitStatus>
     let sandbox = ctx.client()?.sandbox(&args.sandbox);
     let own = || (Ipv4Addr::LOCALHOST.to_string(), args.port.guest);
     let (host, to) = args.port.service.clone().unwrap_or_else(own);
-    if to == 0 {
-        return Err(Failure::new("port 0 leads nowhere").hint("write 0:HOST:PORT for any free port there").into());
-    }
     let tunnel = sandbox.reverse_tunnel(args.port.guest, &host, to).await?;
     let port = tunnel.port();
     match ctx.printer.is_json() {

@@ -24,3 +24,4 @@ pub mod process;
 pub mod pty;
 pub mod sandbox;
 pub mod snapshot;
+pub mod tunnel;

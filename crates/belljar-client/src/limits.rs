@@ -31,6 +31,8 @@ pub const CHUNK: usize = 64 * 1024;
 
 /// Pause between pings of a terminal or tunnel, so that a dead connection is noticed.
 pub const PING_EVERY: Duration = Duration::from_secs(15);
+/// How long the other side of a reverse tunnel may take to answer a ping.
+pub const PING_PATIENCE: Duration = Duration::from_secs(20);
 /// Connections that one tunnel carries at once; more wait to be accepted.
 pub const TUNNEL_CONNECTIONS: usize = 256;
 

@@ -1,22 +1,31 @@
 //! A local TCP port that leads to a port on 127.0.0.1 of a sandbox: one WebSocket per connection.
 //!
 //! ```text
-//! accept -> connect websocket -> pump both ways -> local EOF: Close, go on reading -> peer's Close: done
-//!               \-> refused: the local connection is closed
+//! accept -> connect websocket -> pump both ways -> an end: an empty message, the other direction goes on
+//!               \                       \-> both ends, or the peer's Close: done
+//!                \-> refused: the local connection is closed
 //! ```
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use belljar_api::tunnel::TCP_PATH;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
     task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
-use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::tungstenite::{self, Message, protocol::frame::coding::CloseCode};
 
 use crate::{
     Error, Sandbox,
@@ -51,7 +60,7 @@ impl Sandbox {
     /// Connects to `port` on 127.0.0.1 of the sandbox and pumps until one side ends. `CONNECTION_REFUSED` when
     /// nobody listens there.
     pub async fn forward(&self, stream: TcpStream, port: u16) -> Result<(), Error> {
-        let socket = self.websocket(&format!("/api/v1/tunnels/tcp?port={port}"), &[]).await?;
+        let socket = self.websocket(&format!("{TCP_PATH}?port={port}&half_close=true"), &[]).await?;
         pump(stream, socket).await
     }
 }
@@ -97,40 +106,76 @@ async fn pump(stream: TcpStream, socket: Socket) -> Result<(), Error> {
     let (mut from_local, mut to_local) = stream.into_split();
     let (mut to_guest, mut from_guest) = socket.split();
 
-    let up = async {
-        let mut buffer = vec![0; CHUNK];
-        let mut pings = interval(PING_EVERY);
-        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                read = from_local.read(&mut buffer) => match read.map_err(local)? {
-                    0 => break,
-                    n => to_guest.send(Message::binary(Bytes::copy_from_slice(&buffer[..n]))).await.map_err(broken)?,
-                },
-                _ = pings.tick() => to_guest.send(Message::Ping(Bytes::new())).await.map_err(broken)?,
+    let ends = Ends::default();
+    let result = {
+        let up = async {
+            let mut buffer = vec![0; CHUNK];
+            let mut pings = interval(PING_EVERY);
+            pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut open = true;
+            loop {
+                tokio::select! {
+                    read = from_local.read(&mut buffer), if open => {
+                        let n = read.map_err(local)?;
+                        // An empty message is the end: the guest may still have something to say.
+                        to_guest.send(Message::binary(Bytes::copy_from_slice(&buffer[..n]))).await.map_err(broken)?;
+                        if n == 0 {
+                            open = false;
+                            ends.one();
+                        }
+                    }
+                    _ = pings.tick() => to_guest.send(Message::Ping(Bytes::new())).await.map_err(broken)?,
+                }
             }
-        }
-        // The guest may still have something to say: reading goes on until it closes too.
-        to_guest.send(Message::Close(None)).await.map_err(broken)?;
-        std::future::pending::<Result<(), Error>>().await
-    };
-    let down = async {
-        while let Some(message) = from_guest.next().await {
-            match message {
-                Ok(Message::Binary(bytes)) => to_local.write_all(&bytes).await.map_err(local)?,
-                Ok(Message::Close(_)) => break,
-                Ok(Message::Text(_)) => return Err(Error::protocol(WHAT, "a text message")),
-                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
-                Err(tungstenite::Error::ConnectionClosed) => break,
-                Err(error) => return Err(broken(error)),
+        };
+        let down = async {
+            while let Some(message) = from_guest.next().await {
+                match message {
+                    Ok(Message::Binary(bytes)) if bytes.is_empty() => {
+                        to_local.shutdown().await.map_err(local)?;
+                        ends.one();
+                    }
+                    Ok(Message::Binary(bytes)) => to_local.write_all(&bytes).await.map_err(local)?,
+                    Ok(Message::Close(Some(frame))) if frame.code != CloseCode::Normal => {
+                        return Err(Error::protocol(WHAT, frame.reason.as_str()));
+                    }
+                    Ok(Message::Close(_)) => break,
+                    Ok(Message::Text(_)) => return Err(Error::protocol(WHAT, "a text message")),
+                    Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
+                    Err(tungstenite::Error::ConnectionClosed) => break,
+                    Err(error) => return Err(broken(error)),
+                }
             }
+            to_local.shutdown().await.map_err(local)
+        };
+        // Whoever breaks off ends the connection; `up` ends only in an error.
+        tokio::select! {
+            result = up => result,
+            result = down => return result,
+            () = ends.both() => Ok(()),
         }
-        to_local.shutdown().await.map_err(local)
     };
-    // Whoever ends first ends the connection; `up` ends only in an error.
-    tokio::select! {
-        result = up => result,
-        result = down => result,
+    // Both directions are done; the guest waits for this.
+    to_guest.send(Message::Close(None)).await.map_err(broken)?;
+    result
+}
+
+/// How many directions have ended.
+#[derive(Default)]
+struct Ends {
+    seen: AtomicUsize,
+    second: Notify,
+}
+
+impl Ends {
+    fn one(&self) {
+        if self.seen.fetch_add(1, Ordering::Relaxed) == 1 {
+            self.second.notify_one();
+        }
+    }
+
+    async fn both(&self) {
+        self.second.notified().await;
     }
 }
 

@@ -24,6 +24,8 @@ use tokio::{
     task::AbortHandle,
 };
 
+use tokio_tungstenite::tungstenite::Message;
+
 use crate::{Client, Error};
 
 /// Status, content type, body.
@@ -232,7 +234,9 @@ async fn a_refused_websocket_says_why() {
     let error = far.forward(local, 81).await.expect_err("refused");
     assert_eq!((error.code(), error.to_string().as_str()), (Some("CONNECTION_REFUSED"), "nobody listens on port 81"));
     let head = server.await.expect("server").to_lowercase();
-    for part in ["get /api/v1/tunnels/tcp?port=81 http/1.1", "host: web.local", "authorization: bearer k"] {
+    for part in
+        ["get /api/v1/tunnels/tcp?port=81&half_close=true http/1.1", "host: web.local", "authorization: bearer k"]
+    {
         assert!(head.contains(part), "{part} in {head}");
     }
 }
@@ -259,5 +263,45 @@ async fn a_tunnel_carries_bytes_both_ways_and_the_end_of_file() {
     assert_eq!(&echo, b"ping");
     near.shutdown().await.expect("shutdown");
     assert_eq!(near.read(&mut echo).await.expect("the peer's close ends the connection"), 0);
+    serving.abort();
+}
+
+/// Serves one WebSocket as a guest that answers what it got once all of it has come.
+async fn late_answer(listener: TcpListener) {
+    let (stream, _) = listener.accept().await.expect("accept");
+    let mut socket = tokio_tungstenite::accept_async(stream).await.expect("websocket");
+    let mut all = Vec::new();
+    loop {
+        match socket.next().await.expect("a message").expect("ok") {
+            Message::Binary(bytes) if bytes.is_empty() => break,
+            Message::Binary(bytes) => all.extend_from_slice(&bytes),
+            other => assert!(other.is_ping(), "{other}"),
+        }
+    }
+    all.reverse();
+    socket.send(Message::binary(all)).await.expect("answer");
+    socket.send(Message::binary(Vec::new())).await.expect("the end");
+    while let Some(Ok(message)) = socket.next().await {
+        if message.is_close() {
+            return;
+        }
+    }
+    panic!("no Close at the end");
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_each_direction_for_itself() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let client = Client::new(&format!("http://{}", listener.local_addr().expect("address")), None).expect("client");
+    let guest = tokio::spawn(late_answer(listener));
+    let tunnel = client.sandbox("web").tunnel("127.0.0.1:0".parse().expect("address"), 80).await.expect("tunnel");
+    let mut near = TcpStream::connect(tunnel.address()).await.expect("connect");
+    let serving = tokio::spawn(tunnel.serve(|error| panic!("{error}")));
+    near.write_all(b"question").await.expect("write");
+    near.shutdown().await.expect("shutdown");
+    let mut answer = String::new();
+    near.read_to_string(&mut answer).await.expect("answer");
+    assert_eq!(answer, "noitseuq");
+    guest.await.expect("guest");
     serving.abort();
 }

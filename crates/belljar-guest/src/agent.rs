@@ -28,6 +28,7 @@ use crate::{
     process::Table,
     process_api, pty, pty_api,
     reaper::Reaper,
+    reverse,
     sync::lock,
     tunnel,
 };
@@ -129,6 +130,7 @@ pub(crate) fn router(agent: &Arc<Agent>) -> Router {
         .merge(archive::routes())
         .merge(pty_api::routes())
         .merge(tunnel::routes())
+        .merge(reverse::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(agent), require_configured))

@@ -13,7 +13,7 @@
 //! is the node's to guard. It protects nothing from the sandbox's own root, and it trusts the node.
 //!
 //! Modules, from the outside in: `init` and `hosted` make the place, `port`, `vsock` and `serve` the
-//! connection; `system`, `process_api`, `pty_api`, `files`, `archive` and `tunnel` answer;
+//! connection; `system`, `process_api`, `pty_api`, `files`, `archive`, `tunnel` and `reverse` answer;
 //! `process`, `managed` and `pty` hold what runs; `launch`, `spawn`, `reaper` and `cgroup` start and end it;
 //! `setup` with `identity` and `sockets` makes the machine a sandbox, `freeze` and `settle` ready it for a snapshot.
 
@@ -44,6 +44,7 @@ mod pty;
 mod pty_api;
 mod random;
 mod reaper;
+mod reverse;
 mod serve;
 mod settle;
 mod setup;

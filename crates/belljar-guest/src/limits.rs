@@ -107,8 +107,16 @@ pub(crate) const PTY_SILENCE_MAX: Duration = Duration::from_secs(95);
 /// A client that holds the program up for this long is cut off.
 pub(crate) const PTY_STALL_MAX: Duration = Duration::from_secs(30);
 
-/// Bytes of one message of a tunnel.
-pub(crate) const TUNNEL_CHUNK: usize = 32 * 1024;
+/// Bytes of one message of a tunnel: as many as one may have.
+pub(crate) const TUNNEL_CHUNK: usize = belljar_api::limits::WS_MESSAGE_MAX;
+/// How long the client of a reverse tunnel may take to reach its service.
+pub(crate) const REVERSE_ANSWER: Duration = Duration::from_secs(30);
+/// Pause between two pings of the client of a reverse tunnel…
+pub(crate) const REVERSE_PING: Duration = Duration::from_secs(15);
+/// …and how long it may take to answer one; then it is gone, and the listener with it.
+pub(crate) const REVERSE_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause after a failed accept: it fails for want of descriptors.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of each direction's buffer of a forwarded port.
 pub(crate) const SPLICE_BUFFER: usize = 32 * 1024;
 /// How long a local connection may take.

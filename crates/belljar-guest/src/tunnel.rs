@@ -1,7 +1,8 @@
 //! `GET /api/v1/tunnels/tcp?port=N`: a TCP connection to the guest's loopback, carried by a WebSocket.
 //!
 //! The end of either direction becomes a Close frame or a shutdown of the socket; the other direction goes on for as
-//! long as the WebSocket allows: after a client's Close nothing more can be sent to it.
+//! long as the WebSocket allows: after a client's Close nothing more can be sent to it. A client that wants more says
+//! `half_close=true`; see [`belljar_api::tunnel`].
 
 use std::{io, sync::Arc};
 
@@ -15,8 +16,8 @@ use axum::{
     response::Response,
     routing::get,
 };
-use belljar_api::{error::code, limits::WS_MESSAGE_MAX};
-use bytes::BytesMut;
+use belljar_api::{error::code, limits::WS_MESSAGE_MAX, tunnel::TCP_PATH};
+use bytes::{Bytes, BytesMut};
 use futures_util::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
@@ -39,13 +40,15 @@ use crate::{
 
 /// The route.
 pub(crate) fn routes() -> Router<Arc<Agent>> {
-    Router::new().route("/api/v1/tunnels/tcp", get(tunnel))
+    Router::new().route(TCP_PATH, get(tunnel))
 }
 
 #[derive(Deserialize)]
 struct TunnelQuery {
     #[serde(default)]
     port: String,
+    #[serde(default)]
+    half_close: bool,
 }
 
 /// Connects first: 101 means that somebody listens.
@@ -61,7 +64,7 @@ async fn tunnel(
     let upgrade = upgrade.map_err(|error| ApiError::invalid(error.body_text()))?;
     let tcp = connect_local(port).await.map_err(|error| refused(port, &error))?;
     let upgrade = upgrade.max_message_size(WS_MESSAGE_MAX).max_frame_size(WS_MESSAGE_MAX);
-    Ok(upgrade.on_upgrade(move |socket| carry(socket, tcp)))
+    Ok(upgrade.on_upgrade(move |socket| carry(socket, tcp, query.half_close)))
 }
 
 fn refused(port: u16, error: &io::Error) -> ApiError {
@@ -69,15 +72,15 @@ fn refused(port: u16, error: &io::Error) -> ApiError {
     ApiError::new(StatusCode::BAD_GATEWAY, code::CONNECTION_REFUSED, message)
 }
 
-async fn carry(socket: WebSocket, tcp: TcpStream) {
+async fn carry(socket: WebSocket, tcp: TcpStream, half_close: bool) {
     let (mut sink, mut stream) = socket.split();
     let (mut reader, mut writer) = tcp.into_split();
     let ended = {
-        let mut inward = std::pin::pin!(to_guest(&mut stream, &mut writer));
+        let mut inward = std::pin::pin!(to_guest(&mut stream, &mut writer, half_close));
         tokio::select! {
             ended = &mut inward => ended,
             // The guest has ended and the client was sent a Close: until it answers it may still send.
-            sent = from_guest(&mut sink, &mut reader) => match sent {
+            sent = from_guest(&mut sink, &mut reader, half_close) => match sent {
                 Ok(()) => inward.await,
                 Err(_) => Ended::Gone,
             },
@@ -104,19 +107,30 @@ fn close(code: u16, reason: &'static str) -> Message {
     Message::Close(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-async fn from_guest(sink: &mut SplitSink<WebSocket, Message>, reader: &mut OwnedReadHalf) -> Result<(), axum::Error> {
+async fn from_guest(
+    sink: &mut SplitSink<WebSocket, Message>,
+    reader: &mut OwnedReadHalf,
+    half_close: bool,
+) -> Result<(), axum::Error> {
     loop {
         let mut chunk = BytesMut::with_capacity(TUNNEL_CHUNK);
         match reader.read_buf(&mut chunk).await {
+            Ok(0) if half_close => return sink.send(Message::Binary(Bytes::new())).await,
+            Err(_) if half_close => return sink.send(close(close_code::ERROR, "the connection broke off")).await,
             Ok(0) | Err(_) => return sink.send(close(close_code::NORMAL, "")).await,
             Ok(_) => sink.send(Message::Binary(chunk.freeze())).await?,
         }
     }
 }
 
-async fn to_guest(stream: &mut SplitStream<WebSocket>, writer: &mut OwnedWriteHalf) -> Ended {
+async fn to_guest(stream: &mut SplitStream<WebSocket>, writer: &mut OwnedWriteHalf, half_close: bool) -> Ended {
     loop {
         match stream.next().await {
+            Some(Ok(Message::Binary(bytes))) if bytes.is_empty() && half_close => {
+                if writer.shutdown().await.is_err() {
+                    return Ended::Gone;
+                }
+            }
             Some(Ok(Message::Binary(bytes))) => {
                 if writer.write_all(&bytes).await.is_err() {
                     return Ended::Gone;

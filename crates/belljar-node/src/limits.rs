@@ -56,15 +56,18 @@ pub(crate) const REPORT_LAG: usize = 1024;
 /// Sandboxes on one node, running or just ended.
 pub(crate) const SANDBOXES_MAX: usize = 10_000;
 /// Proxied connections at once, over all sandboxes.
-pub(crate) const CONNECTIONS_MAX: usize = 20_000;
+pub(crate) const CONNECTIONS_MAX: usize = 3_800;
 /// First and last pause before the server is dialled again.
 pub(crate) const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// First and last pause before a clean-up that failed is tried again.
 pub(crate) const UNDO_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
-/// HTTP/2 windows towards the server: one stream must not be able to starve the others.
-pub(crate) const H2_STREAM_WINDOW: u32 = 2 * 1024 * 1024;
-/// See [`H2_STREAM_WINDOW`].
-pub(crate) const H2_CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Streams of the connection to the server at once: every proxied connection, and the server's own requests.
+pub(crate) const H2_STREAMS_MAX: u32 = 4_000;
+/// HTTP/2 window of one stream from the server, bytes: what is held here for a guest that does not read.
+pub(crate) const H2_STREAM_WINDOW: u32 = 512 * 1024;
+/// The same for the connection: a window for each stream. With less, a few guests that do not read would stop all
+/// others, and the server's commands. Memory is taken by what waits, not by the window.
+pub(crate) const H2_CONNECTION_WINDOW: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW;
 /// Networks of all nodes of a host: each takes two of the 65536 addresses that lead to them.
 pub(crate) const NETWORKS_MAX: u32 = 32 * 1024;
 /// Networks that are made ahead: a create and a wake or two at once wait for none.

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use belljar_api::sandbox::SandboxStatus;
+use ipnet::IpNet;
 use url::Url;
+
+use crate::tls::TlsFiles;
 
 /// Configuration of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +19,10 @@ pub struct ServerConfig {
     /// DNS name under which `{id}` and `{port}-{id}` resolve to this server; without it clients name the sandbox
     /// in the `Host` header or in `X-Tensorlake-Sandbox-Id`.
     pub ingress_domain: Option<String>,
+    /// Proxies in front of the server, whose `X-Forwarded-*` are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Certificate of the listeners that speak HTTPS.
+    pub tls: Option<TlsFiles>,
     /// Image of a create that names none.
     pub default_image: String,
     /// Token with which nodes join; `None` makes one that holds until the server stops.
@@ -116,6 +123,8 @@ mod tests {
             database: "x".into(),
             sandbox_url_base: base.into(),
             ingress_domain: domain.map(str::to_owned),
+            trusted_proxies: Vec::new(),
+            tls: None,
             default_image: "debian-minimal".into(),
             node_token: None,
         }

@@ -24,24 +24,28 @@ mod openapi;
 mod placement;
 mod pool;
 mod routes;
+mod serve;
 mod snapshot;
 mod store;
 mod table;
+mod tls;
 mod visible;
 
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     config::{ConfigError, ServerConfig},
+    listen::Listeners,
     openapi::openapi,
     store::{OpenError, StoreError},
+    tls::{TlsError, TlsFiles},
 };
 use crate::{
     app::{App, Live, place, pool as pools},
     store::{SqliteStore, Store},
+    tls::Tls,
 };
 
 /// Label of the key that the first start makes.
@@ -53,6 +57,9 @@ pub enum ServerError {
     /// A value of the configuration.
     #[error("configuration: {0}")]
     Config(#[from] ConfigError),
+    /// The certificate.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
     /// The database file.
     #[error("{0}")]
     Open(#[from] OpenError),
@@ -69,6 +76,7 @@ pub struct Server {
     app: Arc<App>,
     first_key: Option<String>,
     node_token: String,
+    tls: Option<Tls>,
 }
 
 impl std::fmt::Debug for Server {
@@ -81,6 +89,7 @@ impl std::fmt::Debug for Server {
 /// Opens the store, checks the configuration and makes what a first start needs.
 pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
     let urls = config.check()?;
+    let tls = config.tls.map(Tls::open).transpose()?;
     let live = Arc::new(Live::default());
     let observer = Arc::clone(&live);
     let database = config.database.clone();
@@ -107,6 +116,7 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
         urls,
         default_image: config.default_image,
         ingress_domain: config.ingress_domain,
+        trusted_proxies: config.trusted_proxies,
         node_token: auth::NodeToken::new(&node_token),
         sessions: TaskTracker::new(),
         stopping: CancellationToken::new(),
@@ -114,7 +124,7 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
         sqlite,
     });
     let first_key = if is_first_start { Some(make_first_key(&app).await?) } else { None };
-    Ok(Server { app, first_key, node_token })
+    Ok(Server { app, first_key, node_token, tls })
 }
 
 async fn make_first_key(app: &App) -> Result<String, ServerError> {
@@ -142,9 +152,16 @@ impl Server {
 
     /// Serves on every listener until `shutdown` resolves, then lets open requests end for a few seconds. When it
     /// returns, the nodes are disconnected and the store is closed.
-    pub async fn run(self, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
+    pub async fn run(self, listeners: impl Into<Listeners>, shutdown: impl Future<Output = ()>) {
         let stop = CancellationToken::new();
-        let serve = listen::serve(Arc::clone(&self.app), listeners, stop.clone());
+        let acceptor = self.tls.as_ref().map(Tls::acceptor);
+        let serve = listen::serve(Arc::clone(&self.app), listeners.into(), acceptor, stop.clone());
+        let follow = async {
+            match &self.tls {
+                Some(tls) => tls.follow().await,
+                None => std::future::pending().await,
+            }
+        };
         let stopping = async {
             shutdown.await;
             stop.cancel();
@@ -154,6 +171,7 @@ impl Server {
             () = serve => {}
             () = place::run(Arc::clone(&self.app)) => {}
             () = pools::run(Arc::clone(&self.app)) => {}
+            () = follow => {}
             () = stopping => {}
         }
         // Only now: the requests that were still open needed the nodes.
@@ -166,7 +184,7 @@ impl Server {
 /// [`prepare`] and [`Server::run`] for a caller that needs nothing from between.
 pub async fn run(
     config: ServerConfig,
-    listeners: Vec<TcpListener>,
+    listeners: impl Into<Listeners>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServerError> {
     prepare(config).await?.run(listeners, shutdown).await;

@@ -47,7 +47,11 @@ pub(crate) const KEY_NAME_MAX: usize = 100;
 pub(crate) const CONNECTIONS_MAX: usize = 4096;
 /// How long a client may take to send a request's head, the idle time before it included. Above the 90 s for which
 /// the published clients keep an idle connection, so that they and not we close it.
-pub(crate) const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(100);
+pub(crate) const HEADER_READ_TIMEOUT: Duration =
+    if cfg!(test) { Duration::from_secs(3) } else { Duration::from_secs(100) };
+/// How long a client may take for the TLS handshake.
+pub(crate) const TLS_HANDSHAKE_TIMEOUT: Duration =
+    if cfg!(test) { Duration::from_secs(3) } else { Duration::from_secs(15) };
 /// How long open connections may go on after the shutdown began.
 pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// A client that is silent for this long is asked whether it is still there…
@@ -60,6 +64,15 @@ pub(crate) const KEEP_ALIVE_TRIES: u32 = 3;
 pub(crate) const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 /// Pause after the operating system refused to accept a connection: it is out of descriptors, and spinning does not help.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Requests that one HTTP/2 connection has under way at once.
+pub(crate) const CLIENT_STREAMS_MAX: u32 = 100;
+/// Flow-control window of one request of an HTTP/2 client, and of a gRPC call's answer from a guest, bytes: what may
+/// wait here for a reader that stands still.
+pub(crate) const CLIENT_STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for a connection: one such window each, so that a request that stands still stops no other.
+pub(crate) const CLIENT_CONNECTION_WINDOW: u32 = CLIENT_STREAMS_MAX * CLIENT_STREAM_WINDOW;
+/// Bytes of one HTTP/2 stream that wait to be written; more only adds delay.
+pub(crate) const STREAM_SEND_BUFFER: usize = 256 * 1024;
 /// Longest head of a request or of a guest's answer, bytes.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Most header lines of a request or of a guest's answer.
@@ -72,10 +85,13 @@ pub(crate) const STORE_BATCH: usize = 64;
 /// How long SQLite waits for another process's lock.
 pub(crate) const STORE_BUSY: Duration = Duration::from_secs(5);
 
-/// Flow-control window of one stream to a node, bytes: a proxied file fills a fast link.
-pub(crate) const NODE_STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-/// Flow-control window of a node connection, bytes: several such streams, and no more memory than this.
-pub(crate) const NODE_CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Flow-control window of one stream to a node, bytes: what is held here for a client that does not read.
+pub(crate) const NODE_STREAM_WINDOW: u32 = 512 * 1024;
+/// Flow-control window of a node connection, bytes: a window for each stream that there can be, or as many clients that
+/// do not read would stop all others, and the reports. Memory is taken by what waits, not by the window.
+pub(crate) const NODE_CONNECTION_WINDOW: u32 = NODE_STREAMS_MAX * NODE_STREAM_WINDOW;
+/// Streams of one node connection at once; beyond it a request is refused.
+pub(crate) const NODE_STREAMS_MAX: u32 = 4000;
 /// Pause between two pings of a node connection.
 pub(crate) const NODE_PING: Duration = Duration::from_secs(30);
 /// How long a node may take to answer a ping before its connection counts as dead.
@@ -100,10 +116,15 @@ pub(crate) const IMAGE_NAMES_MAX: usize = 1000;
 /// How long an unused guest connection is kept. Short, because a node counts an open connection as activity, and idle
 /// timeouts are to hold to the second.
 pub(crate) const GUEST_IDLE: Duration = Duration::from_millis(500);
-/// Unused guest connections kept per sandbox.
-pub(crate) const GUEST_IDLE_MAX: usize = 8;
+/// Unused guest connections kept per sandbox: as many as a busy service has requests under way at once.
+pub(crate) const GUEST_IDLE_MAX: usize = 64;
 /// How long the guest may keep a request without a byte in either direction before its answer begins.
 pub(crate) const GUEST_ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a client that has begun a body may leave the guest waiting for the rest, before the answer begins.
+pub(crate) const CLIENT_BODY_STALL: Duration =
+    if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(60) };
+/// Answers of the kind "not yet" (1xx) that a guest may send to one request.
+pub(crate) const INTERIM_ANSWERS_MAX: usize = 16;
 /// How long opening a connection to a guest port may take.
 pub(crate) const GUEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Buffer of each direction of a spliced connection, bytes.
@@ -113,6 +134,7 @@ const _: () = assert!(CREATE_WAIT_DEFAULT.as_secs() <= CREATE_WAIT_MAX.as_secs()
 const _: () = assert!(POOL_PAUSE_MAX.as_secs() < POOL_FORGET.as_secs());
 const _: () = assert!(READY_WAIT.as_secs() < 30);
 const _: () = assert!(NODE_STREAM_WINDOW <= NODE_CONNECTION_WINDOW);
+const _: () = assert!(NODE_CONNECTION_WINDOW < 1 << 31 && CLIENT_CONNECTION_WINDOW < 1 << 31);
 const _: () = assert!(PAGE_DEFAULT <= PAGE_MAX);
 
 /// Bytes of a refused body that are read and thrown away before the answer; who sends more sees the connection close.

@@ -1,43 +1,61 @@
-//! Accepts connections on every listener and serves HTTP/1.1 on them until the shutdown.
+//! Accepts connections on every listener, and has them served until the shutdown. What is served lies in
+//! [`crate::serve`].
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use axum::Router;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     app::App,
-    http::{edge::Edge, router},
-    ingress::Outside,
+    http::router,
+    ingress::Peer,
     limits::{
-        ACCEPT_PAUSE, CONNECTIONS_MAX, HEAD_BYTES_MAX, HEADER_READ_TIMEOUT, HEADERS_MAX, KEEP_ALIVE_AFTER,
-        KEEP_ALIVE_PAUSE, KEEP_ALIVE_TRIES, SHUTDOWN_GRACE, UNACKNOWLEDGED_MAX,
+        ACCEPT_PAUSE, CONNECTIONS_MAX, KEEP_ALIVE_AFTER, KEEP_ALIVE_PAUSE, KEEP_ALIVE_TRIES, SHUTDOWN_GRACE,
+        TLS_HANDSHAKE_TIMEOUT, UNACKNOWLEDGED_MAX,
     },
+    serve::Service,
 };
 
+/// Where the server listens.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// These speak HTTP.
+    pub plain: Vec<TcpListener>,
+    /// These speak HTTPS; they need the configuration's certificate.
+    pub tls: Vec<TcpListener>,
+}
+
+impl From<Vec<TcpListener>> for Listeners {
+    fn from(plain: Vec<TcpListener>) -> Self {
+        Self { plain, tls: Vec::new() }
+    }
+}
+
 /// Serves until `shutdown` is cancelled and the open requests are done, or a grace period is over.
-pub(crate) async fn serve(app: Arc<App>, listeners: Vec<TcpListener>, shutdown: CancellationToken) {
+pub(crate) async fn serve(
+    app: Arc<App>,
+    listeners: Listeners,
+    acceptor: Option<TlsAcceptor>,
+    shutdown: CancellationToken,
+) {
     let router = router(&app);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let tasks = TaskTracker::new();
     let abort = CancellationToken::new();
-    for listener in listeners {
-        let server = Server {
-            app: Arc::clone(&app),
-            router: router.clone(),
-            places: Arc::clone(&places),
-            tasks: tasks.clone(),
-            shutdown: shutdown.clone(),
-            abort: abort.clone(),
-        };
-        tasks.spawn(async move { server.accept(listener).await });
+    let service = Service { app, router, shutdown: shutdown.clone(), abort: abort.clone() };
+    let server = Server { service, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)), tasks: tasks.clone() };
+    for listener in listeners.plain {
+        let server = server.clone();
+        tasks.spawn(async move { server.accept(listener, None).await });
+    }
+    for listener in listeners.tls {
+        let (server, acceptor) = (server.clone(), acceptor.clone());
+        tasks.spawn(async move { server.accept(listener, acceptor).await });
     }
     shutdown.cancelled().await;
     tasks.close();
@@ -59,16 +77,13 @@ fn set_up(stream: &TcpStream) -> io::Result<()> {
 
 #[derive(Clone)]
 struct Server {
-    app: Arc<App>,
-    router: Router,
+    service: Service,
     places: Arc<Semaphore>,
     tasks: TaskTracker,
-    shutdown: CancellationToken,
-    abort: CancellationToken,
 }
 
 impl Server {
-    async fn accept(self, listener: TcpListener) {
+    async fn accept(self, listener: TcpListener, tls: Option<TlsAcceptor>) {
         loop {
             let next = async {
                 // A full house leaves further clients in the kernel's queue.
@@ -76,13 +91,13 @@ impl Server {
                 Some((place, listener.accept().await))
             };
             let accepted = tokio::select! {
-                () = self.shutdown.cancelled() => return,
+                () = self.service.shutdown.cancelled() => return,
                 accepted = next => accepted,
             };
             match accepted {
                 Some((place, Ok((stream, peer)))) => {
-                    let server = self.clone();
-                    self.tasks.spawn(async move { server.serve(stream, peer, place).await });
+                    let (server, tls) = (self.clone(), tls.clone());
+                    self.tasks.spawn(async move { server.serve(stream, tls, peer, place).await });
                 }
                 Some((_, Err(error))) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -93,39 +108,22 @@ impl Server {
         }
     }
 
-    async fn serve(self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>, peer: SocketAddr, place: OwnedSemaphorePermit) {
         if let Err(error) = set_up(&stream) {
             tracing::debug!(%error, "cannot set options of a connection");
         }
-        let outside = Outside { peer: peer.ip(), place: Arc::new(place) };
-        let edge = Edge { app: self.app, router: self.router, outside };
-        let service = service_fn(move |request| {
-            let edge = edge.clone();
-            async move { Ok::<_, std::convert::Infallible>(edge.serve(request).await) }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_READ_TIMEOUT)
-            .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        tokio::pin!(connection);
-        let mut leaving = false;
-        loop {
-            tokio::select! {
-                result = connection.as_mut() => {
-                    if let Err(error) = result {
-                        tracing::debug!(%peer, %error, "a connection ended");
-                    }
-                    return;
-                }
-                () = self.shutdown.cancelled(), if !leaving => {
-                    leaving = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = self.abort.cancelled() => return,
+        let address = peer.ip();
+        let Some(tls) = tls else {
+            return self.service.plain(stream, Peer { address, is_tls: false }, place).await;
+        };
+        let peer = Peer { address, is_tls: true };
+        match tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+            Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                self.service.http2(stream, peer, place).await;
             }
+            Ok(Ok(stream)) => self.service.http1(stream, peer, place).await,
+            Ok(Err(error)) => tracing::debug!(peer = %address, %error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!(peer = %address, "a TLS handshake took too long"),
         }
     }
 }

@@ -31,6 +31,8 @@ fn urls() -> Urls {
         database: "x".into(),
         sandbox_url_base: "http://localhost:9443".into(),
         ingress_domain: None,
+        tls: None,
+        trusted_proxies: Vec::new(),
         default_image: "i".into(),
         node_token: None,
     };

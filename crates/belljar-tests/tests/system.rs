@@ -58,6 +58,8 @@ impl System {
             database: self.dir.path().join("belljar.db"),
             sandbox_url_base: "http://localhost:1".into(),
             ingress_domain: None,
+            trusted_proxies: Vec::new(),
+            tls: None,
             default_image: belljar_image::DEFAULT_IMAGE.into(),
             node_token: Some(self.node_token.clone()),
         };

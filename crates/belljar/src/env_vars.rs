@@ -25,6 +25,14 @@ pub const DRIVER: &str = "BELLJAR_DRIVER";
 pub const PUBLIC_URL: &str = "BELLJAR_PUBLIC_URL";
 /// DNS name under which `{id}.` and `{port}-{id}.` lead to the server.
 pub const INGRESS_DOMAIN: &str = "BELLJAR_INGRESS_DOMAIN";
+/// Certificate that `belljar up` shows on its HTTPS addresses: PEM, its issuers behind it.
+pub const TLS_CERT: &str = "BELLJAR_TLS_CERT";
+/// Private key of that certificate, PEM.
+pub const TLS_KEY: &str = "BELLJAR_TLS_KEY";
+/// Addresses on which `belljar up` speaks HTTPS, separated by commas.
+pub const TLS_LISTEN: &str = "BELLJAR_TLS_LISTEN";
+/// Proxies in front of `belljar up` whose `X-Forwarded-*` are believed, separated by commas.
+pub const TRUSTED_PROXY: &str = "BELLJAR_TRUSTED_PROXY";
 /// VMs that `belljar up` keeps ready for each golden snapshot; `0` is none.
 pub const SPARES: &str = "BELLJAR_SPARES";
 /// What sandboxes' networks are made of: `auto`, `namespaces` or `user`.

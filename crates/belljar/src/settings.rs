@@ -23,6 +23,8 @@ use crate::{
 pub const DEFAULT_API_URL: &str = "http://127.0.0.1:8900";
 /// The API, and the address where the vendor's CLI looks for the data plane.
 const DEFAULT_LISTEN: [&str; 2] = ["127.0.0.1:8900", "127.0.0.1:9443"];
+/// Where HTTPS is spoken once there is a certificate: where browsers look for it.
+const DEFAULT_TLS_LISTEN: &str = "0.0.0.0:443";
 /// Data directory of root.
 const SYSTEM_DATA_DIR: &str = "/var/lib/belljar";
 /// Data directory of everyone else, below the home directory.
@@ -111,6 +113,14 @@ pub struct ConfigFile {
     pub public_url: Option<String>,
     /// DNS name under which sandboxes are reached.
     pub ingress_domain: Option<String>,
+    /// Certificate for HTTPS.
+    pub tls_cert: Option<PathBuf>,
+    /// Its key.
+    pub tls_key: Option<PathBuf>,
+    /// Addresses that speak HTTPS.
+    pub tls_listen: Option<Vec<SocketAddr>>,
+    /// Proxies that are believed.
+    pub trusted_proxy: Option<Vec<IpNet>>,
     /// VMs kept ready for each golden snapshot.
     pub spares: Option<usize>,
     /// What sandboxes' networks are made of.
@@ -162,6 +172,10 @@ pub struct UpSettings {
     pub public_url: Option<String>,
     /// DNS name under which sandboxes are reached.
     pub ingress_domain: Option<String>,
+    /// HTTPS, where it is spoken.
+    pub tls: Option<TlsSettings>,
+    /// Proxies that are believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// VMs kept ready for each golden snapshot.
     pub spares: usize,
     /// What sandboxes' networks are made of.
@@ -176,6 +190,17 @@ pub struct UpSettings {
     pub volume_size_mb: Option<u64>,
     /// What runs the sandboxes, when it is not found out.
     pub driver: Option<String>,
+}
+
+/// How HTTPS is spoken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Where to listen.
+    pub listen: Vec<SocketAddr>,
 }
 
 /// Why settings cannot be used.
@@ -208,6 +233,9 @@ pub enum SettingsError {
         #[source]
         source: serde_json::Error,
     },
+    /// Half of what HTTPS needs.
+    #[error("HTTPS needs a certificate and its key: give {0} too, or leave both out")]
+    HalfTls(&'static str),
     /// There is no key.
     #[error("no API key: none was given, and {path} cannot be read")]
     NoKey {
@@ -283,7 +311,24 @@ impl Settings {
 
     /// What `belljar up` runs with.
     pub fn up(&self, args: &UpArgs) -> Result<UpSettings, SettingsError> {
-        Ok(self.combine_up(args, self.current()?))
+        let tls = self.tls(args)?;
+        Ok(UpSettings { tls, ..self.combine_up(args, self.current()?) })
+    }
+
+    /// Pure: HTTPS is spoken where there is a certificate.
+    fn tls(&self, args: &UpArgs) -> Result<Option<TlsSettings>, SettingsError> {
+        let file = &self.file;
+        let given = Some(&args.tls_listen).filter(|listen| !listen.is_empty()).or(file.tls_listen.as_ref());
+        match (args.tls_cert.as_ref().or(file.tls_cert.as_ref()), args.tls_key.as_ref().or(file.tls_key.as_ref())) {
+            (Some(certificate), Some(key)) => {
+                let default = || DEFAULT_TLS_LISTEN.parse().into_iter().collect();
+                let listen = given.cloned().unwrap_or_else(default);
+                Ok(Some(TlsSettings { certificate: certificate.clone(), key: key.clone(), listen }))
+            }
+            (None, None) if given.is_none() => Ok(None),
+            (None, _) => Err(SettingsError::HalfTls("--tls-cert")),
+            (Some(_), None) => Err(SettingsError::HalfTls("--tls-key")),
+        }
     }
 
     /// Pure: flags and environment, then file, then what was built last, then default.
@@ -301,6 +346,12 @@ impl Settings {
             image_store: pick(&args.image_store, &file.image_store, current.image_store, IMAGE_STORE),
             public_url: args.public_url.clone().or(file.public_url.clone()),
             ingress_domain: args.ingress_domain.clone().or(file.ingress_domain.clone()),
+            tls: None,
+            trusted_proxies: Some(&args.trusted_proxy)
+                .filter(|ranges| !ranges.is_empty())
+                .or(file.trusted_proxy.as_ref())
+                .cloned()
+                .unwrap_or_default(),
             spares: args.spares.or(file.spares).unwrap_or(NodeConfig::SPARES),
             network: NetworkOptions {
                 kind: args.network.or(file.network).unwrap_or_default(),

@@ -53,6 +53,30 @@ fn files_are_strict() {
 }
 
 #[test]
+fn https_needs_both_files_and_has_an_address_of_its_own() {
+    let settings = Settings::combine(&GlobalArgs::default(), ConfigFile::default(), &around());
+    let args = |cert: Option<&str>, key: Option<&str>, listen: &[&str]| UpArgs {
+        tls_cert: cert.map(Into::into),
+        tls_key: key.map(Into::into),
+        tls_listen: listen.iter().map(|text| text.parse().expect("address")).collect(),
+        ..UpArgs::default()
+    };
+    let listens = |args: UpArgs| settings.tls(&args).map(|tls| tls.map(|tls| tls.listen));
+    assert_eq!(listens(args(None, None, &[])).expect("none"), None);
+    let default = vec!["0.0.0.0:443".parse().expect("address")];
+    assert_eq!(listens(args(Some("c"), Some("k"), &[])).expect("both"), Some(default));
+    let own = vec!["10.0.0.1:8443".parse().expect("address")];
+    assert_eq!(listens(args(Some("c"), Some("k"), &["10.0.0.1:8443"])).expect("both"), Some(own));
+    for (half, missing) in [
+        (args(Some("c"), None, &[]), "--tls-key"),
+        (args(None, Some("k"), &[]), "--tls-cert"),
+        (args(None, None, &["10.0.0.1:8443"]), "--tls-cert"),
+    ] {
+        assert!(listens(half).expect_err("half").to_string().contains(missing));
+    }
+}
+
+#[test]
 fn only_this_machine_gets_the_local_key() {
     for (url, expected) in [
         ("http://127.0.0.1:8900", true),

@@ -7,5 +7,6 @@ mod harness;
 mod managed;
 mod process;
 mod pty;
+mod reverse;
 mod system;
 mod tunnel;

@@ -25,7 +25,7 @@ use tower::ServiceExt;
 
 use crate::{
     Context, chain,
-    limits::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, REDIAL},
+    limits::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, H2_STREAMS_MAX, REDIAL},
 };
 
 /// Why the server could not be reached.
@@ -111,7 +111,7 @@ where
         .max_send_buf_size(512 * 1024)
         // Clients that give up early are everyday life here, not an attack: the peer is our own server.
         .max_pending_accept_reset_streams(1024)
-        .max_concurrent_streams(u32::try_from(crate::limits::CONNECTIONS_MAX).unwrap_or(u32::MAX))
+        .max_concurrent_streams(H2_STREAMS_MAX)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     http.serve_connection(TokioIo::new(io), service).await

@@ -34,6 +34,8 @@ pub(crate) struct App {
     pub(crate) urls: Urls,
     pub(crate) default_image: String,
     pub(crate) ingress_domain: Option<String>,
+    /// Proxies whose word on a client's address counts.
+    pub(crate) trusted_proxies: Vec<ipnet::IpNet>,
     pub(crate) node_token: NodeToken,
     /// The node sessions; they end when [`Self::stopping`] is cancelled.
     pub(crate) sessions: TaskTracker,

@@ -55,14 +55,16 @@ impl Edge {
 
     async fn route(self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let origin = request.headers().get(header::ORIGIN).cloned();
-        let target = ingress::find(request.uri(), request.headers(), self.app.ingress_domain.as_deref())?;
+        refuse_connect(&request)?;
+        let host = ingress::host(request.uri(), request.headers())?;
+        let target = ingress::find(host.as_ref(), request.headers(), self.app.ingress_domain.as_deref())?;
         if let Some(target) = target {
             // What a user's port says about origins is the user's own; the agent is ours.
             if request.method() == Method::OPTIONS && target.is_agent() {
                 return Ok(preflight(&request));
             }
             let is_agent = target.is_agent();
-            let answer = ingress::forward(&self.app, &target, self.outside.clone(), request).await;
+            let answer = ingress::forward(&self.app, &target, host, self.outside.clone(), request).await;
             let mut response = answer.unwrap_or_else(IntoResponse::into_response);
             if is_agent {
                 // Ours, also when a guest wrote one.
@@ -102,6 +104,15 @@ impl Edge {
         // A router cannot fail.
         Ok(self.router.oneshot(request).await.unwrap_or_else(|never| match never {}))
     }
+}
+
+/// Refuses what would make a proxy for anything of us.
+fn refuse_connect(request: &Request<Incoming>) -> Result<(), ApiError> {
+    if request.method() == Method::CONNECT && !ingress::is_websocket(request) {
+        let words = "CONNECT is for proxies, and for WebSockets over HTTP/2; use `belljar tunnel` to reach a port";
+        return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, code::METHOD_NOT_ALLOWED, words));
+    }
+    Ok(())
 }
 
 /// Tells a browser that any origin may ask, with any header: it is the key that lets a request in.

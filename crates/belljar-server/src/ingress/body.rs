@@ -1,4 +1,6 @@
 //! Bodies on their way through: one remembers when a byte last moved, the other gives its connection back at its end.
+//!
+//! Neither keeps anything: a frame is asked for when the other side takes it. Trailers pass by the header rules.
 
 use std::{
     pin::Pin,
@@ -14,31 +16,66 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
 
-use super::pool::{Pool, Route, Sender};
+use super::{
+    guest::{Grpc, Http1},
+    headers,
+    pool::{Pool, Route},
+};
+use crate::limits::{CLIENT_BODY_STALL, GUEST_ANSWER_TIMEOUT};
 
-/// When a byte of a request last moved.
+/// Who has kept a request waiting for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stalled {
+    /// The guest took all and answered nothing.
+    Guest,
+    /// The client began a body and does not go on with it.
+    Client,
+}
+
+/// When a byte of a request last moved, and whether the next one is the client's to send.
 #[derive(Debug, Clone)]
 pub(super) struct Progress {
     started: Instant,
-    last_ms: Arc<AtomicU64>,
+    inner: Arc<Moves>,
+}
+
+#[derive(Debug, Default)]
+struct Moves {
+    last_ms: AtomicU64,
+    /// When the guest began to wait for the client, milliseconds, plus one; 0 while it does not.
+    waits_since_ms: AtomicU64,
 }
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Self { started: Instant::now(), last_ms: Arc::default() }
+        Self { started: Instant::now(), inner: Arc::default() }
     }
 
-    fn touch(&self) {
-        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(ms, Ordering::Relaxed);
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
     }
 
-    /// Resolves when nothing has moved for `limit`.
-    pub(super) async fn stalled(&self, limit: Duration) {
+    fn moved(&self) {
+        self.inner.last_ms.store(self.now_ms(), Ordering::Relaxed);
+        self.inner.waits_since_ms.store(0, Ordering::Relaxed);
+    }
+
+    fn waits(&self) {
+        let now = self.now_ms() + 1;
+        let _ = self.inner.waits_since_ms.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Resolves when one of the two has kept the other waiting for too long.
+    pub(super) async fn stalled(&self) -> Stalled {
         loop {
-            let end = self.started + Duration::from_millis(self.last_ms.load(Ordering::Relaxed)) + limit;
+            let at = |ms: u64, limit: Duration| self.started + Duration::from_millis(ms) + limit;
+            let guest = at(self.inner.last_ms.load(Ordering::Relaxed), GUEST_ANSWER_TIMEOUT);
+            let client = self.inner.waits_since_ms.load(Ordering::Relaxed).checked_sub(1);
+            // A wait that begins later is noticed in time: this looks again after each such period.
+            let client = at(client.unwrap_or_else(|| self.now_ms()), CLIENT_BODY_STALL);
+            let (end, who) = if client < guest { (client, Stalled::Client) } else { (guest, Stalled::Guest) };
             if Instant::now() >= end {
-                return;
+                return who;
             }
             tokio::time::sleep_until(end).await;
         }
@@ -48,13 +85,18 @@ impl Progress {
 /// A client's body on its way to the guest.
 #[derive(Debug)]
 pub(super) struct GuestBody {
-    inner: Incoming,
+    /// `None` for a request that is asked anew and had none.
+    inner: Option<Incoming>,
     progress: Progress,
 }
 
 impl GuestBody {
     pub(super) fn new(inner: Incoming, progress: Progress) -> Self {
-        Self { inner, progress }
+        Self { inner: Some(inner), progress }
+    }
+
+    pub(super) fn empty(progress: Progress) -> Self {
+        Self { inner: None, progress }
     }
 }
 
@@ -63,17 +105,21 @@ impl Body for GuestBody {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        self.progress.touch();
-        Poll::Ready(frame)
+        let Some(inner) = self.inner.as_mut() else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) else {
+            self.progress.waits();
+            return Poll::Pending;
+        };
+        self.progress.moved();
+        Poll::Ready(frame.map(|frame| frame.map(headers::trailers_to_guest)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
@@ -86,10 +132,11 @@ pub(super) struct ClientBody {
 
 /// A connection in use.
 #[derive(Debug)]
-pub(super) struct Lease {
-    pub(super) sender: Sender,
-    /// Where it goes back to; `None` for one that is not used again.
-    pub(super) home: Option<(Pool, Route)>,
+pub(super) enum Lease {
+    /// One request at a time; goes back to where it came from.
+    Http1(Http1, Pool, Route, u16),
+    /// Shared by the requests of one client.
+    Http2(Grpc),
 }
 
 impl ClientBody {
@@ -102,8 +149,10 @@ impl ClientBody {
     }
 
     fn give_back(&mut self) {
-        if let Some(Lease { sender, home: Some((pool, route)) }) = self.lease.take() {
-            pool.keep(route, sender);
+        match self.lease.take() {
+            Some(Lease::Http1(sender, pool, route, port)) => pool.keep(route, port, sender),
+            Some(Lease::Http2(connection)) => connection.linger(),
+            None => {}
         }
     }
 }
@@ -118,7 +167,7 @@ impl Body for ClientBody {
         if frame.is_none() || self.inner.is_end_stream() {
             self.give_back();
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map(headers::trailers_to_client)))
     }
 
     fn is_end_stream(&self) -> bool {

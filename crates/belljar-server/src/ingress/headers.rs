@@ -1,10 +1,11 @@
 //! What a guest may see of a request, and a client of a guest's answer: pure functions over header lists.
 
-use std::net::IpAddr;
-
 use belljar_api::limits::AGENT_PORT;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use hyper::body::Frame;
 
+use super::forwarded::Origin;
 use crate::auth;
 
 /// Headers that concern one connection only (RFC 9110, 7.6.1), and `Expect`, which we answer ourselves.
@@ -20,16 +21,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::EXPECT,
 ];
 
-/// What the request was when it reached us.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Origin<'a> {
-    /// Whose connection it came over.
-    pub(super) peer: IpAddr,
-    /// `Host` as the client sent it.
-    pub(super) host: Option<&'a HeaderValue>,
-    /// Whether the key in it opened the door; a user's own `Authorization` passes where none was needed.
-    pub(super) key_used: bool,
-}
+/// What decides where a message ends, or who asks, stands in its head and nowhere else (RFC 9110, 6.5.1).
+const NOT_IN_TRAILERS: [HeaderName; 5] =
+    [header::CONTENT_LENGTH, header::HOST, header::AUTHORIZATION, header::COOKIE, header::TRAILER];
 
 /// The protocol that a request asks to change to; only one that can be spliced.
 pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
@@ -55,37 +49,48 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// What only we may say to a guest, so that what a client said of it is taken out.
+fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with("x-tensorlake-")
+        || name.starts_with("x-forwarded-")
+        || name == "forwarded"
+        || name == "x-real-ip"
+        || name == "http2-settings"
+}
+
+fn strip_ours(headers: &mut HeaderMap) {
+    for name in headers.keys().filter(|name| is_ours(name)).cloned().collect::<Vec<_>>() {
+        headers.remove(name);
+    }
+}
+
 /// The headers that a guest port gets. What only a trusted proxy may say is taken out and said anew.
-pub(super) fn to_guest(headers: &HeaderMap, origin: Origin<'_>, port: u16) -> HeaderMap {
+pub(super) fn to_guest(headers: &HeaderMap, origin: &Origin, port: u16, is_grpc: bool) -> HeaderMap {
     let mut out = headers.clone();
     let switching = upgrade(headers);
     strip_hop_by_hop(&mut out);
-    let ours = |name: &HeaderName| {
-        let name = name.as_str();
-        name.starts_with("x-tensorlake-")
-            || name.starts_with("x-forwarded-")
-            || name == "forwarded"
-            || name == "x-real-ip"
-    };
-    for name in out.keys().filter(|name| ours(name)).cloned().collect::<Vec<_>>() {
-        out.remove(name);
-    }
+    strip_ours(&mut out);
     let is_key = auth::bearer(headers).is_some_and(|token| token.starts_with(auth::KEY_PREFIX));
     if origin.key_used || is_key {
         out.remove(header::AUTHORIZATION);
     }
-    if let Ok(peer) = HeaderValue::from_str(&origin.peer.to_string()) {
-        out.insert("x-forwarded-for", peer);
+    if let Ok(chain) = HeaderValue::from_str(&origin.forwarded.chain) {
+        out.insert("x-forwarded-for", chain);
     }
-    out.insert("x-forwarded-proto", HeaderValue::from_static("http"));
-    if let Some(host) = origin.host {
+    out.insert("x-forwarded-proto", HeaderValue::from_static(origin.forwarded.proto));
+    if let Some(host) = &origin.forwarded.host {
         out.insert("x-forwarded-host", host.clone());
     }
-    let host = match origin.host {
+    let host = match &origin.host {
         Some(host) if port != AGENT_PORT => host.clone(),
         _ => HeaderValue::from_str(&format!("localhost:{port}")).unwrap_or(HeaderValue::from_static("localhost")),
     };
     out.insert(header::HOST, host);
+    if is_grpc {
+        // A gRPC server refuses a client that does not say that it takes trailers.
+        out.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
     if let Some(protocol) = switching {
         out.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         out.insert(header::UPGRADE, protocol);
@@ -106,11 +111,45 @@ pub(super) fn to_client(headers: &HeaderMap, switched: bool) -> HeaderMap {
     out
 }
 
+/// Trailers that a guest gets: nothing comes in through them that a header could not.
+pub(super) fn trailers_to_guest(frame: Frame<Bytes>) -> Frame<Bytes> {
+    trailers(frame, strip_ours)
+}
+
+/// Trailers that a client gets.
+pub(super) fn trailers_to_client(frame: Frame<Bytes>) -> Frame<Bytes> {
+    trailers(frame, |_| {})
+}
+
+fn trailers(frame: Frame<Bytes>, strip: impl FnOnce(&mut HeaderMap)) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut map) => {
+            strip_hop_by_hop(&mut map);
+            for name in NOT_IN_TRAILERS {
+                map.remove(name);
+            }
+            strip(&mut map);
+            Frame::trailers(map)
+        }
+        Err(data) => data,
+    }
+}
+
+/// A length and an encoding in one answer are two opinions on where it ends: what one side takes for a body the other
+/// takes for the next answer (RFC 9112, 6.1). We take neither. In a request hyper goes by the encoding, takes the length
+/// out, and closes the connection behind it.
+pub(super) fn is_ambiguous(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use super::{super::forwarded::Forwarded, *};
 
-    use super::*;
+    fn origin(host: Option<&HeaderValue>, key_used: bool) -> Origin {
+        let forwarded = Forwarded { chain: "127.0.0.1".into(), proto: "http", host: host.cloned() };
+        Origin { forwarded, host: host.cloned(), key_used }
+    }
 
     fn map(text: &str) -> HeaderMap {
         let pairs = text.lines().map(|line| line.trim().split_once(": ").expect("line"));
@@ -120,8 +159,8 @@ mod tests {
     #[track_caller]
     fn check(input: &str, port: u16, key_used: bool, expected: &str) {
         let input = map(input);
-        let origin = Origin { peer: Ipv4Addr::LOCALHOST.into(), host: input.get(header::HOST), key_used };
-        let mut got: Vec<_> = to_guest(&input, origin, port)
+        let origin = origin(input.get(header::HOST), key_used);
+        let mut got: Vec<_> = to_guest(&input, &origin, port, false)
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
             .collect();
@@ -176,10 +215,22 @@ mod tests {
     #[test]
     fn only_an_asked_for_upgrade_passes() {
         let asked = map("connection: Upgrade\nupgrade: websocket\nsec-websocket-key: x");
-        let origin = Origin { peer: Ipv4Addr::LOCALHOST.into(), host: None, key_used: true };
-        let out = to_guest(&asked, origin, 9501);
+        let out = to_guest(&asked, &origin(None, true), 9501, false);
         assert_eq!((&out["connection"], &out["upgrade"]), (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap()));
         assert_eq!(upgrade(&map("upgrade: websocket")), None);
         assert_eq!(upgrade(&map("connection: upgrade\nupgrade: h2c")), None);
+    }
+
+    #[test]
+    fn trailers_bring_in_nothing_that_a_header_could_not() {
+        let all = "x-forwarded-for: 9.9.9.9\nx-tensorlake-sandbox-id: a\nauthorization: Bearer x\ncontent-length: 9\n\
+                   transfer-encoding: chunked\ngrpc-status: 0";
+        let text = |frame: Frame<Bytes>| {
+            let map = frame.into_trailers().expect("trailers");
+            map.keys().map(|name| name.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(text(trailers_to_guest(Frame::trailers(map(all)))), ["grpc-status"]);
+        let seen = text(trailers_to_client(Frame::trailers(map(all))));
+        assert_eq!(seen, ["x-forwarded-for", "x-tensorlake-sandbox-id", "grpc-status"]);
     }
 }

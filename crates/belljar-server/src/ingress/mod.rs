@@ -1,16 +1,26 @@
 //! The data plane: requests that belong to a sandbox and not to us.
 //!
-//! [`target`] says which request goes to which sandbox and port, [`headers`] what a guest may see of it, [`proxy`] does
-//! it. A proxied byte never waits for the store: the route is read from memory.
+//! [`target`] says which request goes to which sandbox and port, [`proxy`] whether it may, [`exchange`] takes it there
+//! over a connection of [`guest`]. [`headers`] and [`forwarded`] say what a guest may see of it. A proxied byte never
+//! waits for the store: the route is read from memory.
 
 mod body;
+mod exchange;
+mod forwarded;
+mod guest;
 mod headers;
 mod pool;
 mod proxy;
+#[cfg_attr(not(test), expect(dead_code, reason = "the SSH gateway's `-R` uses it"))]
+pub(crate) mod reverse;
 mod target;
+mod websocket;
 
 pub(crate) use self::{
+    forwarded::Peer,
+    guest::GrpcConnections,
     pool::Pool,
-    proxy::{Outside, allow_origin, forward},
-    target::find,
+    proxy::{Hold, Outside, allow_origin, forward},
+    target::{find, host},
+    websocket::is_extended as is_websocket,
 };

@@ -1,45 +1,47 @@
-//! Takes a request to a guest port and its answer back, streaming both ways.
+//! Whether a request may go to a sandbox, and the wait until it can. [`super::exchange`] takes it there.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::body::Body;
-use belljar_api::{
-    error::{ErrorBody, code},
-    id::is_id,
-    limits::AGENT_PORT,
-};
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
-use hyper::{body::Incoming, client::conn::http1, upgrade::OnUpgrade};
-use hyper_util::rt::TokioIo;
+use belljar_api::{error::code, id::is_id};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{
-    body::{ClientBody, GuestBody, Lease, Progress},
-    headers::{self, Origin},
-    pool::{Route, Sender},
-    target::Target,
-};
+use super::{exchange::Exchange, forwarded::Peer, guest::GrpcConnections, pool::Route, target::Target};
 use crate::{
     app::App,
     error::ApiError,
     life::{Phase, Reported, SandboxRow},
-    limits::{GUEST_ANSWER_TIMEOUT, HEAD_BYTES_MAX, HEADERS_MAX, NODE_WAIT, READY_WAIT, SPLICE_BUFFER},
-    node_link::{NodeError, NodeLink},
+    limits::{NODE_WAIT, READY_WAIT},
+    node_link::NodeLink,
+    serve::Busy,
 };
 
 /// Who asks, from outside.
 #[derive(Debug, Clone)]
 pub(crate) struct Outside {
     /// Whose connection it is.
-    pub(crate) peer: IpAddr,
-    /// Its place among the connections; a spliced one keeps it until it ends.
-    pub(crate) place: Arc<OwnedSemaphorePermit>,
+    pub(crate) peer: Peer,
+    /// What the connection keeps from ending: its place among the others, and, where requests share it, that one of
+    /// them is under way. A spliced one holds on to it until it ends.
+    pub(crate) hold: Hold,
+    /// HTTP/2 connections to guests that requests of this connection share.
+    pub(crate) grpc: GrpcConnections,
+}
+
+/// See [`Outside::hold`].
+#[derive(Debug, Clone)]
+pub(crate) struct Hold {
+    pub(crate) _place: Arc<OwnedSemaphorePermit>,
+    pub(crate) _busy: Option<Arc<Busy>>,
 }
 
 /// Serves one request to a sandbox.
 pub(crate) async fn forward(
     app: &App,
     target: &Target,
+    host: Option<HeaderValue>,
     outside: Outside,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
@@ -54,10 +56,22 @@ pub(crate) async fn forward(
         let words = format!("port {} of sandbox {} is not exposed; add it to exposed_ports", target.port, row.id);
         return Err(ApiError::new(StatusCode::FORBIDDEN, code::PORT_NOT_EXPOSED, words));
     }
-    let node_id = row.node_id().unwrap_or_default();
-    let link = app.live.nodes.wait(node_id, NODE_WAIT).await.ok_or_else(|| ApiError::unreachable(node_id))?;
+    let link = node(app, &row).await?;
     let exchange = Exchange { app, link, sandbox_id: row.id.clone(), route, port: target.port };
-    exchange.run(outside, !open, request).await
+    exchange.run(outside, host, !open, request).await
+}
+
+/// A sandbox that is up, or that its node wakes, and the way there; for those who have seen to it that they may.
+pub(super) async fn reach(app: &App, target: &Target) -> Result<(Arc<SandboxRow>, Arc<NodeLink>), ApiError> {
+    let Some(mut route) = app.routed(&target.sandbox) else { return Err(absent(app, target).await) };
+    let row = ready(&mut route, target).await?;
+    let link = node(app, &row).await?;
+    Ok((row, link))
+}
+
+async fn node(app: &App, row: &SandboxRow) -> Result<Arc<NodeLink>, ApiError> {
+    let node_id = row.node_id().unwrap_or_default();
+    app.live.nodes.wait(node_id, NODE_WAIT).await.ok_or_else(|| ApiError::unreachable(node_id))
 }
 
 /// Whether a port answers without a key.
@@ -105,149 +119,6 @@ async fn ready(route: &mut Route, target: &Target) -> Result<Arc<SandboxRow>, Ap
 /// Whether it sleeps, or is about to, and a request does not wake it.
 fn sleeps_on(row: &SandboxRow) -> bool {
     !row.spec.auto_resume && matches!(row.stage(), Some(Reported::Suspending | Reported::Suspended))
-}
-
-/// One request and its answer.
-struct Exchange<'a> {
-    app: &'a App,
-    link: Arc<NodeLink>,
-    sandbox_id: String,
-    route: Route,
-    port: u16,
-}
-
-impl Exchange<'_> {
-    async fn run(
-        self,
-        outside: Outside,
-        key_used: bool,
-        mut request: Request<Incoming>,
-    ) -> Result<Response<Body>, ApiError> {
-        let client = headers::upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
-        let progress = Progress::new();
-        let outgoing = self.outgoing(outside.peer, key_used, request, progress.clone())?;
-        let answer = tokio::select! {
-            answer = self.send(outgoing) => answer?,
-            () = progress.stalled(GUEST_ANSWER_TIMEOUT) => {
-                let words = format!("no answer from the sandbox in {} s", GUEST_ANSWER_TIMEOUT.as_secs());
-                return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, code::READ_TIMEOUT, words));
-            }
-        };
-        self.answer(client.map(|client| (client, outside.place)), answer)
-    }
-
-    /// The request as the guest gets it: path and query byte for byte, the rest by the header rules.
-    fn outgoing(
-        &self,
-        peer: IpAddr,
-        key_used: bool,
-        request: Request<Incoming>,
-        progress: Progress,
-    ) -> Result<Request<GuestBody>, ApiError> {
-        let (parts, body) = request.into_parts();
-        let origin = Origin { peer, host: parts.headers.get(header::HOST), key_used };
-        let headers = headers::to_guest(&parts.headers, origin, self.port);
-        let path = parts.uri.path_and_query().cloned();
-        let mut outgoing = Request::new(GuestBody::new(body, progress));
-        *outgoing.method_mut() = parts.method;
-        *outgoing.uri_mut() = path.map_or_else(Uri::default, Uri::from);
-        *outgoing.headers_mut() = headers;
-        Ok(outgoing)
-    }
-
-    /// Sends it over a kept connection, or over a new one when nothing of it went out.
-    async fn send(&self, request: Request<GuestBody>) -> Result<(Response<Incoming>, Sender), ApiError> {
-        let request = match self.kept() {
-            None => request,
-            Some(mut sender) => match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, sender)),
-                Err(mut error) => match error.take_message() {
-                    Some(request) => request,
-                    None => return Err(failed(&error.into_error())),
-                },
-            },
-        };
-        let mut sender = self.open().await?;
-        let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
-        Ok((response, sender))
-    }
-
-    fn kept(&self) -> Option<Sender> {
-        (self.port == AGENT_PORT).then(|| self.app.live.guests.take(&self.sandbox_id)).flatten()
-    }
-
-    async fn open(&self) -> Result<Sender, ApiError> {
-        let stream = self.link.connect(&self.sandbox_id, self.port).await.map_err(|error| match error {
-            NodeError::Transport(_) => ApiError::unreachable(self.link.id()),
-            NodeError::Answer { status, body: ErrorBody { error, code } } => ApiError::new(status, &code, error),
-        })?;
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .handshake(stream)
-            .await
-            .map_err(|error| failed(&error))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a guest connection ended");
-            }
-        });
-        Ok(sender)
-    }
-
-    fn answer(
-        self,
-        client: Option<(OnUpgrade, Arc<OwnedSemaphorePermit>)>,
-        (mut answer, sender): (Response<Incoming>, Sender),
-    ) -> Result<Response<Body>, ApiError> {
-        let switched = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let headers = headers::to_client(answer.headers(), switched);
-        let status = answer.status();
-        let body = match (switched, client) {
-            (true, Some((client, place))) => {
-                splice(client, hyper::upgrade::on(&mut answer), place);
-                Body::empty()
-            }
-            (true, None) => {
-                let words = "the sandbox changed the protocol without being asked";
-                return Err(ApiError::new(StatusCode::BAD_GATEWAY, code::PROXY_ERROR, words));
-            }
-            (false, _) => {
-                let home = (self.port == AGENT_PORT).then(|| (self.app.live.guests.clone(), self.route));
-                Body::new(ClientBody::new(answer.into_body(), Lease { sender, home }))
-            }
-        };
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        Ok(response)
-    }
-}
-
-/// The guest ended the connection, or sent what is not HTTP. Something may have run, so the client must not replay it.
-fn failed(error: &hyper::Error) -> ApiError {
-    if error.is_parse() {
-        let words = format!("the sandbox's answer is not HTTP/1.1: {error}");
-        return ApiError::new(StatusCode::BAD_GATEWAY, code::PROXY_ERROR, words);
-    }
-    let words = format!("the sandbox closed the connection before it answered: {error}");
-    ApiError::new(StatusCode::BAD_GATEWAY, code::CONNECTION_CLOSED, words)
-}
-
-/// Connects two upgraded connections until both ends are done.
-fn splice(client: OnUpgrade, guest: OnUpgrade, place: Arc<OwnedSemaphorePermit>) {
-    tokio::spawn(async move {
-        let _place = place;
-        let (client, guest) = match tokio::try_join!(client, guest) {
-            Ok(both) => both,
-            Err(error) => return tracing::debug!(%error, "an upgrade did not happen"),
-        };
-        let (mut client, mut guest) = (TokioIo::new(client), TokioIo::new(guest));
-        let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut guest, SPLICE_BUFFER, SPLICE_BUFFER);
-        if let Err(error) = copied.await {
-            tracing::debug!(%error, "a spliced connection ended");
-        }
-    });
 }
 
 /// Lets a browser on another origin read an answer of ours; the key, not the origin, is what protects it.

@@ -1,5 +1,7 @@
 //! Which sandbox and port a request is for: a pure function of its head.
 //!
+//! A head that names two hosts, or two sandboxes, is refused: what one reader takes for the target another may not.
+//!
 //! In this order: `X-Tensorlake-Sandbox-Id` (with `X-Tensorlake-Sandbox-Port`), `Host: {x}.local`, `{x}.localhost`,
 //! `{x}.{domain}`, each also as `{port}-{x}.…`. `x` is an id or a name; a name begins with a letter, so the form with
 //! a port is never a name. Everything else is ours.
@@ -8,7 +10,7 @@ use belljar_api::{
     id::{check_name, is_id},
     limits::AGENT_PORT,
 };
-use http::{HeaderMap, Uri, header};
+use http::{HeaderMap, HeaderValue, Uri, header};
 
 use crate::error::ApiError;
 
@@ -34,7 +36,16 @@ impl Target {
 }
 
 /// The target, or `None` when the request is for the server itself.
-pub(crate) fn find(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -> Result<Option<Target>, ApiError> {
+pub(crate) fn find(
+    host: Option<&HeaderValue>,
+    headers: &HeaderMap,
+    domain: Option<&str>,
+) -> Result<Option<Target>, ApiError> {
+    for name in [SANDBOX_ID, SANDBOX_PORT] {
+        if headers.get_all(name).iter().nth(1).is_some() {
+            return Err(ApiError::invalid(format!("{name}: given more than once; give it once")));
+        }
+    }
     if let Some(value) = headers.get(SANDBOX_ID) {
         let sandbox = value.to_str().unwrap_or_default();
         if !is_reference(sandbox) {
@@ -47,12 +58,31 @@ pub(crate) fn find(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -> Resu
         let port = port.ok_or_else(|| ApiError::invalid(format!("{SANDBOX_PORT}: not a port; use 1 to 65535")))?;
         return Ok(Some(Target { sandbox: sandbox.to_owned(), port }));
     }
-    Ok(host(uri, headers).and_then(|host| by_host(&host, domain)))
+    Ok(host.and_then(name).and_then(|host| by_host(&host, domain)))
 }
 
-/// The host name of a request, lower case, without its port.
-fn host(uri: &Uri, headers: &HeaderMap) -> Option<String> {
-    let host = uri.host().or_else(|| headers.get(header::HOST)?.to_str().ok())?;
+/// The host that a request is for, with its port: its `Host`, or the authority of its target (HTTP/2, or an absolute
+/// URI).
+pub(crate) fn host(uri: &Uri, headers: &HeaderMap) -> Result<Option<HeaderValue>, ApiError> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let header = hosts.next();
+    if hosts.next().is_some() {
+        return Err(ApiError::invalid("Host: given more than once; give it once"));
+    }
+    let Some(authority) = uri.authority() else { return Ok(header.cloned()) };
+    if authority.as_str().contains('@') {
+        return Err(ApiError::invalid("the request's target has a user name; leave it out"));
+    }
+    let same = header.is_none_or(|header| header.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()));
+    if !same {
+        return Err(ApiError::invalid("Host: another one than in the request's target; give one"));
+    }
+    Ok(HeaderValue::from_str(authority.as_str()).ok())
+}
+
+/// The host name in a host, lower case, without its port.
+fn name(host: &HeaderValue) -> Option<String> {
+    let host = host.to_str().ok()?;
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
@@ -83,13 +113,19 @@ mod tests {
 
     const ID: &str = "5gm9wex8dm6ko1ed441ya";
 
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(name.parse::<http::HeaderName>().expect("name"), value.parse().expect("value"));
+        }
+        headers
+    }
+
     #[track_caller]
     fn check(pairs: &[(&str, &str)], expected: Option<(&str, u16)>) {
-        let headers = pairs
-            .iter()
-            .map(|(name, value)| (name.parse::<http::HeaderName>().expect("name"), value.parse().expect("value")))
-            .collect();
-        let got = find(&Uri::from_static("/x"), &headers, Some("sb.test")).expect("target");
+        let headers = map(pairs);
+        let host = host(&Uri::from_static("/x"), &headers).expect("host");
+        let got = find(host.as_ref(), &headers, Some("sb.test")).expect("target");
         let expected = expected.map(|(sandbox, port)| Target { sandbox: sandbox.to_owned(), port });
         assert_eq!(got, expected, "{pairs:?}");
     }
@@ -123,7 +159,23 @@ mod tests {
             let mut headers =
                 HeaderMap::from_iter([(http::HeaderName::from_static(SANDBOX_ID), "box".parse().unwrap())]);
             headers.insert(name, value.parse().unwrap());
-            assert!(find(&Uri::from_static("/"), &headers, None).is_err(), "{name}: {value}");
+            assert!(find(None, &headers, None).is_err(), "{name}: {value}");
         }
+        assert!(find(None, &map(&[(SANDBOX_ID, "a"), (SANDBOX_ID, "b")]), None).is_err());
+    }
+
+    #[test]
+    fn a_request_has_one_host() {
+        let of = |uri: &str, pairs: &[(&str, &str)]| {
+            let host = host(&uri.parse().expect("URI"), &map(pairs));
+            host.map(|host| host.map(|host| host.to_str().expect("text").to_owned())).map_err(|_| ())
+        };
+        assert_eq!(of("/", &[]), Ok(None));
+        assert_eq!(of("/", &[("host", "a.local:1")]), Ok(Some("a.local:1".into())));
+        assert_eq!(of("http://a.local:1/", &[]), Ok(Some("a.local:1".into())));
+        assert_eq!(of("http://a.local/", &[("host", "A.local")]), Ok(Some("a.local".into())));
+        assert_eq!(of("http://a.local/", &[("host", "b.local")]), Err(()));
+        assert_eq!(of("http://u@a.local/", &[]), Err(()));
+        assert_eq!(of("/", &[("host", "a.local"), ("host", "b.local")]), Err(()));
     }
 }

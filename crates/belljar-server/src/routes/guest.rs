@@ -51,6 +51,24 @@ pub(super) static ROUTES: &[Route] = &[
     guest(Verb::Post, "/api/v1/pty/{session}/resize", "Resize a terminal", NO_CONTENT).body("ResizePty"),
     guest(Verb::Get, "/api/v1/pty/{session}/ws", "Attach to a terminal (WebSocket)", &[(101, "", "Attached.")])
         .query(&[("token", "The session's token.")]),
-    guest(Verb::Get, "/api/v1/tunnels/tcp", "Reach a TCP port of the guest (WebSocket)", &[(101, "", "Connected.")])
-        .query(&[("port", "Port on 127.0.0.1 of the guest.")]),
+    guest(
+        Verb::Get,
+        belljar_api::tunnel::TCP_PATH,
+        "Reach a TCP port of the guest (WebSocket)",
+        &[(101, "", "Connected.")],
+    )
+    .query(&[
+        ("port", "Port on 127.0.0.1 of the guest."),
+        ("half_close", "`true`: an empty message ends one direction; without, a Close frame ends both."),
+    ]),
+    guest(
+        Verb::Get,
+        belljar_api::tunnel::REVERSE_PATH,
+        "Listen on a port of the guest, for connections to the client (`Upgrade: belljar-reverse`)",
+        &[
+            (101, "", "It listens where `x-belljar-port` says. The connection is HTTP/2, the guest its client."),
+            (409, "ErrorBody", "Something listens there already."),
+        ],
+    )
+    .query(&[("port", "Port on 127.0.0.1 of the guest; 0 is any free one.")]),
 ];

@@ -1,15 +1,22 @@
 //! What runs in the test double's sandboxes: a small HTTP server.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+};
 
 use axum::body::Body;
+use belljar_api::error::{ErrorBody, code};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn, upgrade::Upgraded};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{io::AsyncWriteExt, sync::mpsc};
 use tokio_util::sync::CancellationToken;
+
+use super::hostile;
 
 /// Nobody listens here.
 pub(super) const CLOSED_PORT: u16 = 9;
@@ -24,11 +31,82 @@ pub(super) async fn serve(io: Upgraded, port: u16, end_events: CancellationToken
         let _ = io.shutdown().await;
         return;
     }
+    if let Some(bytes) = hostile::script(port) {
+        return hostile::play(TokioIo::new(io), bytes).await;
+    }
     let service = service_fn(move |request| {
         let end_events = end_events.clone();
         async move { answer(request, port, end_events).await }
     });
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await;
+    // As a gRPC server with a port for both would.
+    let both = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    let _ = both.serve_connection_with_upgrades(io, service).await;
+}
+
+/// Two programs of the guest connect to a listener there, one after the other.
+fn reverse(mut request: Request<Incoming>) -> Response<Body> {
+    if request.uri().query() == Some("port=99") {
+        let words = ErrorBody::new(code::CONFLICT, "99 is taken");
+        return crate::error::json(StatusCode::CONFLICT, &words);
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let Ok(io) = upgrade.await else { return };
+        let client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let Ok((send, connection)) = client.handshake::<_, Body>(io).await else { return };
+        tokio::spawn(async move {
+            for peer in ["127.0.0.1:1", "127.0.0.1:2"] {
+                let connect = Request::connect(peer).body(Body::empty()).expect("request");
+                let answer = send.clone().send_request(connect).await.expect("answer");
+                if answer.status() != StatusCode::OK {
+                    continue;
+                }
+                let mut io = TokioIo::new(hyper::upgrade::on(answer).await.expect("stream"));
+                io.write_all(peer.as_bytes()).await.expect("write");
+                io.shutdown().await.expect("half close");
+                let mut back = String::new();
+                tokio::io::AsyncReadExt::read_to_string(&mut io, &mut back).await.expect("read");
+                assert_eq!(back, format!("hello {peer}"));
+            }
+            // Stays until the other side goes.
+            std::future::pending::<()>().await;
+        });
+        let _ = connection.await;
+    });
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, "belljar-reverse")
+        .header("x-belljar-port", "4321")
+        .body(Body::empty())
+        .expect("response")
+}
+
+/// Answers as a gRPC server does: what came, and how it went in the trailers.
+fn grpc(request: Request<Incoming>) -> Response<Body> {
+    let seen = format!("{:?} te={:?}", request.version(), request.headers().get(header::TE));
+    let theirs = Arc::new(Mutex::new(Vec::new()));
+    let names = Arc::clone(&theirs);
+    let frames = http_body_util::BodyStream::new(request.into_body()).filter_map(move |frame| {
+        let data = frame.map(|frame| match frame.into_trailers() {
+            Ok(map) => {
+                names.lock().expect("names").extend(map.keys().map(ToString::to_string));
+                None
+            }
+            Err(data) => Some(data),
+        });
+        std::future::ready(data.transpose())
+    });
+    let end = futures_util::stream::once(async move {
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().expect("value"));
+        trailers.insert("x-seen", seen.parse().expect("value"));
+        trailers.insert("x-trailers", theirs.lock().expect("names").join(",").parse().expect("value"));
+        Ok(hyper::body::Frame::trailers(trailers))
+    });
+    let mut response = Response::new(Body::new(http_body_util::StreamBody::new(frames.chain(end))));
+    response.headers_mut().insert(header::CONTENT_TYPE, "application/grpc".parse().expect("value"));
+    response
 }
 
 async fn answer(
@@ -38,6 +116,8 @@ async fn answer(
 ) -> Result<Response<Body>, std::io::Error> {
     let path = request.uri().path().to_owned();
     Ok(match path.as_str() {
+        "/api/v1/tunnels/reverse" => reverse(request),
+        "/pkg.Echo/Echo" => grpc(request),
         "/echo" => Response::new(Body::new(request.into_body())),
         "/count" => {
             let mut body = request.into_body();
@@ -69,6 +149,15 @@ async fn answer(
                 .header(header::CONNECTION, "Upgrade")
                 .header(header::UPGRADE, "websocket")
                 .body(Body::empty())
+                .map_err(std::io::Error::other)?
+        }
+        // Says nothing of it, and closes all the same.
+        "/bye" => {
+            let hold = Bytes::from_static(b"bye");
+            let frames = futures_util::stream::iter([Ok(hold), Err(std::io::Error::other("the guest closes"))]);
+            Response::builder()
+                .header(header::CONTENT_LENGTH, 3)
+                .body(Body::from_stream(frames))
                 .map_err(std::io::Error::other)?
         }
         "/close" => return Err(std::io::Error::other("the guest closes")),

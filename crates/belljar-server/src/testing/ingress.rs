@@ -14,6 +14,7 @@ use super::{
     guest::{CLOSED_PORT, GARBAGE_PORT},
     node::Boot,
 };
+use crate::ingress::reverse::GuestListener;
 
 impl Harness {
     async fn to(&self, sandbox: &str, port: Option<u16>, path: &str) -> Reply {
@@ -195,6 +196,69 @@ async fn a_reader_that_stops_holds_the_guest_back() {
 }
 
 #[tokio::test]
+async fn clients_that_do_not_read_hold_up_nobody_else() {
+    let (harness, _node) = Harness::with_node().await;
+    let id = harness.create(r#"{"exposed_ports":[8080]}"#).await;
+    let mut stalled = Vec::new();
+    // More in all than any window that the connection to the node could sensibly have for one of them.
+    for _ in 0..80 {
+        let request = harness.request("GET", "/many").header("x-tensorlake-sandbox-id", &id);
+        stalled.push(harness.send(request.body(Body::empty()).expect("request")).await);
+    }
+    for _ in 0..3 {
+        let all = async { (harness.to(&id, None, "/").await.status, harness.create("{}").await) };
+        let (status, _) = tokio::time::timeout(std::time::Duration::from_secs(20), all).await.expect("held up");
+        assert_eq!(status, 200);
+    }
+}
+
+#[tokio::test]
+async fn connections_to_a_users_port_are_used_again_and_a_stale_one_is_not_seen() {
+    let (harness, node) = Harness::with_node().await;
+    let id = harness.create(r#"{"exposed_ports":[8080,8081]}"#).await;
+    for _ in 0..6 {
+        for port in [8080, 8081] {
+            assert_eq!(harness.to(&id, Some(port), "/").await.json()["port"], port);
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(*node.opened.borrow() < 8, "{} connections", *node.opened.borrow());
+    // The guest closes while the connection lies unused; whoever comes next does not notice.
+    for _ in 0..20 {
+        assert_eq!(harness.to(&id, Some(8080), "/bye").await.status, 200);
+        assert_eq!(harness.to(&id, Some(8080), "/").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn only_a_trusted_proxy_says_who_the_client_is() {
+    let (harness, _node) = Harness::with_node().await;
+    let id = harness.create(r#"{"exposed_ports":[8080]}"#).await;
+    for (from, expected) in
+        [("127.0.0.1", ["127.0.0.1", "http", "localhost"]), ("127.9.0.1", ["8.8.8.8, 127.9.0.1", "https", "b.test"])]
+    {
+        let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+        socket.bind(format!("{from}:0").parse().expect("address")).expect("bind");
+        let stream = socket.connect(harness.addr).await.expect("connect");
+        let (mut send, connection) =
+            hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.expect("handshake");
+        tokio::spawn(connection);
+        let request = harness
+            .request("GET", "/")
+            .header("x-tensorlake-sandbox-id", &id)
+            .header("x-tensorlake-sandbox-port", 8080)
+            .header("x-forwarded-for", "1.1.1.1, 8.8.8.8")
+            .header("x-forwarded-proto", "https")
+            .header("x-forwarded-host", "b.test");
+        let response = send.send_request(request.body(Body::empty()).expect("request")).await.expect("answer");
+        let body = response.into_body().collect().await.expect("body").to_bytes();
+        let seen: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        let got = ["for", "proto", "host"].map(|what| seen["headers"][format!("x-forwarded-{what}")].clone());
+        assert_eq!(got, expected, "{from}");
+    }
+}
+
+#[tokio::test]
 async fn events_come_one_by_one() {
     let (harness, node) = Harness::with_node().await;
     let id = harness.create("{}").await;
@@ -230,6 +294,31 @@ async fn a_websocket_is_spliced() {
     // One side closes, the other is told.
     io.shutdown().await.expect("shutdown");
     assert_eq!(io.read(&mut back).await.expect("end"), 0);
+}
+
+#[tokio::test]
+async fn connections_in_the_guest_come_out_of_a_listener() {
+    let (harness, _node) = Harness::with_node().await;
+    let id = harness.create(r#"{"name":"box"}"#).await;
+    let mut listener = GuestListener::bind(&harness.app, "box", 0).await.expect("listener");
+    assert_eq!(listener.port(), 4321);
+    // One that is not taken is refused, and the next is offered.
+    let first = listener.accept().await.expect("offer");
+    assert_eq!(first.peer, "127.0.0.1:1");
+    drop(first);
+    let second = listener.accept().await.expect("offer");
+    let peer = second.peer.clone();
+    let mut io = second.take().await.expect("stream");
+    let mut seen = String::new();
+    io.read_to_string(&mut seen).await.expect("its end");
+    assert_eq!((seen.as_str(), peer.as_str()), ("127.0.0.1:2", "127.0.0.1:2"));
+    io.write_all(format!("hello {peer}").as_bytes()).await.expect("write");
+    io.shutdown().await.expect("shutdown");
+
+    let taken = GuestListener::bind(&harness.app, &id, 99).await.expect_err("taken");
+    assert_eq!((taken.status, taken.message.as_str()), (StatusCode::CONFLICT, "99 is taken"));
+    let absent = GuestListener::bind(&harness.app, "nope", 0).await.expect_err("absent");
+    assert_eq!(absent.code, code::SANDBOX_NOT_FOUND);
 }
 
 #[tokio::test]

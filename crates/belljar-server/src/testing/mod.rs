@@ -3,6 +3,8 @@
 mod auth;
 mod copy;
 mod guest;
+mod hostile;
+mod http2;
 mod ingress;
 mod input;
 mod node;
@@ -12,8 +14,10 @@ mod pool;
 pub(crate) mod rows;
 mod sandbox;
 mod sleep;
+mod smuggling;
 mod snapshot;
 mod speed;
+mod tls;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -31,13 +35,15 @@ use tokio::{
 };
 
 use self::node::FakeNode;
-use crate::{Server, ServerConfig, app::App, prepare};
+use crate::{Listeners, Server, ServerConfig, app::App, prepare};
 
 pub(super) const NODE_TOKEN: &str = "belljar_node_of_the_tests_0123456789abcdef";
 
 /// A running server.
 pub(super) struct Harness {
     pub(super) addr: SocketAddr,
+    /// The same in TLS, where there is a certificate.
+    pub(super) tls_addr: SocketAddr,
     pub(super) key: String,
     pub(super) app: Arc<App>,
     dir: tempfile::TempDir,
@@ -69,6 +75,8 @@ fn config(dir: &Path) -> ServerConfig {
         database: dir.join("server.db"),
         sandbox_url_base: "http://localhost:9443".into(),
         ingress_domain: Some("sb.test".into()),
+        tls: None,
+        trusted_proxies: vec!["127.9.0.0/16".parse().expect("range")],
         default_image: "debian-minimal".into(),
         node_token: Some(NODE_TOKEN.into()),
     }
@@ -77,7 +85,9 @@ fn config(dir: &Path) -> ServerConfig {
 impl Harness {
     /// A new server with an empty store.
     pub(super) async fn start() -> Self {
-        Self::on(tempfile::tempdir().expect("directory"), None).await
+        let dir = tempfile::tempdir().expect("directory");
+        let config = config(dir.path());
+        Self::on(dir, config, None).await
     }
 
     /// A new server with a connected node.
@@ -87,18 +97,22 @@ impl Harness {
         (harness, node)
     }
 
-    async fn on(dir: tempfile::TempDir, key: Option<String>) -> Self {
-        let server: Server = prepare(config(dir.path())).await.expect("server");
+    async fn on(dir: tempfile::TempDir, config: ServerConfig, key: Option<String>) -> Self {
+        let has_tls = config.tls.is_some();
+        let server: Server = prepare(config).await.expect("server");
         assert_eq!(server.first_key().is_none(), key.is_some(), "the first key is made on the first start only");
         let key = key.or_else(|| server.first_key().map(str::to_owned)).expect("key");
         let app = Arc::clone(&server.app);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
         let addr = listener.local_addr().expect("address");
+        let tls = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let tls_addr = tls.local_addr().expect("address");
+        let listeners = Listeners { plain: vec![listener], tls: has_tls.then_some(tls).into_iter().collect() };
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(server.run(vec![listener], async {
+        let task = tokio::spawn(server.run(listeners, async {
             let _ = stopped.await;
         }));
-        Self { addr, key, app, dir, stop, task }
+        Self { addr, tls_addr, key, app, dir, stop, task }
     }
 
     /// Stops the server and starts another one on the same store.
@@ -107,7 +121,8 @@ impl Harness {
         let _ = stop.send(());
         task.await.expect("server");
         drop(app);
-        Self::on(dir, Some(key)).await
+        let config = config(dir.path());
+        Self::on(dir, config, Some(key)).await
     }
 
     /// A request with the key.
@@ -121,11 +136,15 @@ impl Harness {
 
     /// Sends a request over a connection of its own and returns the head of the answer.
     pub(super) async fn send(&self, request: Request<Body>) -> Response<Incoming> {
+        self.try_send(request).await.expect("answer")
+    }
+
+    async fn try_send(&self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
         let stream = TcpStream::connect(self.addr).await.expect("connect");
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("handshake");
         tokio::spawn(connection.with_upgrades());
-        sender.send_request(request).await.expect("answer")
+        sender.send_request(request).await
     }
 
     /// Sends a request and reads the answer to its end.

@@ -40,6 +40,18 @@ pub struct UpArgs {
     /// DNS name under which {id} and {port}-{id} lead here, for sandbox URLs that other machines can use
     #[arg(long, value_name = "NAME", env = env_vars::INGRESS_DOMAIN, hide_env_values = true)]
     pub ingress_domain: Option<String>,
+    /// Certificate for HTTPS, PEM, its issuers behind it; a change of the file is taken over at once
+    #[arg(long, value_name = "FILE", env = env_vars::TLS_CERT, hide_env_values = true)]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of that certificate, PEM
+    #[arg(long, value_name = "FILE", env = env_vars::TLS_KEY, hide_env_values = true)]
+    pub tls_key: Option<PathBuf>,
+    /// Address to speak HTTPS on; may be repeated. The addresses of --listen stay plain HTTP [default: 0.0.0.0:443]
+    #[arg(long, value_name = "ADDRESS", env = env_vars::TLS_LISTEN, hide_env_values = true, value_delimiter = ',')]
+    pub tls_listen: Vec<SocketAddr>,
+    /// Range (CIDR) of the proxies in front, whose X-Forwarded-* headers are believed; may be repeated [default: none]
+    #[arg(long, value_name = "CIDR", env = env_vars::TRUSTED_PROXY, hide_env_values = true, value_delimiter = ',')]
+    pub trusted_proxy: Vec<IpNet>,
     /// Virtual machines kept ready for each kind of sandbox; each takes about 40 MiB [default: 2]
     #[arg(long, value_name = "N", env = env_vars::SPARES, hide_env_values = true)]
     pub spares: Option<usize>,

@@ -234,7 +234,20 @@ impl Level {
 
 /// `belljar tunnel`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+`belljar tunnel box 8000` opens a local port that leads to port 8000 in the sandbox; any port of 127.0.0.1 there will do, \
+exposed or not.
+
+`belljar tunnel --reverse box 5432:db.lan:5432` opens port 5432 on 127.0.0.1 in the sandbox, which leads to db.lan:5432 \
+as seen from this machine. Everything in the sandbox can use it until the command ends. `5432` alone means \
+5432:127.0.0.1:5432, and 0 as the first port any free one.
+
+An open tunnel keeps the sandbox from falling asleep by itself. One that is suspended ends its tunnels; they do not come \
+back when it wakes.")]
 pub struct TunnelArgs {
+    /// Open a port in the sandbox that leads to this side
+    #[arg(short, long, conflicts_with_all = ["local", "bind"])]
+    pub reverse: bool,
     /// Local port [default: any free one]
     #[arg(short, long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
     pub local: u16,
@@ -244,9 +257,9 @@ pub struct TunnelArgs {
     /// Id or name
     #[arg(value_parser = value::reference)]
     pub sandbox: String,
-    /// Port in the sandbox
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-    pub port: u16,
+    /// Port in the sandbox; with --reverse, PORT:HOST:PORT
+    #[arg(value_name = "PORT", value_parser = value::tunnel)]
+    pub port: value::TunnelPort,
 }
 
 /// `belljar rm`.

@@ -17,6 +17,33 @@ pub fn name(text: &str) -> Result<String, String> {
     check_name(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
+/// Where a tunnel begins in a sandbox and, for a reverse one, where it ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelPort {
+    /// Port in the sandbox.
+    pub guest: u16,
+    /// Host and port on this side, when they were given.
+    pub service: Option<(String, u16)>,
+}
+
+/// `PORT` or `PORT:HOST:PORT`.
+pub fn tunnel(text: &str) -> Result<TunnelPort, String> {
+    let any = |text: &str| text.parse::<u16>().map_err(|_| format!("{text:?} is not a port, 1 to 65535"));
+    let port = |text: &str| {
+        any(text).and_then(|port| if port == 0 { Err("port 0 leads nowhere".to_owned()) } else { Ok(port) })
+    };
+    let Some((guest, rest)) = text.split_once(':') else {
+        return Ok(TunnelPort { guest: port(text)?, service: None });
+    };
+    let words = "write it like 5432:127.0.0.1:5432; an IPv6 address stands in brackets";
+    let (host, to) = rest.rsplit_once(':').ok_or(words)?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if host.is_empty() || (bare.is_none() && host.contains([':', '[', ']'])) {
+        return Err(words.to_owned());
+    }
+    Ok(TunnelPort { guest: any(guest)?, service: Some((bare.unwrap_or(host).to_owned(), port(to)?)) })
+}
+
 /// `NAME=VALUE`.
 pub fn environment(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -100,6 +127,22 @@ mod tests {
         check(
             reference,
             &[("box-1", Some("box-1".into())), ("a23456789012345678901", Some("a23456789012345678901".into()))],
+        );
+        let to = |guest, host: &str, port| Some(TunnelPort { guest, service: Some((host.to_owned(), port)) });
+        check(
+            tunnel,
+            &[
+                ("8000", Some(TunnelPort { guest: 8000, service: None })),
+                ("5432:db.lan:5433", to(5432, "db.lan", 5433)),
+                ("0:[::1]:80", to(0, "::1", 80)),
+                ("80:::1:80", None),
+                ("80:a", None),
+                ("0", None),
+                ("80::80", None),
+                ("80:a:0", None),
+                ("80:a:70000", None),
+                ("x", None),
+            ],
         );
         check(reference, &[("Box", None), ("", None), ("a/b", None)]);
     }

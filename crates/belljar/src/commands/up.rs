@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use belljar_server::Listeners;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::Context;
@@ -38,6 +39,10 @@ pub(super) fn up(ctx: &Context, args: &UpArgs) -> anyhow::Result<ExitStatus> {
     let mut settings = ctx.settings.up(args)?;
     for path in [&mut settings.kernel, &mut settings.initrd, &mut settings.image_store] {
         *path = absolute(path)?;
+    }
+    if let Some(tls) = &mut settings.tls {
+        tls.certificate = absolute(&tls.certificate)?;
+        tls.key = absolute(&tls.key)?;
     }
     if args.detach {
         return detach(ctx, &data_dir, &settings);
@@ -62,7 +67,8 @@ async fn run(ctx: &Context, data_dir: &Path, settings: &UpSettings, detached: bo
                 .into());
         }
     }
-    let listeners = together::bind(&settings.listen)?;
+    let tls = settings.tls.as_ref().map(|tls| &tls.listen[..]).unwrap_or_default();
+    let listeners = Listeners { plain: together::bind(&settings.listen)?, tls: together::bind(tls)? };
     let dir = DataDir::open(data_dir)?;
     let _claim = Instance::claim(&dir)?;
     raise_file_limit();
@@ -144,6 +150,12 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     settings.listen.iter().for_each(|address| flag("--listen", address.to_string().into()));
     settings.public_url.iter().for_each(|url| flag("--public-url", url.into()));
     settings.ingress_domain.iter().for_each(|name| flag("--ingress-domain", name.into()));
+    if let Some(tls) = &settings.tls {
+        flag("--tls-cert", tls.certificate.clone().into());
+        flag("--tls-key", tls.key.clone().into());
+        tls.listen.iter().for_each(|address| flag("--tls-listen", address.to_string().into()));
+    }
+    settings.trusted_proxies.iter().for_each(|range| flag("--trusted-proxy", range.to_string().into()));
     flag("--spares", settings.spares.to_string().into());
     flag("--network", settings.network.kind.to_string().into());
     settings.network.allow_private.iter().for_each(|net| flag("--allow-private", net.to_string().into()));

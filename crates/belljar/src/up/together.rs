@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::Context as _;
 use belljar_node::{Artifacts, DriverSetting, NodeConfig, Shutdown, storage::StorageOptions};
-use belljar_server::{Server, ServerConfig};
+use belljar_server::{Listeners, Server, ServerConfig, TlsFiles};
 use belljar_vmm::probe;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -75,22 +75,25 @@ pub fn reachable(address: SocketAddr) -> SocketAddr {
 pub struct Together {
     server: Server,
     node: NodeConfig,
-    listeners: Vec<TcpListener>,
+    listeners: Listeners,
     /// What to say once it runs.
     pub summary: Summary,
 }
 
 /// Prepares server and node for a data directory and bound listeners.
-pub async fn prepare(dir: &DataDir, settings: &UpSettings, listeners: Vec<TcpListener>) -> anyhow::Result<Together> {
-    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+pub async fn prepare(dir: &DataDir, settings: &UpSettings, listeners: Listeners) -> anyhow::Result<Together> {
+    let addresses = listeners.plain.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+    let secure = listeners.tls.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let first =
         addresses.first().copied().map(reachable).ok_or_else(|| Failure::new("there is no address to listen on"))?;
     let api_url = format!("http://{first}");
     let (driver, reason, better) = driver(settings)?;
     let server = belljar_server::prepare(ServerConfig {
         database: dir.path().join(DATABASE),
-        sandbox_url_base: settings.public_url.clone().unwrap_or_else(|| api_url.clone()),
+        sandbox_url_base: public_url(settings, &secure).unwrap_or_else(|| api_url.clone()),
         ingress_domain: settings.ingress_domain.clone(),
+        trusted_proxies: settings.trusted_proxies.clone(),
+        tls: settings.tls.as_ref().map(|tls| TlsFiles { certificate: tls.certificate.clone(), key: tls.key.clone() }),
         default_image: belljar_image::DEFAULT_IMAGE.to_owned(),
         node_token: None,
     })
@@ -119,7 +122,11 @@ pub async fn prepare(dir: &DataDir, settings: &UpSettings, listeners: Vec<TcpLis
         pid: std::process::id(),
         exports: dir.key().map(|key| exports(&api_url, &key).to_vec()).unwrap_or_default(),
         api_url,
-        listen: addresses.iter().map(ToString::to_string).collect(),
+        listen: addresses
+            .iter()
+            .map(ToString::to_string)
+            .chain(secure.iter().map(|address| format!("https://{address}")))
+            .collect(),
         driver: reason.0,
         reason: reason.1,
         better,
@@ -127,6 +134,19 @@ pub async fn prepare(dir: &DataDir, settings: &UpSettings, listeners: Vec<TcpLis
         log: None,
     };
     Ok(Together { server, node, listeners, summary })
+}
+
+/// Where clients reach sandboxes: as the operator says, or in TLS under the name that has a certificate.
+fn public_url(settings: &UpSettings, secure: &[SocketAddr]) -> Option<String> {
+    let derived = || {
+        let (name, address) = (settings.ingress_domain.as_ref()?, secure.first()?);
+        Some(if address.port() == 443 {
+            format!("https://{name}")
+        } else {
+            format!("https://{name}:{}", address.port())
+        })
+    };
+    settings.public_url.clone().or_else(derived)
 }
 
 type Named = (String, String);

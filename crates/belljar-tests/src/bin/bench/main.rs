@@ -1,12 +1,14 @@
 //! `cargo xtask bench`: figures of the whole system, each beside the floor it is compared with, taken in one run.
 //!
 //! Without a word: sandboxes that boot, requests, files. With `sleep`: golden snapshots, sleep, snapshots and copies.
-//! Prints a table, and the same as one line of JSON. It judges nothing: machines are noisy; ratios within a run hold.
+//! With `net`: the way into a sandbox. Prints a table, and the same as one line of JSON. It judges nothing: machines are
+//! noisy; ratios within a run hold.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report")]
 
 mod bare;
 mod memory;
+mod net;
 mod restore;
 mod sleep;
 mod table;
@@ -34,10 +36,11 @@ fn main() -> ExitCode {
     let mut table = Table::default();
     match std::env::args().nth(1).as_deref() {
         None => run(&mut table),
+        Some("net") => net::run(&mut table),
         Some("sleep") => sleep::run(&mut table),
         Some(other) => {
             eprintln!(
-                "error: there is no benchmark {other:?}\nhint: `cargo xtask bench`, or `cargo xtask bench sleep`"
+                "error: there is no benchmark {other:?}\nhint: `cargo xtask bench`, or one of `net`, `sleep` behind it"
             );
             return ExitCode::FAILURE;
         }

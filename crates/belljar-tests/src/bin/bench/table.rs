@@ -14,6 +14,13 @@ impl Samples {
         self.0.sort_by(f64::total_cmp);
     }
 
+    /// Many at once: sorted once.
+    pub(crate) fn of(all: Vec<Duration>) -> Self {
+        let mut all: Vec<f64> = all.iter().map(|took| took.as_secs_f64() * 1000.0).collect();
+        all.sort_by(f64::total_cmp);
+        Self(all)
+    }
+
     /// Median, milliseconds.
     pub(crate) fn p50(&self) -> f64 {
         self.quantile(50)

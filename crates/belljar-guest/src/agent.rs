@@ -20,7 +20,7 @@ use crate::{
     archive,
     cgroup::Cgroups,
     error::{ApiError, unknown_route, wrong_method},
-    files,
+    exec, files,
     freeze::Frozen,
     launch::{LaunchError, Place, Settings},
     limits::ARCHIVES_MAX,
@@ -128,6 +128,7 @@ pub(crate) fn router(agent: &Arc<Agent>) -> Router {
         .merge(files::routes())
         .merge(archive::routes())
         .merge(pty_api::routes())
+        .merge(exec::routes())
         .merge(tunnel::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)

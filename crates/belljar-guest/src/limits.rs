@@ -107,6 +107,19 @@ pub(crate) const PTY_SILENCE_MAX: Duration = Duration::from_secs(95);
 /// A client that holds the program up for this long is cut off.
 pub(crate) const PTY_STALL_MAX: Duration = Duration::from_secs(30);
 
+/// Bytes of one message of an attached program, beside its first.
+pub(crate) const EXEC_CHUNK: usize = 32 * 1024;
+/// How long a client may take to say what to run.
+pub(crate) const EXEC_START_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest SFTP packet, bytes: OpenSSH's own limit, and the memory that one request takes.
+pub(crate) const SFTP_PACKET_MAX: usize = 256 * 1024;
+/// Bytes of a file in one SFTP answer or request: a packet's, less what stands around them.
+pub(crate) const SFTP_DATA_MAX: usize = SFTP_PACKET_MAX - 1024;
+/// Open files and directories of one SFTP client.
+pub(crate) const SFTP_HANDLES_MAX: usize = 512;
+/// Entries of a directory in one SFTP answer.
+pub(crate) const SFTP_NAMES: usize = 128;
+
 /// Bytes of one message of a tunnel.
 pub(crate) const TUNNEL_CHUNK: usize = 32 * 1024;
 /// Bytes of each direction's buffer of a forwarded port.
@@ -132,6 +145,7 @@ pub(crate) const CHILD_STACK: usize = 32 * 1024;
 const _: () = assert!(PROCESSES_RUNNING_MAX * OUTPUT_BYTES_SQUEEZED <= OUTPUT_TOTAL_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX >= LOG_LINE_MAX && OUTPUT_BYTES_SQUEEZED >= LINE_BYTES_MAX);
 const _: () = assert!(UPLOAD_BLOCK.is_multiple_of(UPLOAD_ALIGNMENT));
+const _: () = assert!(EXEC_CHUNK < belljar_api::limits::WS_MESSAGE_MAX);
 const _: () = assert!(READ_CHUNK < belljar_api::limits::PTY_REPLAY_BYTES);
 
 /// Bytes of a refused upload that are read and thrown away before the answer; who sends more sees the connection close.

@@ -32,6 +32,18 @@ pub struct SshKeyInfo {
     pub last_used_at: Option<String>,
 }
 
+/// Answer of `GET /platform/v1/ssh-gateway`: where `ssh` finds the sandboxes. The host is that of the API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SshGateway {
+    /// TCP port.
+    pub port: u16,
+    /// The host key, as `known_hosts` has it: `ssh-ed25519 AAAA…`.
+    pub host_key: String,
+    /// `SHA256:…`, as `ssh` shows it.
+    pub fingerprint: String,
+}
+
 /// Answer of `GET /platform/v1/users/me/ssh-keys`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -14,7 +14,7 @@ use belljar_node::NodeConfig;
 use serde::Deserialize;
 
 use crate::{
-    cli::{GlobalArgs, UpArgs},
+    cli::{GlobalArgs, UpArgs, value::SshListen},
     env_vars,
 };
 
@@ -22,6 +22,8 @@ use crate::{
 pub const DEFAULT_API_URL: &str = "http://127.0.0.1:8900";
 /// The API, and the address where the vendor's CLI looks for the data plane.
 const DEFAULT_LISTEN: [&str; 2] = ["127.0.0.1:8900", "127.0.0.1:9443"];
+/// Where `ssh` finds sandboxes.
+const DEFAULT_SSH_LISTEN: &str = "127.0.0.1:2222";
 /// Data directory of root.
 const SYSTEM_DATA_DIR: &str = "/var/lib/belljar";
 /// Data directory of everyone else, below the home directory.
@@ -36,6 +38,8 @@ const NO_INITRD: &str = "initrd/initrd.cpio";
 const IMAGE_STORE: &str = "store";
 /// File in the data directory that holds the first API key.
 pub const API_KEY_FILE: &str = "api-key";
+/// File in the data directory that holds the host key of the SSH gateway.
+pub const SSH_HOST_KEY_FILE: &str = "ssh-host-ed25519-key";
 /// Largest configuration file, bytes: it has a dozen short lines.
 const CONFIG_MAX: u64 = 64 * 1024;
 
@@ -100,6 +104,8 @@ pub struct ConfigFile {
     pub data_dir: Option<PathBuf>,
     /// Addresses that `belljar up` listens on.
     pub listen: Option<Vec<SocketAddr>>,
+    /// Address that `belljar up` listens on for SSH, or `none`.
+    pub ssh_listen: Option<SshListen>,
     /// Kernel of the sandboxes.
     pub kernel: Option<PathBuf>,
     /// Initramfs of the sandboxes.
@@ -145,6 +151,8 @@ pub struct Settings {
 pub struct UpSettings {
     /// Addresses to listen on; the first is the one that clients are told.
     pub listen: Vec<SocketAddr>,
+    /// Address to listen on for SSH, if any.
+    pub ssh_listen: Option<SocketAddr>,
     /// Kernel of the sandboxes.
     pub kernel: PathBuf,
     /// Initramfs of the sandboxes.
@@ -287,6 +295,11 @@ impl Settings {
         };
         UpSettings {
             listen: given.or(file.listen.clone()).unwrap_or_else(default_listen),
+            ssh_listen: match args.ssh_listen.or(file.ssh_listen) {
+                Some(SshListen::At(address)) => Some(address),
+                Some(SshListen::None) => None,
+                None => DEFAULT_SSH_LISTEN.parse().ok(),
+            },
             kernel: pick(&args.kernel, &file.kernel, current.kernel, NO_KERNEL),
             initrd: pick(&args.initrd, &file.initrd, current.initrd, NO_INITRD),
             image_store: pick(&args.image_store, &file.image_store, current.image_store, IMAGE_STORE),

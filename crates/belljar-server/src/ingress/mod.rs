@@ -11,6 +11,6 @@ mod target;
 
 pub(crate) use self::{
     pool::Pool,
-    proxy::{Outside, allow_origin, forward},
-    target::find,
+    proxy::{Outside, allow_origin, forward, open},
+    target::{Target, find},
 };

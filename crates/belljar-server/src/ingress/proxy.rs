@@ -9,7 +9,11 @@ use belljar_api::{
     limits::AGENT_PORT,
 };
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
-use hyper::{body::Incoming, client::conn::http1, upgrade::OnUpgrade};
+use hyper::{
+    body::Incoming,
+    client::conn::http1,
+    upgrade::{OnUpgrade, Upgraded},
+};
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -58,6 +62,23 @@ pub(crate) async fn forward(
     let link = app.live.nodes.wait(node_id, NODE_WAIT).await.ok_or_else(|| ApiError::unreachable(node_id))?;
     let exchange = Exchange { app, link, sandbox_id: row.id.clone(), route, port: target.port };
     exchange.run(outside, !open, request).await
+}
+
+/// Opens a byte stream to a port of a sandbox, for a caller whose right to it was checked. As for a request, a sandbox
+/// that sleeps is woken and one that boots is waited for; an open stream keeps it awake.
+pub(crate) async fn open(app: &App, target: &Target) -> Result<Upgraded, ApiError> {
+    let Some(mut route) = app.routed(&target.sandbox) else { return Err(absent(app, target).await) };
+    let row = ready(&mut route, target).await?;
+    let node_id = row.node_id().unwrap_or_default();
+    let link = app.live.nodes.wait(node_id, NODE_WAIT).await.ok_or_else(|| ApiError::unreachable(node_id))?;
+    connect(&link, &row.id, target.port).await
+}
+
+async fn connect(link: &NodeLink, sandbox_id: &str, port: u16) -> Result<Upgraded, ApiError> {
+    link.connect(sandbox_id, port).await.map_err(|error| match error {
+        NodeError::Transport(_) => ApiError::unreachable(link.id()),
+        NodeError::Answer { status, body: ErrorBody { error, code } } => ApiError::new(status, &code, error),
+    })
 }
 
 /// Whether a port answers without a key.
@@ -177,10 +198,7 @@ impl Exchange<'_> {
     }
 
     async fn open(&self) -> Result<Sender, ApiError> {
-        let stream = self.link.connect(&self.sandbox_id, self.port).await.map_err(|error| match error {
-            NodeError::Transport(_) => ApiError::unreachable(self.link.id()),
-            NodeError::Answer { status, body: ErrorBody { error, code } } => ApiError::new(status, &code, error),
-        })?;
+        let stream = connect(&self.link, &self.sandbox_id, self.port).await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(HEADERS_MAX)
             .max_buf_size(HEAD_BYTES_MAX)

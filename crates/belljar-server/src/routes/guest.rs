@@ -51,6 +51,12 @@ pub(super) static ROUTES: &[Route] = &[
     guest(Verb::Post, "/api/v1/pty/{session}/resize", "Resize a terminal", NO_CONTENT).body("ResizePty"),
     guest(Verb::Get, "/api/v1/pty/{session}/ws", "Attach to a terminal (WebSocket)", &[(101, "", "Attached.")])
         .query(&[("token", "The session's token.")]),
+    guest(
+        Verb::Get,
+        "/api/v1/exec",
+        "Run a program with every byte of its streams (WebSocket); the first message is a `StartExec`",
+        &[(101, "", "Say what to run.")],
+    ),
     guest(Verb::Get, "/api/v1/tunnels/tcp", "Reach a TCP port of the guest (WebSocket)", &[(101, "", "Connected.")])
         .query(&[("port", "Port on 127.0.0.1 of the guest.")]),
 ];

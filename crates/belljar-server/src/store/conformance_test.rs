@@ -81,7 +81,9 @@ impl Fixture {
             | Committed::Snapshots
             | Committed::Pool { .. }
             | Committed::KeyAdded(_)
-            | Committed::KeyRemoved { .. } => None,
+            | Committed::KeyRemoved { .. }
+            | Committed::SshKeyAdded(_)
+            | Committed::SshKeyRemoved { .. } => None,
         });
         rows.collect()
     }

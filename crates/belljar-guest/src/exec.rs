@@ -46,7 +46,7 @@ use crate::{
     agent::Agent,
     error::ApiError,
     launch::{Launch, LaunchError, Request, Settings, Streams},
-    limits::{DRAIN_MAX, EXEC_CHUNK, EXEC_START_PATIENCE},
+    limits::{DRAIN_MAX, EXEC_CHUNK, EXEC_GOODBYE, EXEC_START_PATIENCE},
     pipes,
     process::{Process, StartError},
     pty,
@@ -83,7 +83,11 @@ async fn converse(socket: WebSocket, agent: Arc<Agent>) {
         tokio::select! {
             told = show_output(&mut sink, &mut output, &process) => {
                 if told.is_ok() {
-                    return close(&mut sink).await;
+                    close(&mut sink).await;
+                    // A connection that is dropped with input unread is reset, and the exit would be lost with it.
+                    let rest = async { while let Some(Ok(_)) = stream.next().await {} };
+                    let _ = timeout(EXEC_GOODBYE, rest).await;
+                    return;
                 }
             }
             () = take_input(&mut stream, &mut input, &process, &agent) => {}

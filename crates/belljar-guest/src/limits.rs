@@ -111,6 +111,8 @@ pub(crate) const PTY_STALL_MAX: Duration = Duration::from_secs(30);
 pub(crate) const EXEC_CHUNK: usize = 32 * 1024;
 /// How long a client may take to say what to run.
 pub(crate) const EXEC_START_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client may take to close the connection of a program that has ended.
+pub(crate) const EXEC_GOODBYE: Duration = Duration::from_secs(5);
 /// Longest SFTP packet, bytes: OpenSSH's own limit, and the memory that one request takes.
 pub(crate) const SFTP_PACKET_MAX: usize = 256 * 1024;
 /// Bytes of a file in one SFTP answer or request: a packet's, less what stands around them.

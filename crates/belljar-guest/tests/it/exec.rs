@@ -121,6 +121,16 @@ async fn much_goes_through_in_both_directions_at_once() {
 }
 
 #[tokio::test]
+async fn the_end_is_told_also_where_input_is_left() {
+    let agent = Agent::start().await;
+    let mut program = Program::start(&agent, line("head -c 5; exit 6")).await;
+    for _ in 0..40 {
+        program.send(opcode::STDIN, &[b'x'; 50_000]).await;
+    }
+    assert_eq!((program.end().await, program.stdout.as_slice()), (code(6), b"xxxxx".as_slice()));
+}
+
+#[tokio::test]
 async fn a_terminal_has_its_size_and_a_login_shell() {
     let agent = Agent::start().await;
     let terminal = json!({ "program": "login", "terminal": { "rows": 40, "cols": 120 } });

@@ -69,10 +69,11 @@ pub(super) async fn run(
 ) -> Result<ExecExit, ProgramError> {
     let socket = attach(app, sandbox, start).await?;
     let (mut to_guest, mut from_guest) = socket.split();
+    let mut shown = std::pin::pin!(show(&mut from_guest, outbox));
     tokio::select! {
-        exit = show(&mut from_guest, outbox) => exit,
-        // Only ever ends because it failed; what the guest said before that is told by the other half.
-        error = feed(&mut to_guest, inbox, outbox, &mut controls) => Err(error),
+        exit = &mut shown => exit,
+        // Input fails when the program has ended, too: then its output and its end are still to be read.
+        error = feed(&mut to_guest, inbox, outbox, &mut controls) => shown.await.or(Err(error)),
     }
 }
 

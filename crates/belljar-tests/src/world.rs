@@ -270,6 +270,13 @@ impl World {
             .collect()
     }
 
+    /// Pid of a sandbox's VM, if it has one now.
+    pub fn vm_pid(&self, id: &str) -> Option<i32> {
+        let dir = self.storage().join("sandboxes").join(id);
+        let is_its = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&dir));
+        self.vm_pids().into_iter().find(is_its)
+    }
+
     /// The end of the server's log, for a message.
     pub fn log(&self) -> String {
         let text = fs::read_to_string(self.data().join("log/belljar.log")).unwrap_or_default();

@@ -33,6 +33,8 @@ use super::{driver::Guest, machine::Machine};
 
 /// Port on which everything is sent back.
 pub(super) const ECHO: u16 = 8000;
+/// Reads to the end, and then neither says anything nor ends.
+pub(super) const SILENT: u16 = 8001;
 
 /// Serves one connection of the host, when those before it have ended.
 pub(super) async fn serve(machine: Arc<Machine>, io: UnixStream) {
@@ -116,6 +118,11 @@ async fn connection(machine: Arc<Machine>, incoming: Incoming) {
             let (mut reader, mut writer) = tokio::io::split(incoming.accept());
             let _ = tokio::io::copy(&mut reader, &mut writer).await;
             let _ = writer.shutdown().await;
+        }
+        SILENT => {
+            let mut stream = incoming.accept();
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            std::future::pending().await
         }
         _ => incoming.refuse(RefuseCode::Refused),
     }

@@ -10,7 +10,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{guest::ECHO, *};
+use super::{
+    guest::{ECHO, SILENT},
+    *,
+};
 use crate::uplink;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -76,6 +79,26 @@ async fn a_connection_wakes_what_sleeps() {
         assert_eq!(begun.elapsed().as_secs(), 60);
         it.finish().await;
     }
+}
+
+/// A guest that has nothing to say does not notice that its client is gone; the node does.
+#[tokio::test(start_paused = true)]
+async fn a_connection_counts_until_its_client_is_gone() {
+    let it = Fixture::new().await;
+    let server = Server::connect(&it).await;
+    let id = it.run(named(60)).await;
+    let stream = server.open(&id, SILENT).await.expect("a stream");
+    sleep(SECOND * 1000).await;
+    drop(stream);
+    let begun = Instant::now();
+    it.wait(&id, |state| *state == NodeState::Suspended).await;
+    assert_eq!(begun.elapsed().as_secs(), 60);
+    // One that only says no more may still hear something.
+    let mut stream = server.open(&id, SILENT).await.expect("a stream");
+    stream.shutdown().await.expect("half closed");
+    sleep(SECOND * 1000).await;
+    assert_eq!(it.report(&id).state, NodeState::Running);
+    it.finish().await;
 }
 
 #[tokio::test(start_paused = true)]

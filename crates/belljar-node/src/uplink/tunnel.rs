@@ -1,23 +1,32 @@
 //! `CONNECT {sandbox_id}:{port}`: an HTTP/2 stream becomes a connection to a port of the guest.
 
-use std::sync::Arc;
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use axum::{body::Body, response::Response};
 use belljar_api::error::code;
 use belljar_link::{LinkStream, OpenError};
 use http::{Request, StatusCode};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional_with_sizes;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
+    time::{Sleep, sleep},
+};
 
 use super::api::failure;
 use crate::{
-    Context,
-    limits::{OPEN_TIMEOUT, SPLICE_BUFFER, WAKE_PATIENCE},
+    limits::{CUT_GRACE, OPEN_TIMEOUT, SPLICE_BUFFER, WAKE_PATIENCE},
     sandbox::{Handle, NotAwake, View},
 };
 
 /// Opens the connection, answers, and splices in the background.
-pub(super) async fn open(ctx: Arc<Context>, mut request: Request<Body>) -> Response {
+pub(super) async fn open(ctx: Arc<crate::Context>, mut request: Request<Body>) -> Response {
     let target = request.uri().authority().and_then(|it| Some((it.host().to_owned(), it.port_u16()?)));
     let Some((id, port)) = target else {
         return failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, "CONNECT wants {sandbox_id}:{port}");
@@ -41,7 +50,7 @@ pub(super) async fn open(ctx: Arc<Context>, mut request: Request<Body>) -> Respo
     let mut view = handle.view.clone();
     tokio::spawn(async move {
         if let Ok(upgraded) = upgrade.await {
-            let mut upgraded = TokioIo::new(upgraded);
+            let mut upgraded = Far { io: TokioIo::new(upgraded), ended: None };
             let copied = copy_bidirectional_with_sizes(&mut upgraded, &mut stream, SPLICE_BUFFER, SPLICE_BUFFER);
             tokio::select! {
                 // Either side's failure is seen by the other as its end; there is nobody else to tell.
@@ -53,6 +62,46 @@ pub(super) async fn open(ctx: Arc<Context>, mut request: Request<Body>) -> Respo
         drop((active, slot));
     });
     Response::new(Body::empty())
+}
+
+/// The server's end of a connection. Of a stream that was reset hyper tells the reader only that nothing more comes, as of
+/// one that was half closed; but a client that is gone must not keep the sandbox awake until the guest says something.
+struct Far {
+    io: TokioIo<Upgraded>,
+    /// Runs since the reader was told so.
+    ended: Option<Pin<Box<Sleep>>>,
+}
+
+impl AsyncRead for Far {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ended.is_none() {
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+            if buf.filled().len() > before || buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        ready!(self.ended.get_or_insert_with(|| Box::pin(sleep(CUT_GRACE))).as_mut().poll(cx));
+        // The writing side does know of a reset. Where it is not ready there was none.
+        match Pin::new(&mut self.io).poll_flush(cx) {
+            Poll::Ready(flushed) => Poll::Ready(flushed),
+            Poll::Pending => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl AsyncWrite for Far {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }
 
 /// Opens a stream to the port; wakes the sandbox where that is needed, also when it falls asleep right now.

@@ -231,6 +231,9 @@ fn space_is_accounted_and_got_back() {
     let before = used();
     assert!(before >= 30_000_000, "{before}");
     world.ok(&["snapshot", "rm", id(&snapshot)]);
+    // The node takes note of the deletion a moment after it was acknowledged, which may be in the middle of this.
     world.ok(&["gc"]);
-    assert!(used() < before - 30_000_000, "{before} -> {}", used());
+    while used() >= before - 30_000_000 {
+        std::thread::yield_now();
+    }
 }

@@ -172,12 +172,7 @@ fn sockets_that_outlived_their_peer_get_an_error() {
 
 /// Whether a VM process's memory holds `secret`.
 fn holds(world: &World, id: &str, secret: &str) -> bool {
-    let dir = world.storage().join("sandboxes").join(id);
-    let pid = world
-        .vm_pids()
-        .into_iter()
-        .find(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&dir)));
-    let pid = pid.expect("its VM process");
+    let pid = world.vm_pid(id).expect("its VM process");
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
     let regions = maps.lines().filter(|line| line.contains(" rw-p ")).filter_map(|line| {

@@ -3,11 +3,11 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    time::{Duration, Instant},
+    time::{Duration, SystemTime},
 };
 
-use belljar_tests::World;
-use serde_json::json;
+use belljar_tests::{Sandbox, World};
+use serde_json::{Value, json};
 
 /// Counts in memory, in a file and in a pipe, and checks at each step that the last one was what it should have been.
 const WORKLOAD: &str = r#"
@@ -97,28 +97,89 @@ fn a_hundred_sleeps_lose_nothing() {
     sandbox.delete();
 }
 
-#[test]
-fn an_idle_named_sandbox_sleeps_after_its_timeout_and_a_request_wakes_it() {
-    let world = World::start_with(&settings(0));
-    let sandbox = world.create(&json!({"name": "box", "timeout_secs": 600}));
-    let boot_id = sandbox.boot_id();
-    let answer = world.http().json("PATCH", "/sandboxes/box", r#"{"timeout_secs": 4}"#);
-    assert_eq!(answer.status, 200, "{answer:?}");
-    sandbox.sh("true");
-    let idle_since = Instant::now();
-    let slept = loop {
-        if world.info("box").json["status"] != "running" {
-            break idle_since.elapsed();
-        }
-        std::thread::sleep(Duration::from_millis(20));
+fn now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
+}
+
+/// When the node began to put a sandbox to sleep, each time that it did, as its log tells: how long that takes then, and
+/// when a client of the public API sees it, is the machine's business.
+fn sleeps(world: &World, sandbox: &Sandbox<'_>) -> Vec<Duration> {
+    let page = world.http().get(&format!("/sandboxes/{}/logs?body=suspended%20in", sandbox.id)).json;
+    let began = |line: &Value| {
+        let took = line["body"].as_str()?.strip_prefix("suspended in ")?.strip_suffix(" ms")?.parse().ok()?;
+        Some(Duration::from_nanos(line["timestamp"].as_u64()?) - Duration::from_millis(took))
     };
-    // A kept connection may count for a moment after the last answer.
-    assert!(slept >= Duration::from_secs(4) && slept < Duration::from_secs(9), "it slept after {slept:?}");
-    while world.info("box").json["status"] != "suspended" {
-        std::thread::sleep(Duration::from_millis(20));
+    page["logs"].as_array().unwrap().iter().map(|line| began(line).unwrap_or_else(|| panic!("{line}"))).collect()
+}
+
+/// From when to when it took to use a sandbox.
+fn time(last_use: impl FnOnce()) -> (Duration, Duration) {
+    let began = now();
+    last_use();
+    (began, now())
+}
+
+/// A sandbox was used for the last time: it has to sleep `timeout` seconds later, to the second.
+#[track_caller]
+fn check_idle(world: &World, sandbox: &Sandbox<'_>, (began, ended): (Duration, Duration), timeout: u64) {
+    let timeout = Duration::from_secs(timeout);
+    let at = loop {
+        if let Some(at) = sleeps(world, sandbox).into_iter().find(|at| *at > began) {
+            break at;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(at >= began + timeout, "it sleeps {:?} too early\n{}", began + timeout - at, world.log());
+    // The connection of the last request is kept for half a second, and that counts.
+    let late = at.saturating_sub(ended + timeout);
+    assert!(late < Duration::from_secs(1), "it sleeps {late:?} late\n{}", world.log());
+    while world.info(&sandbox.id).json["status"] != "suspended" {
+        std::thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(sandbox.boot_id(), boot_id, "a request wakes it");
-    assert_eq!(world.info("box").json["status"], "running");
+}
+
+fn set_timeout(world: &World, sandbox: &Sandbox<'_>, seconds: u64) {
+    let body = json!({"timeout_secs": seconds}).to_string();
+    let answer = world.http().json("PATCH", &format!("/sandboxes/{}", sandbox.id), &body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[test]
+fn an_idle_named_sandbox_sleeps_after_its_timeout_to_the_second_and_a_request_wakes_it() {
+    let world = World::start_with(&settings(0));
+    let sandbox = world.create(&json!({"name": "box", "timeout_secs": 3}));
+    let boot_id = sandbox.boot_id();
+    // Once after a boot, once after a wake.
+    for _ in 0..2 {
+        let used = time(|| assert_eq!(sandbox.boot_id(), boot_id, "a request wakes it"));
+        assert_eq!(world.info("box").json["status"], "running");
+        check_idle(&world, &sandbox, used, 3);
+    }
+    // A new timeout counts from the last use, too.
+    set_timeout(&world, &sandbox, 600);
+    let used = time(|| drop(sandbox.sh("true")));
+    std::thread::sleep(Duration::from_secs(2));
+    set_timeout(&world, &sandbox, 4);
+    check_idle(&world, &sandbox, used, 4);
+    sandbox.delete();
+}
+
+#[test]
+fn a_live_stream_keeps_it_awake_and_the_time_counts_from_its_end() {
+    let world = World::start_with(&settings(0));
+    let sandbox = world.create(&json!({"name": "box", "timeout_secs": 2}));
+    let process =
+        sandbox.start(&json!({"command": "sh", "args": ["-c", "while ! test -e /tmp/end; do sleep 0.05; done"]}));
+    let used = std::thread::scope(|scope| {
+        let stream = scope.spawn(|| sandbox.follow(&process["pid"].to_string()));
+        std::thread::sleep(Duration::from_secs(5));
+        assert_eq!(sleeps(&world, &sandbox), [], "a live stream keeps it awake");
+        time(|| {
+            sandbox.sh("touch /tmp/end");
+            stream.join().unwrap();
+        })
+    });
+    check_idle(&world, &sandbox, used, 2);
     sandbox.delete();
 }
 
@@ -184,10 +245,7 @@ fn a_connection_whose_client_is_gone_does_not_keep_it_awake() {
     .unwrap();
     stream.read_exact(&mut [0; 12]).unwrap();
     std::thread::sleep(Duration::from_secs(5));
-    assert_eq!(world.info("box").json["status"], "running", "a live stream keeps it awake");
-    drop(stream);
-    while world.info("box").json["status"] != "suspended" {
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    assert_eq!(sleeps(&world, &sandbox), [], "a live stream keeps it awake");
+    check_idle(&world, &sandbox, time(|| drop(stream)), 3);
     sandbox.delete();
 }

@@ -33,6 +33,7 @@ mod pty;
 mod sandbox;
 mod snapshots;
 pub mod sse;
+mod ssh;
 mod states;
 mod transport;
 mod tunnel;

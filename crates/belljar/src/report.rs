@@ -100,7 +100,7 @@ fn settings_hint(error: &SettingsError) -> Option<&'static str> {
         }
         SettingsError::NoRemoteKey { .. } => Some("give a key of that server with --api-key or BELLJAR_API_KEY"),
         SettingsError::Config { .. } => Some(
-            "keys: api_url, api_key, data_dir, listen, kernel, initrd, image_store, public_url, ingress_domain, spares, \
+            "keys: api_url, api_key, data_dir, listen, ssh_listen, kernel, initrd, image_store, public_url, ingress_domain, spares, \
                  templates, resident_secs, volume_file, volume_size_mb",
         ),
         SettingsError::Read { .. } | SettingsError::Current { .. } => None,

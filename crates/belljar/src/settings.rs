@@ -74,9 +74,13 @@ impl Surroundings {
         }
     }
 
-    fn config_file(&self) -> Option<PathBuf> {
+    fn config_dir(&self) -> Option<PathBuf> {
         let dir = self.config_home.clone().or_else(|| Some(self.home.as_ref()?.join(".config")))?;
-        Some(dir.join("belljar/config.toml"))
+        Some(dir.join("belljar"))
+    }
+
+    fn config_file(&self) -> Option<PathBuf> {
+        Some(self.config_dir()?.join("config.toml"))
     }
 
     fn cache_dir(&self) -> PathBuf {
@@ -139,6 +143,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Where `cargo xtask` puts what it builds.
     pub cache_dir: PathBuf,
+    /// Where `belljar ssh` keeps its key; `None` for a user without a home directory.
+    pub ssh_dir: Option<PathBuf>,
     /// Kind of our terminal.
     pub term: Option<String>,
     /// What `belljar up` logs.
@@ -258,6 +264,7 @@ impl Settings {
             api_key: args.api_key.clone().or(file.api_key.clone()),
             data_dir: args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| around.data_dir()),
             cache_dir: around.cache_dir(),
+            ssh_dir: around.config_dir().map(|dir| dir.join("ssh")),
             term: around.term.clone(),
             log: around.log.clone(),
             file,

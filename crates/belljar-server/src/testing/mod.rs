@@ -9,11 +9,13 @@ mod node;
 mod node_link;
 pub(crate) mod node_state;
 mod pool;
+mod program;
 pub(crate) mod rows;
 mod sandbox;
 mod sleep;
 mod snapshot;
 mod speed;
+mod ssh;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -38,6 +40,8 @@ pub(super) const NODE_TOKEN: &str = "belljar_node_of_the_tests_0123456789abcdef"
 /// A running server.
 pub(super) struct Harness {
     pub(super) addr: SocketAddr,
+    /// Where it listens for SSH.
+    pub(super) ssh: SocketAddr,
     pub(super) key: String,
     pub(super) app: Arc<App>,
     dir: tempfile::TempDir,
@@ -94,11 +98,14 @@ impl Harness {
         let app = Arc::clone(&server.app);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
         let addr = listener.local_addr().expect("address");
+        let for_ssh = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let ssh = for_ssh.local_addr().expect("address");
+        let server = server.with_ssh(for_ssh, &dir.path().join("ssh-host-key")).expect("gateway");
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server.run(vec![listener], async {
             let _ = stopped.await;
         }));
-        Self { addr, key, app, dir, stop, task }
+        Self { addr, ssh, key, app, dir, stop, task }
     }
 
     /// Stops the server and starts another one on the same store.

@@ -17,5 +17,6 @@ mod processes;
 mod pty;
 mod random;
 mod sleep;
+mod ssh;
 mod storage;
 mod survival;

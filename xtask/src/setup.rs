@@ -32,7 +32,7 @@ enum Probe {
 }
 
 /// Everything that is needed, with what has it.
-const NEEDED: [(Probe, &str); 20] = [
+const NEEDED: [(Probe, &str); 22] = [
     (Probe::Qemu, QEMU),
     (Probe::Program("mmdebstrap"), "mmdebstrap"),
     (Probe::File("/usr/share/keyrings/debian-archive-keyring.gpg"), "debian-archive-keyring"),
@@ -42,6 +42,8 @@ const NEEDED: [(Probe, &str); 20] = [
     (Probe::Program("unshare"), "util-linux"),
     (Probe::Program("ip"), "iproute2"),
     (Probe::Program("nft"), "nftables"),
+    (Probe::Program("sftp"), "openssh-client"),
+    (Probe::Program("rsync"), "rsync"),
     (Probe::Program("gcc"), "gcc"),
     (Probe::File("/usr/lib/x86_64-linux-gnu/libc.a"), "libc6-dev"),
     (Probe::Program("strip"), "binutils"),

@@ -22,6 +22,9 @@ pub(crate) struct Repository {
     texts: BTreeMap<PathBuf, String>,
 }
 
+/// Sources that are not ours.
+const THIRD_PARTY: &str = "third_party/russh/";
+
 impl Repository {
     fn read() -> Result<Self> {
         let root = paths::repository();
@@ -30,7 +33,9 @@ impl Repository {
         let mut list = Command::new("git");
         list.current_dir(root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
         let mut repository = Self { metadata, sizes: BTreeMap::new(), texts: BTreeMap::new() };
-        for name in run::output(&mut list)?.split('\0').filter(|name| !name.is_empty()) {
+        let listed = run::output(&mut list)?;
+        // What others wrote has the form that they gave it.
+        for name in listed.split('\0').filter(|name| !name.is_empty() && !name.starts_with(THIRD_PARTY)) {
             // A file that was deleted and not yet committed is still listed.
             let Ok(bytes) = fs::read(root.join(name)) else { continue };
             repository.sizes.insert(name.into(), bytes.len() as u64);

@@ -1,7 +1,7 @@
 //! The wire types of Belljar's three HTTP APIs, and the rules their values obey.
 //!
-//! - **public** ([`sandbox`], [`snapshot`], [`pool`], [`image`], [`key`], [`log`], [`network`], [`error`]): what clients speak to the server;
-//! - **guest** ([`process`], [`file`], [`pty`], [`guest`]): what the agent inside a VM answers, reached through the
+//! - **public** ([`sandbox`], [`snapshot`], [`pool`], [`image`], [`key`], [`ssh_key`], [`log`], [`network`], [`error`]): what clients speak to the server;
+//! - **guest** ([`process`], [`exec`], [`file`], [`pty`], [`guest`]): what the agent inside a VM answers, reached through the
 //!   server's proxy, plus the node-only system API;
 //! - **node** ([`node`]): what server and node say to each other.
 //!
@@ -10,6 +10,7 @@
 //! unmodified; clients ignore unknown fields and so do we.
 
 pub mod error;
+pub mod exec;
 pub mod file;
 pub mod guest;
 pub mod id;
@@ -24,4 +25,6 @@ pub mod process;
 pub mod pty;
 pub mod sandbox;
 pub mod snapshot;
+pub mod ssh_key;
+pub mod time;
 pub mod tunnel;

@@ -52,6 +52,8 @@ pub const PTY_SESSIONS_MAX: usize = 64;
 pub const PTY_REPLAY_BYTES: usize = 1024 * 1024;
 /// Largest WebSocket message of a terminal or tunnel.
 pub const WS_MESSAGE_MAX: usize = 64 * 1024;
+/// Largest first message of an attached program: the longest word that Linux lets a program have, 128 KiB, in JSON.
+pub const EXEC_START_MAX: usize = 512 * 1024;
 /// Largest terminal, rows and columns; a request for 0 gets the smallest.
 pub const PTY_ROWS_MAX: u16 = 500;
 /// See [`PTY_ROWS_MAX`].

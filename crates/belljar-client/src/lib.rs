@@ -34,6 +34,7 @@ mod reverse;
 mod sandbox;
 mod snapshots;
 pub mod sse;
+mod ssh;
 mod states;
 mod transport;
 mod tunnel;

@@ -20,7 +20,7 @@ use crate::{
     archive,
     cgroup::Cgroups,
     error::{ApiError, unknown_route, wrong_method},
-    files,
+    exec, files,
     freeze::Frozen,
     launch::{LaunchError, Place, Settings},
     limits::ARCHIVES_MAX,
@@ -129,6 +129,7 @@ pub(crate) fn router(agent: &Arc<Agent>) -> Router {
         .merge(files::routes())
         .merge(archive::routes())
         .merge(pty_api::routes())
+        .merge(exec::routes())
         .merge(tunnel::routes())
         .merge(reverse::routes())
         .fallback(unknown_route)

@@ -13,8 +13,9 @@
 //! is the node's to guard. It protects nothing from the sandbox's own root, and it trusts the node.
 //!
 //! Modules, from the outside in: `init` and `hosted` make the place, `port`, `vsock` and `serve` the
-//! connection; `system`, `process_api`, `pty_api`, `files`, `archive`, `tunnel` and `reverse` answer;
+//! connection; `system`, `process_api`, `pty_api`, `exec`, `files`, `archive`, `tunnel` and `reverse` answer;
 //! `process`, `managed` and `pty` hold what runs; `launch`, `spawn`, `reaper` and `cgroup` start and end it;
+//! `sftp` is a program of its own in the same file;
 //! `setup` with `identity` and `sockets` makes the machine a sandbox, `freeze` and `settle` ready it for a snapshot.
 
 mod agent;
@@ -22,6 +23,7 @@ mod archive;
 mod cgroup;
 mod connect;
 mod error;
+mod exec;
 mod files;
 mod freeze;
 mod grow;
@@ -48,6 +50,7 @@ mod reverse;
 mod serve;
 mod settle;
 mod setup;
+mod sftp;
 mod sockets;
 mod spawn;
 mod sse;
@@ -65,6 +68,8 @@ use anyhow::Context;
 use nix::sys::reboot::{RebootMode, reboot};
 use tracing::Level;
 
+pub use self::sftp::OPTION as SFTP_OPTION;
+
 /// How to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Config {
@@ -78,6 +83,8 @@ pub enum Config {
         /// Directory that processes start in and that is their HOME. It must exist.
         root: PathBuf,
     },
+    /// As the SFTP server of one client, on stdin and stdout; the agent starts itself so, as the user it is for.
+    Sftp,
 }
 
 /// Runs the agent. In init mode it does not return: when the machine cannot go on it reboots, which ends the VM.
@@ -98,6 +105,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             log_to_stderr();
             runtime()?.block_on(hosted::run(&listen, &root))
         }
+        Config::Sftp => sftp::serve(&mut std::io::stdin().lock(), &mut std::io::stdout().lock()).context("sftp"),
     }
 }
 

@@ -107,6 +107,20 @@ pub(crate) const PTY_SILENCE_MAX: Duration = Duration::from_secs(95);
 /// A client that holds the program up for this long is cut off.
 pub(crate) const PTY_STALL_MAX: Duration = Duration::from_secs(30);
 
+/// Bytes of one message of an attached program, beside its first.
+pub(crate) const EXEC_CHUNK: usize = 32 * 1024;
+/// How long a client may take to say what to run.
+pub(crate) const EXEC_START_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client may take to close the connection of a program that has ended.
+pub(crate) const EXEC_GOODBYE: Duration = Duration::from_secs(5);
+/// Longest SFTP packet, bytes: OpenSSH's own limit, and the memory that one request takes.
+pub(crate) const SFTP_PACKET_MAX: usize = 256 * 1024;
+/// Bytes of a file in one SFTP answer or request: a packet's, less what stands around them.
+pub(crate) const SFTP_DATA_MAX: usize = SFTP_PACKET_MAX - 1024;
+/// Open files and directories of one SFTP client.
+pub(crate) const SFTP_HANDLES_MAX: usize = 512;
+/// Entries of a directory in one SFTP answer.
+pub(crate) const SFTP_NAMES: usize = 128;
 /// Bytes of one message of a tunnel: as many as one may have.
 pub(crate) const TUNNEL_CHUNK: usize = belljar_api::limits::WS_MESSAGE_MAX;
 /// How long the client of a reverse tunnel may take to reach its service.
@@ -140,6 +154,7 @@ pub(crate) const CHILD_STACK: usize = 32 * 1024;
 const _: () = assert!(PROCESSES_RUNNING_MAX * OUTPUT_BYTES_SQUEEZED <= OUTPUT_TOTAL_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX >= LOG_LINE_MAX && OUTPUT_BYTES_SQUEEZED >= LINE_BYTES_MAX);
 const _: () = assert!(UPLOAD_BLOCK.is_multiple_of(UPLOAD_ALIGNMENT));
+const _: () = assert!(EXEC_CHUNK < belljar_api::limits::WS_MESSAGE_MAX);
 const _: () = assert!(READ_CHUNK < belljar_api::limits::PTY_REPLAY_BYTES);
 
 /// Bytes of a refused upload that are read and thrown away before the answer; who sends more sees the connection close.

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use belljar_guest::{Config, run};
+use belljar_guest::{Config, SFTP_OPTION, run};
 
 const USAGE: &str = "usage: belljar-guest --hosted --listen SOCKET --root DIRECTORY";
 
@@ -24,6 +24,10 @@ fn report(message: &str) {
 }
 
 fn parse(mut words: impl Iterator<Item = OsString>) -> anyhow::Result<Config> {
+    let mut words = words.by_ref().peekable();
+    if words.peek().is_some_and(|word| word == SFTP_OPTION) {
+        return Ok(Config::Sftp);
+    }
     let (mut is_hosted, mut listen, mut root) = (false, None, None);
     while let Some(word) = words.next() {
         match word.to_str() {

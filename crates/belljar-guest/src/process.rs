@@ -206,6 +206,12 @@ impl Entries {
     }
 }
 
+/// Our ends of a process's pipes.
+struct Ours {
+    stdin: Option<pipe::Sender>,
+    pipes: [Pipe; 2],
+}
+
 /// Why no process was started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -234,6 +240,35 @@ impl Table {
         output: Arc<Output>,
         managed: Option<Arc<Managed>>,
     ) -> Result<Arc<Process>, StartError> {
+        let (stdin, to_child) = pipes::stdin(plan.stdin).map_err(StartError::Pipe)?;
+        let (stdout, from_stdout) = pipes::output(plan.stdout).map_err(StartError::Pipe)?;
+        let (stderr, from_stderr) = pipes::output(plan.stderr).map_err(StartError::Pipe)?;
+        let ours = Ours {
+            stdin: to_child,
+            pipes: [Pipe::new(OutputStream::Stdout, from_stdout), Pipe::new(OutputStream::Stderr, from_stderr)],
+        };
+        let streams = Streams { files: [stdin, stdout, stderr], terminal: false };
+        self.begin(plan, streams, ours, output, managed)
+    }
+
+    /// Starts a process whose streams are the caller's. It stands in the table like any other, without output.
+    pub(crate) fn start_attached(
+        self: &Arc<Self>,
+        launch: Launch,
+        streams: Streams,
+    ) -> Result<Arc<Process>, StartError> {
+        let pipes = [Pipe::new(OutputStream::Stdout, None), Pipe::new(OutputStream::Stderr, None)];
+        self.begin(&Plan::new(launch), streams, Ours { stdin: None, pipes }, self.new_output(), None)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        plan: &Plan,
+        streams: Streams,
+        ours: Ours,
+        output: Arc<Output>,
+        managed: Option<Arc<Managed>>,
+    ) -> Result<Arc<Process>, StartError> {
         let handle = {
             let mut entries = lock(&self.entries);
             if entries.running() >= PROCESSES_RUNNING_MAX {
@@ -242,11 +277,7 @@ impl Table {
             entries.last_handle += 1;
             entries.last_handle
         };
-        let (stdin, to_child) = pipes::stdin(plan.stdin).map_err(StartError::Pipe)?;
-        let (stdout, from_stdout) = pipes::output(plan.stdout).map_err(StartError::Pipe)?;
-        let (stderr, from_stderr) = pipes::output(plan.stderr).map_err(StartError::Pipe)?;
         let cgroup = self.cgroups.create('p', handle);
-        let streams = Streams { files: [stdin, stdout, stderr], terminal: false };
         let child = match plan.launch.start(&self.reaper, streams, cgroup.as_ref()) {
             Ok(child) => child,
             Err(error) => {
@@ -264,14 +295,13 @@ impl Table {
             started_at: now_ms(),
             output,
             managed,
-            stdin_open: watch::Sender::new(to_child.is_some()),
-            stdin: tokio::sync::Mutex::new(to_child),
+            stdin_open: watch::Sender::new(ours.stdin.is_some()),
+            stdin: tokio::sync::Mutex::new(ours.stdin),
             cgroup,
             end: watch::Sender::new(None),
         });
         self.enter(Arc::clone(&process));
-        let pipes = [Pipe::new(OutputStream::Stdout, from_stdout), Pipe::new(OutputStream::Stderr, from_stderr)];
-        tokio::spawn(watch_over(Arc::clone(self), Arc::clone(&process), pipes, child, plan.timeout));
+        tokio::spawn(watch_over(Arc::clone(self), Arc::clone(&process), ours.pipes, child, plan.timeout));
         Ok(process)
     }
 

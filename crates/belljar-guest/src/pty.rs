@@ -46,6 +46,7 @@ use crate::{
     random,
     reaper::{Child, Exit, Reaper},
     sync::{lock, now_ms},
+    user::Identity,
 };
 
 /// Why there is no terminal.
@@ -159,10 +160,7 @@ impl Sessions {
         let (rows, cols) = clamp(new.rows, new.cols);
         let (master, slave) = open(rows, cols)?;
         let terminal = watched(master)?;
-        if let Some(identity) = &new.launch.identity {
-            // Else programs such as tmux and script cannot open their own terminal. Only root can give it away.
-            let _ = std::os::unix::fs::fchown(&slave, Some(identity.uid), None);
-        }
+        give(&slave, new.launch.identity.as_ref());
         new.launch.default_env("TERM", "xterm-256color");
         let number = {
             let mut last = lock(&self.last);
@@ -337,13 +335,9 @@ impl Session {
         Ok(())
     }
 
-    #[expect(unsafe_code, reason = "a terminal's size is set by ioctl")]
     pub(crate) fn resize(&self, rows: u16, cols: u16) {
         let (rows, cols) = clamp(rows, cols);
-        let size = window(rows, cols);
-        // SAFETY: the kernel reads one `winsize`, which lives through the call.
-        let result = unsafe { libc::ioctl(self.terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
-        if result == 0 {
+        if resize(&self.terminal, rows, cols) {
             let mut state = lock(&self.state);
             (state.rows, state.cols) = (rows, cols);
         }
@@ -380,7 +374,8 @@ impl Session {
     }
 }
 
-fn open(rows: u16, cols: u16) -> io::Result<(File, OwnedFd)> {
+/// A new terminal: our end, which does not block, and the program's.
+pub(crate) fn open(rows: u16, cols: u16) -> io::Result<(File, OwnedFd)> {
     let OpenptyResult { master, slave } = openpty(Some(&window(rows, cols)), None)?;
     for end in [&master, &slave] {
         fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
@@ -389,10 +384,27 @@ fn open(rows: u16, cols: u16) -> io::Result<(File, OwnedFd)> {
     Ok((File::from(master), slave))
 }
 
+/// Makes a terminal its user's: else programs such as tmux and script cannot open their own. Only root can give it away.
+pub(crate) fn give(slave: &OwnedFd, to: Option<&Identity>) {
+    if let Some(identity) = to {
+        let _ = std::os::unix::fs::fchown(slave, Some(identity.uid), None);
+    }
+}
+
 #[expect(unsafe_code, reason = "tokio takes any type for a descriptor, so it wants to be told that ours is one")]
-fn watched(master: File) -> io::Result<AsyncFd<File>> {
+pub(crate) fn watched(master: File) -> io::Result<AsyncFd<File>> {
     // SAFETY: a `File` is one open descriptor, the same for as long as it lives.
     Ok(unsafe { AsyncFd::register(master) }?)
+}
+
+/// Tells a terminal its size; false when it is gone.
+#[expect(unsafe_code, reason = "a terminal's size is set by ioctl")]
+pub(crate) fn resize(terminal: &impl AsRawFd, rows: u16, cols: u16) -> bool {
+    let (rows, cols) = clamp(rows, cols);
+    let size = window(rows, cols);
+    // SAFETY: the kernel reads one `winsize`, which lives through the call.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    result == 0
 }
 
 fn window(rows: u16, cols: u16) -> Winsize {

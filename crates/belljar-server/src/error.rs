@@ -68,6 +68,16 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// The words for a person, where there is no HTTP answer to carry them. The text of a fault of ours goes to the log.
+    pub(crate) fn told(self) -> String {
+        if let Some(text) = self.internal {
+            tracing::error!(error = text, "a connection failed");
+        }
+        self.message
+    }
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
@@ -114,6 +124,14 @@ impl From<StoreError> for ApiError {
                 StatusCode::CONFLICT,
                 code::CONFLICT,
                 "this is the only API key; create another one before removing it",
+            ),
+            StoreError::KeyGone => {
+                Self::new(StatusCode::UNAUTHORIZED, code::UNAUTHENTICATED, "this API key was removed just now")
+            }
+            StoreError::SshKeyKnown { name } => Self::new(
+                StatusCode::CONFLICT,
+                code::CONFLICT,
+                format!("publicKey: this key is there already, named {name:?}; remove that one to add it anew"),
             ),
             StoreError::Full => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,

@@ -4,6 +4,7 @@
 //! listener -> edge (id, key) -+-> router -> handler -> app -> store -> commit -> table, outbox
 //!                             +-> ingress ------------------(node connection)----------> guest port
 //!                             +-> node connection: outbox out, reports in
+//! SSH listener -> key -> channel ---------------(node connection)----------> guest agent, guest port
 //! ```
 //!
 //! `belljar up` and `belljar server` call [`prepare`], show what it returns, and then [`Server::run`]. The server knows
@@ -26,19 +27,22 @@ mod pool;
 mod routes;
 mod serve;
 mod snapshot;
+mod ssh;
 mod store;
 mod table;
 mod tls;
 mod visible;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     config::{ConfigError, ServerConfig},
     listen::Listeners,
     openapi::openapi,
+    ssh::{SshError, host_key_fingerprint},
     store::{OpenError, StoreError},
     tls::{TlsError, TlsFiles},
 };
@@ -77,6 +81,7 @@ pub struct Server {
     first_key: Option<String>,
     node_token: String,
     tls: Option<Tls>,
+    ssh: Option<ssh::Gateway>,
 }
 
 impl std::fmt::Debug for Server {
@@ -106,6 +111,7 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
     let keys = store.keys().await?;
     let is_first_start = keys.is_empty();
     keys.into_iter().for_each(|key| live.keys.add(key));
+    store.ssh_keys().await?.into_iter().for_each(|key| live.ssh_keys.add(key));
     let node_token = match config.node_token {
         Some(token) => token,
         None => auth::new_node_token().map_err(|error| ServerError::Randomness(error.to_string()))?,
@@ -124,7 +130,7 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
         sqlite,
     });
     let first_key = if is_first_start { Some(make_first_key(&app).await?) } else { None };
-    Ok(Server { app, first_key, node_token, tls })
+    Ok(Server { app, first_key, node_token, tls, ssh: None })
 }
 
 async fn make_first_key(app: &App) -> Result<String, ServerError> {
@@ -150,12 +156,31 @@ impl Server {
         &self.node_token
     }
 
+    /// Serves SSH, too, on this listener, with the host key in this file; it is made when it is not there.
+    pub fn with_ssh(mut self, listener: TcpListener, host_key: &Path) -> Result<Self, SshError> {
+        let gateway = ssh::Gateway::new(Arc::clone(&self.app), listener, host_key)?;
+        self.app.live.ssh_gateway.set(gateway.public()).map_err(|_| SshError::Twice)?;
+        self.ssh = Some(gateway);
+        Ok(self)
+    }
+
+    /// Where `ssh` finds the sandboxes, and the host key.
+    pub fn ssh_gateway(&self) -> Option<&belljar_api::ssh_key::SshGateway> {
+        self.app.live.ssh_gateway.get()
+    }
+
     /// Serves on every listener until `shutdown` resolves, then lets open requests end for a few seconds. When it
     /// returns, the nodes are disconnected and the store is closed.
     pub async fn run(self, listeners: impl Into<Listeners>, shutdown: impl Future<Output = ()>) {
         let stop = CancellationToken::new();
         let acceptor = self.tls.as_ref().map(Tls::acceptor);
-        let serve = listen::serve(Arc::clone(&self.app), listeners.into(), acceptor, stop.clone());
+        let http = listen::serve(Arc::clone(&self.app), listeners.into(), acceptor, stop.clone());
+        let ssh = async {
+            if let Some(gateway) = self.ssh {
+                gateway.serve(stop.clone()).await;
+            }
+        };
+        let serve = async { tokio::join!(http, ssh) };
         let follow = async {
             match &self.tls {
                 Some(tls) => tls.follow().await,
@@ -168,7 +193,7 @@ impl Server {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = serve => {}
+            _ = serve => {}
             () = place::run(Arc::clone(&self.app)) => {}
             () = pools::run(Arc::clone(&self.app)) => {}
             () = follow => {}

@@ -40,6 +40,45 @@ pub(crate) const POOL_PAUSE_MAX: Duration = Duration::from_secs(300);
 pub(crate) const POOL_FORGET: Duration = Duration::from_secs(900);
 /// API keys in all: the cache holds every one of them.
 pub(crate) const KEYS_MAX: u64 = 10_000;
+/// SSH keys in all: the cache holds every one of them.
+pub(crate) const SSH_KEYS_MAX: u64 = 10_000;
+/// Longest line of a public SSH key, bytes: RSA keys of 16384 bits take less than 3 KiB.
+pub(crate) const SSH_KEY_BYTES_MAX: usize = 8 * 1024;
+/// Smallest RSA key that is taken, bits.
+pub(crate) const SSH_RSA_BITS_MIN: u32 = 2048;
+/// Largest RSA key that is taken, bits: OpenSSH's own limit; a larger one makes each login slow.
+pub(crate) const SSH_RSA_BITS_MAX: u32 = 16_384;
+/// An SSH key's last use is noted when it is so much older than now: a write per minute, and not per connection.
+pub(crate) const SSH_TOUCH: Duration = Duration::from_secs(60);
+
+/// SSH connections at once.
+pub(crate) const SSH_CONNECTIONS_MAX: usize = 512;
+/// Of these, how many may be without a key: further ones are closed at once.
+pub(crate) const SSH_PENDING_MAX: usize = 64;
+/// How long a connection may be without a key.
+pub(crate) const SSH_LOGIN_GRACE: Duration = Duration::from_secs(60);
+/// Signatures that may fail in one connection.
+pub(crate) const SSH_AUTH_TRIES: usize = 6;
+/// Keys that a connection may ask about; agents hold a dozen.
+pub(crate) const SSH_OFFERS_MAX: usize = 32;
+/// A client that is silent for so long is asked whether it is there…
+pub(crate) const SSH_KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// …and so many times; then it is gone: an open session keeps a sandbox awake.
+pub(crate) const SSH_KEEP_ALIVE_TRIES: usize = 3;
+/// How long a client may take to hang up after it was told to go.
+pub(crate) const SSH_GOODBYE: Duration = Duration::from_secs(2);
+/// Bytes that a channel's client may send before the sandbox has taken them: the memory of a channel that is not read.
+pub(crate) const SSH_WINDOW: u32 = 512 * 1024;
+/// Bytes of one packet's data.
+pub(crate) const SSH_PACKET: u32 = 32 * 1024;
+/// Channels of one connection.
+pub(crate) const SSH_CHANNELS_MAX: usize = 128;
+/// Environment variables of one channel.
+pub(crate) const SSH_ENV_MAX: usize = 128;
+/// Bytes of their names and values.
+pub(crate) const SSH_ENV_BYTES_MAX: usize = 64 * 1024;
+/// Signals and new window sizes of a channel that wait to be sent on; further ones are dropped.
+pub(crate) const SSH_CONTROLS: usize = 16;
 /// Longest label of a key, in characters.
 pub(crate) const KEY_NAME_MAX: usize = 100;
 

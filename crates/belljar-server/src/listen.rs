@@ -66,7 +66,7 @@ pub(crate) async fn serve(
 }
 
 /// Small answers go out at once, and a client that vanished without a word is noticed.
-fn set_up(stream: &TcpStream) -> io::Result<()> {
+pub(crate) fn set_up(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let alive =
         TcpKeepalive::new().with_time(KEEP_ALIVE_AFTER).with_interval(KEEP_ALIVE_PAUSE).with_retries(KEEP_ALIVE_TRIES);

@@ -1,6 +1,6 @@
 //! The OpenAPI document: paths from the table of routes, schemas from the wire types.
 
-use belljar_api::{error, file, guest, image, key, log, network, pool, process, pty, sandbox, snapshot};
+use belljar_api::{error, exec, file, guest, image, key, log, network, pool, process, pty, sandbox, snapshot, ssh_key};
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
@@ -13,6 +13,8 @@ const OPTIONAL_BODIES: [&str; 3] = ["CreateSandbox", "CreateSnapshot", "PoolRequ
 #[derive(OpenApi)]
 #[openapi(components(schemas(
     error::ErrorBody,
+    exec::ExecExit,
+    exec::StartExec,
     file::DirectoryList,
     guest::AgentInfo,
     guest::Health,
@@ -59,6 +61,10 @@ const OPTIONAL_BODIES: [&str; 3] = ["CreateSandbox", "CreateSnapshot", "PoolRequ
     snapshot::SnapshotList,
     snapshot::StorageList,
     snapshot::Tree,
+    ssh_key::AddSshKey,
+    ssh_key::SshGateway,
+    ssh_key::SshKeyInfo,
+    ssh_key::SshKeyList,
 )))]
 struct Schemas;
 

@@ -87,6 +87,8 @@ impl World {
             .env_remove("BELLJAR_API_KEY")
             // A template takes two processors for seconds: only worlds that are about them build one.
             .env("BELLJAR_TEMPLATES", "false")
+            // Many servers run at once, and the default port is one.
+            .env("BELLJAR_SSH_LISTEN", "none")
             .stdin(Stdio::null());
         for (name, value) in &self.settings {
             command.env(name, value);

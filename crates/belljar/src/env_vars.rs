@@ -11,6 +11,8 @@ pub const CONFIG_FILE: &str = "BELLJAR_CONFIG_FILE";
 pub const DATA_DIR: &str = "BELLJAR_DATA_DIR";
 /// Addresses that `belljar up` listens on, separated by commas.
 pub const LISTEN: &str = "BELLJAR_LISTEN";
+/// Address that `belljar up` listens on for SSH, or `none`.
+pub const SSH_LISTEN: &str = "BELLJAR_SSH_LISTEN";
 /// Kernel of the sandboxes, an ELF `vmlinux`.
 pub const KERNEL: &str = "BELLJAR_KERNEL";
 /// Initramfs of the sandboxes, which holds the guest agent.

@@ -13,6 +13,7 @@ pub mod printer;
 pub mod remote;
 pub mod report;
 pub mod settings;
+pub mod ssh;
 pub mod stdin;
 pub mod table;
 pub mod up;

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
-    cli::{GlobalArgs, UpArgs},
+    cli::{GlobalArgs, UpArgs, value::SshListen},
     env_vars,
 };
 
@@ -25,6 +25,8 @@ pub const DEFAULT_API_URL: &str = "http://127.0.0.1:8900";
 const DEFAULT_LISTEN: [&str; 2] = ["127.0.0.1:8900", "127.0.0.1:9443"];
 /// Where HTTPS is spoken once there is a certificate: where browsers look for it.
 const DEFAULT_TLS_LISTEN: &str = "0.0.0.0:443";
+/// Where `ssh` finds sandboxes.
+const DEFAULT_SSH_LISTEN: &str = "127.0.0.1:2222";
 /// Data directory of root.
 const SYSTEM_DATA_DIR: &str = "/var/lib/belljar";
 /// Data directory of everyone else, below the home directory.
@@ -39,6 +41,8 @@ const NO_INITRD: &str = "initrd/initrd.cpio";
 const IMAGE_STORE: &str = "store";
 /// File in the data directory that holds the first API key.
 pub const API_KEY_FILE: &str = "api-key";
+/// File in the data directory that holds the host key of the SSH gateway.
+pub const SSH_HOST_KEY_FILE: &str = "ssh-host-ed25519-key";
 /// Largest configuration file, bytes: it has a dozen short lines.
 const CONFIG_MAX: u64 = 64 * 1024;
 
@@ -73,9 +77,13 @@ impl Surroundings {
         }
     }
 
-    fn config_file(&self) -> Option<PathBuf> {
+    fn config_dir(&self) -> Option<PathBuf> {
         let dir = self.config_home.clone().or_else(|| Some(self.home.as_ref()?.join(".config")))?;
-        Some(dir.join("belljar/config.toml"))
+        Some(dir.join("belljar"))
+    }
+
+    fn config_file(&self) -> Option<PathBuf> {
+        Some(self.config_dir()?.join("config.toml"))
     }
 
     fn cache_dir(&self) -> PathBuf {
@@ -103,6 +111,8 @@ pub struct ConfigFile {
     pub data_dir: Option<PathBuf>,
     /// Addresses that `belljar up` listens on.
     pub listen: Option<Vec<SocketAddr>>,
+    /// Address that `belljar up` listens on for SSH, or `none`.
+    pub ssh_listen: Option<SshListen>,
     /// Kernel of the sandboxes.
     pub kernel: Option<PathBuf>,
     /// Initramfs of the sandboxes.
@@ -150,6 +160,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Where `cargo xtask` puts what it builds.
     pub cache_dir: PathBuf,
+    /// Where `belljar ssh` keeps its key; `None` for a user without a home directory.
+    pub ssh_dir: Option<PathBuf>,
     /// Kind of our terminal.
     pub term: Option<String>,
     /// What `belljar up` logs.
@@ -162,6 +174,8 @@ pub struct Settings {
 pub struct UpSettings {
     /// Addresses to listen on; the first is the one that clients are told.
     pub listen: Vec<SocketAddr>,
+    /// Address to listen on for SSH, if any.
+    pub ssh_listen: Option<SocketAddr>,
     /// Kernel of the sandboxes.
     pub kernel: PathBuf,
     /// Initramfs of the sandboxes.
@@ -287,6 +301,7 @@ impl Settings {
             api_key: args.api_key.clone().or(file.api_key.clone()),
             data_dir: args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| around.data_dir()),
             cache_dir: around.cache_dir(),
+            ssh_dir: around.config_dir().map(|dir| dir.join("ssh")),
             term: around.term.clone(),
             log: around.log.clone(),
             file,
@@ -341,6 +356,11 @@ impl Settings {
         };
         UpSettings {
             listen: given.or(file.listen.clone()).unwrap_or_else(default_listen),
+            ssh_listen: match args.ssh_listen.or(file.ssh_listen) {
+                Some(SshListen::At(address)) => Some(address),
+                Some(SshListen::None) => None,
+                None => DEFAULT_SSH_LISTEN.parse().ok(),
+            },
             kernel: pick(&args.kernel, &file.kernel, current.kernel, NO_KERNEL),
             initrd: pick(&args.initrd, &file.initrd, current.initrd, NO_INITRD),
             image_store: pick(&args.image_store, &file.image_store, current.image_store, IMAGE_STORE),

@@ -2,6 +2,7 @@
 //!
 //! Each test has an agent, a directory and a link of its own, and fails if a process is left when it ends.
 
+mod exec;
 mod files;
 mod harness;
 mod managed;

@@ -9,12 +9,13 @@ pub(crate) mod restore;
 pub(crate) mod sandbox;
 pub(crate) mod sleep;
 pub(crate) mod snapshot;
+pub(crate) mod ssh_key;
 pub(crate) mod storage;
 pub(crate) mod tree;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use belljar_api::sandbox::TerminationReason;
+use belljar_api::{sandbox::TerminationReason, ssh_key::SshGateway};
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -23,6 +24,7 @@ use crate::{
     config::Urls,
     ingress::Pool as Guests,
     node_link::Nodes,
+    ssh::SshKeys,
     store::{Committed, Store},
     table::Table,
 };
@@ -50,6 +52,9 @@ pub(crate) struct App {
 pub(crate) struct Live {
     pub(crate) table: Table,
     pub(crate) keys: Keys,
+    pub(crate) ssh_keys: SshKeys,
+    /// Where `ssh` finds us, while we listen for it.
+    pub(crate) ssh_gateway: OnceLock<SshGateway>,
     pub(crate) nodes: Nodes,
     /// Unused connections to guest agents.
     pub(crate) guests: Guests,
@@ -86,6 +91,8 @@ impl Live {
             Committed::Snapshots => self.snapshots.send_modify(|()| {}),
             Committed::KeyAdded(key) => self.keys.add(key),
             Committed::KeyRemoved { id } => self.keys.remove(&id),
+            Committed::SshKeyAdded(key) => self.ssh_keys.add(key),
+            Committed::SshKeyRemoved { id } => self.ssh_keys.remove(&id),
         }
     }
 }

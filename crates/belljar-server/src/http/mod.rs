@@ -12,6 +12,7 @@ mod pool;
 mod sandbox;
 mod sleep;
 mod snapshot;
+mod ssh_key;
 mod storage;
 
 use std::sync::Arc;
@@ -140,6 +141,10 @@ fn handler(op: Op, method: MethodFilter) -> Option<MethodRouter<Arc<App>>> {
         Op::ListKeys => call(method, key::list),
         Op::CreateKey => call(method, key::create),
         Op::DeleteKey => call(method, key::delete),
+        Op::ListSshKeys => call(method, ssh_key::list),
+        Op::AddSshKey => call(method, ssh_key::add),
+        Op::DeleteSshKey => call(method, ssh_key::delete),
+        Op::ShowSshGateway => call(method, ssh_key::gateway),
         Op::ListImages => call(method, image::list),
         Op::GetImage => call(method, image::get),
         Op::NotYet(words) => call(method, move |_: Call| async move { Err::<Response, _>(not_implemented(words)) }),

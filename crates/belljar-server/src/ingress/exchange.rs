@@ -6,10 +6,7 @@ use std::sync::{
 };
 
 use axum::body::Body;
-use belljar_api::{
-    error::{ErrorBody, code},
-    limits::AGENT_PORT,
-};
+use belljar_api::{error::code, limits::AGENT_PORT};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::{
     body::{Body as _, Incoming},
@@ -24,14 +21,14 @@ use super::{
     guest::{self, Http1},
     headers,
     pool::Route,
-    proxy::{Hold, Outside},
+    proxy::{Hold, Outside, connect},
     websocket,
 };
 use crate::{
     app::App,
     error::ApiError,
     limits::{CLIENT_BODY_STALL, GUEST_ANSWER_TIMEOUT, INTERIM_ANSWERS_MAX, SPLICE_BUFFER},
-    node_link::{NodeError, NodeLink},
+    node_link::NodeLink,
 };
 
 /// One request and its answer.
@@ -164,10 +161,7 @@ impl Exchange<'_> {
     }
 
     async fn open(&self) -> Result<Upgraded, ApiError> {
-        self.link.connect(&self.sandbox_id, self.port).await.map_err(|error| match error {
-            NodeError::Transport(_) => ApiError::unreachable(self.link.id()),
-            NodeError::Answer { status, body: ErrorBody { error, code } } => ApiError::new(status, &code, error),
-        })
+        connect(&self.link, &self.sandbox_id, self.port).await
     }
 
     fn answer(

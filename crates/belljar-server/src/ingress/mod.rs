@@ -20,7 +20,7 @@ pub(crate) use self::{
     forwarded::Peer,
     guest::GrpcConnections,
     pool::Pool,
-    proxy::{Hold, Outside, allow_origin, forward},
-    target::{find, host},
+    proxy::{Hold, Outside, allow_origin, forward, open},
+    target::{Target, find, host},
     websocket::is_extended as is_websocket,
 };

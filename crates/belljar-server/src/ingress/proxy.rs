@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use belljar_api::{error::code, id::is_id};
+use belljar_api::{
+    error::{ErrorBody, code},
+    id::is_id,
+};
 use http::{HeaderValue, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::Upgraded};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{exchange::Exchange, forwarded::Peer, guest::GrpcConnections, pool::Route, target::Target};
@@ -14,7 +17,7 @@ use crate::{
     error::ApiError,
     life::{Phase, Reported, SandboxRow},
     limits::{NODE_WAIT, READY_WAIT},
-    node_link::NodeLink,
+    node_link::{NodeError, NodeLink},
     serve::Busy,
 };
 
@@ -72,6 +75,20 @@ pub(super) async fn reach(app: &App, target: &Target) -> Result<(Arc<SandboxRow>
 async fn node(app: &App, row: &SandboxRow) -> Result<Arc<NodeLink>, ApiError> {
     let node_id = row.node_id().unwrap_or_default();
     app.live.nodes.wait(node_id, NODE_WAIT).await.ok_or_else(|| ApiError::unreachable(node_id))
+}
+
+/// Opens a byte stream to a port of a sandbox, for a caller whose right to it was checked. As for a request, a sandbox
+/// that sleeps is woken and one that boots is waited for; an open stream keeps it awake.
+pub(crate) async fn open(app: &App, target: &Target) -> Result<Upgraded, ApiError> {
+    let (row, link) = reach(app, target).await?;
+    connect(&link, &row.id, target.port).await
+}
+
+pub(super) async fn connect(link: &NodeLink, sandbox_id: &str, port: u16) -> Result<Upgraded, ApiError> {
+    link.connect(sandbox_id, port).await.map_err(|error| match error {
+        NodeError::Transport(_) => ApiError::unreachable(link.id()),
+        NodeError::Answer { status, body: ErrorBody { error, code } } => ApiError::new(status, &code, error),
+    })
 }
 
 /// Whether a port answers without a key.

@@ -53,6 +53,12 @@ pub(super) static ROUTES: &[Route] = &[
         .query(&[("token", "The session's token.")]),
     guest(
         Verb::Get,
+        "/api/v1/exec",
+        "Run a program with every byte of its streams (WebSocket); the first message is a `StartExec`",
+        &[(101, "", "Say what to run.")],
+    ),
+    guest(
+        Verb::Get,
         belljar_api::tunnel::TCP_PATH,
         "Reach a TCP port of the guest (WebSocket)",
         &[(101, "", "Connected.")],

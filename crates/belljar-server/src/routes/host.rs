@@ -27,6 +27,35 @@ pub(super) static ROUTES: &[Route] = &[
         "Remove an API key; it is refused at once",
         &[(200, "", "It is removed."), (409, "ErrorBody", "It is the only one.")],
     ),
+    route(
+        Verb::Get,
+        "/platform/v1/users/me/ssh-keys",
+        Op::ListSshKeys,
+        "List the SSH keys of the project",
+        &[(200, "SshKeyList", "Oldest first.")],
+    ),
+    route(
+        Verb::Post,
+        "/platform/v1/users/me/ssh-keys",
+        Op::AddSshKey,
+        "Add a public SSH key; it opens every sandbox of the project, and goes with the API key that added it",
+        &[(201, "SshKeyInfo", "It is added."), (409, "ErrorBody", "It was added before.")],
+    )
+    .body("AddSshKey"),
+    route(
+        Verb::Delete,
+        "/platform/v1/users/me/ssh-keys/{id}",
+        Op::DeleteSshKey,
+        "Remove an SSH key; connections that it opened are closed",
+        &[(200, "", "It is removed.")],
+    ),
+    route(
+        Verb::Get,
+        "/platform/v1/ssh-gateway",
+        Op::ShowSshGateway,
+        "Show where `ssh` finds the sandboxes, and the host key",
+        &[(200, "SshGateway", "Port and host key."), (404, "ErrorBody", "The server does not listen for SSH.")],
+    ),
     route(Verb::Get, "/images/v4/images", Op::ListImages, "List images", &[(200, "ImageList", "By name.")]),
     route(
         Verb::Get,

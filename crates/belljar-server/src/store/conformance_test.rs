@@ -88,7 +88,9 @@ impl Fixture {
             | Committed::Snapshots
             | Committed::Pool { .. }
             | Committed::KeyAdded(_)
-            | Committed::KeyRemoved { .. } => None,
+            | Committed::KeyRemoved { .. }
+            | Committed::SshKeyAdded(_)
+            | Committed::SshKeyRemoved { .. } => None,
         });
         rows.collect()
     }
@@ -244,6 +246,61 @@ async fn pages_meet_without_gap_or_overlap() {
             fixture.store.live_sandboxes("default", Page { from, backward: false, limit: 99 }).await.expect("rest");
         assert_eq!((live.len(), rest.len()), (4, 3));
         assert!([live, rest].concat().is_sorted_by_key(|row| (row.created_at, row.id.clone())));
+    }
+}
+
+fn ssh_key(number: i64, api_key_id: &str) -> SshKeyRow {
+    SshKeyRow {
+        id: format!("s{number}"),
+        api_key_id: api_key_id.into(),
+        name: format!("laptop {number}"),
+        key_type: "ssh-ed25519".into(),
+        fingerprint: format!("SHA256:{number}"),
+        public_key: format!("ssh-ed25519 AAAA{number}"),
+        created_at: number,
+        last_used_at: None,
+    }
+}
+
+#[tokio::test]
+async fn ssh_keys_come_and_go_with_their_api_key() {
+    for fixture in stores() {
+        let store = &fixture.store;
+        for number in [1, 2] {
+            let key = KeyRow { id: format!("k{number}"), name: "n".into(), hash: [number; 32], created_at: 1 };
+            store.create_key(key).await.expect("made");
+        }
+        let keys = [ssh_key(1, "k1"), ssh_key(2, "k2"), ssh_key(3, "k1")];
+        for key in &keys {
+            store.create_ssh_key(key.clone()).await.expect("added");
+        }
+        assert_eq!(store.ssh_keys().await, Ok(keys.to_vec()));
+        let again = SshKeyRow { id: "s9".into(), name: "x".into(), ..ssh_key(1, "k2") };
+        let known = StoreError::SshKeyKnown { name: "laptop 1".into() };
+        assert_eq!(store.create_ssh_key(again).await, Err(known));
+        assert_eq!(store.create_ssh_key(ssh_key(4, "gone")).await, Err(StoreError::KeyGone));
+
+        store.touch_ssh_key("s2", 77).await.expect("noted");
+        assert_eq!(store.delete_key("k1").await, Ok(true));
+        let left = SshKeyRow { last_used_at: Some(77), ..keys[1].clone() };
+        assert_eq!(store.ssh_keys().await, Ok(vec![left]));
+        assert_eq!((store.delete_ssh_key("s2").await, store.delete_ssh_key("s2").await), (Ok(true), Ok(false)));
+        store.touch_ssh_key("s2", 78).await.expect("nothing to note");
+        // An API key that cannot be removed keeps its SSH keys.
+        store.create_ssh_key(ssh_key(5, "k2")).await.expect("added");
+        assert_eq!(store.delete_key("k2").await, Err(StoreError::LastKey));
+        assert_eq!(store.ssh_keys().await.map(|keys| keys.len()), Ok(1));
+
+        let log = fixture.log.lock().expect("log");
+        let told: Vec<_> = log
+            .iter()
+            .filter_map(|change| match change {
+                Committed::SshKeyAdded(key) => Some(format!("+{}", key.id)),
+                Committed::SshKeyRemoved { id } => Some(format!("-{id}")),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told, ["+s1", "+s2", "+s3", "-s1", "-s3", "-s2", "+s5"]);
     }
 }
 

@@ -73,6 +73,15 @@ pub enum StoreError {
     /// The only key cannot be removed.
     #[error("the only key cannot be removed")]
     LastKey,
+    /// The API key that asks was removed meanwhile.
+    #[error("the API key was removed")]
+    KeyGone,
+    /// The SSH key was added before.
+    #[error("the SSH key is there already, as {name:?}")]
+    SshKeyKnown {
+        /// Its label.
+        name: String,
+    },
     /// The disk is full.
     #[error("the disk is full")]
     Full,
@@ -108,6 +117,13 @@ pub(crate) enum Committed {
         /// Its id.
         id: String,
     },
+    /// An SSH key was added.
+    SshKeyAdded(SshKeyRow),
+    /// An SSH key was removed, by itself or with its API key.
+    SshKeyRemoved {
+        /// Its id.
+        id: String,
+    },
 }
 
 /// Is told every committed change, on the store's own thread: it must be quick and must not call the store.
@@ -124,6 +140,27 @@ pub(crate) struct KeyRow {
     pub(crate) hash: [u8; 32],
     /// Milliseconds since the epoch.
     pub(crate) created_at: i64,
+}
+
+/// An SSH key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SshKeyRow {
+    /// Its id.
+    pub(crate) id: String,
+    /// The API key that added it; it goes with that.
+    pub(crate) api_key_id: String,
+    /// Its label.
+    pub(crate) name: String,
+    /// As OpenSSH names it.
+    pub(crate) key_type: String,
+    /// `SHA256:…`; no two keys have the same.
+    pub(crate) fingerprint: String,
+    /// Type and base64, without a comment.
+    pub(crate) public_key: String,
+    /// Milliseconds since the epoch.
+    pub(crate) created_at: i64,
+    /// When it last opened a connection, milliseconds since the epoch, not to the second.
+    pub(crate) last_used_at: Option<i64>,
 }
 
 /// A node that was connected once.
@@ -346,8 +383,20 @@ pub(crate) trait Store: Send + Sync {
     /// Saves a new key.
     async fn create_key(&self, key: KeyRow) -> Result<(), StoreError>;
 
-    /// Removes a key; whether there was one. Fails with [`StoreError::LastKey`].
+    /// Removes a key and the SSH keys that it added; whether there was one. Fails with [`StoreError::LastKey`].
     async fn delete_key(&self, id: &str) -> Result<bool, StoreError>;
+
+    /// Every SSH key, oldest first.
+    async fn ssh_keys(&self) -> Result<Vec<SshKeyRow>, StoreError>;
+
+    /// Saves a new SSH key. Fails with [`StoreError::SshKeyKnown`] and [`StoreError::KeyGone`].
+    async fn create_ssh_key(&self, key: SshKeyRow) -> Result<(), StoreError>;
+
+    /// Removes an SSH key; whether there was one.
+    async fn delete_ssh_key(&self, id: &str) -> Result<bool, StoreError>;
+
+    /// Notes that an SSH key was used.
+    async fn touch_ssh_key(&self, id: &str, at: i64) -> Result<(), StoreError>;
 }
 
 #[cfg(test)]

@@ -13,18 +13,30 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn, upgrade::Upgraded};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{io::AsyncWriteExt, sync::mpsc};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{mpsc, watch},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::hostile;
+use super::{hostile, program};
 
 /// Nobody listens here.
 pub(super) const CLOSED_PORT: u16 = 9;
 /// Speaks no HTTP.
 pub(super) const GARBAGE_PORT: u16 = 7777;
 
+/// Sends back what it gets.
+pub(super) const ECHO_PORT: u16 = 7;
+
 /// Serves one connection to a guest port.
-pub(super) async fn serve(io: Upgraded, port: u16, end_events: CancellationToken) {
+pub(super) async fn serve(io: Upgraded, port: u16, end_events: CancellationToken, left: watch::Sender<usize>) {
+    if port == ECHO_PORT {
+        let (mut read, mut write) = tokio::io::split(TokioIo::new(io));
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+        let _ = write.shutdown().await;
+        return;
+    }
     if port == GARBAGE_PORT {
         let mut io = TokioIo::new(io);
         let _ = io.write_all(b"\x00\x01garbage\r\n\r\n").await;
@@ -35,8 +47,13 @@ pub(super) async fn serve(io: Upgraded, port: u16, end_events: CancellationToken
         return hostile::play(TokioIo::new(io), bytes).await;
     }
     let service = service_fn(move |request| {
-        let end_events = end_events.clone();
-        async move { answer(request, port, end_events).await }
+        let (end_events, left) = (end_events.clone(), left.clone());
+        async move {
+            match request.uri().path() {
+                "/api/v1/exec" => Ok(program::attach(request, left)),
+                _ => answer(request, port, end_events).await,
+            }
+        }
     });
     // As a gRPC server with a port for both would.
     let both = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());

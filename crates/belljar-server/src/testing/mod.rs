@@ -11,12 +11,14 @@ mod node;
 mod node_link;
 pub(crate) mod node_state;
 mod pool;
+mod program;
 pub(crate) mod rows;
 mod sandbox;
 mod sleep;
 mod smuggling;
 mod snapshot;
 mod speed;
+mod ssh;
 mod tls;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
@@ -44,6 +46,8 @@ pub(super) struct Harness {
     pub(super) addr: SocketAddr,
     /// The same in TLS, where there is a certificate.
     pub(super) tls_addr: SocketAddr,
+    /// Where it listens for SSH.
+    pub(super) ssh: SocketAddr,
     pub(super) key: String,
     pub(super) app: Arc<App>,
     dir: tempfile::TempDir,
@@ -108,11 +112,14 @@ impl Harness {
         let tls = TcpListener::bind("127.0.0.1:0").await.expect("listener");
         let tls_addr = tls.local_addr().expect("address");
         let listeners = Listeners { plain: vec![listener], tls: has_tls.then_some(tls).into_iter().collect() };
+        let for_ssh = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let ssh = for_ssh.local_addr().expect("address");
+        let server = server.with_ssh(for_ssh, &dir.path().join("ssh-host-key")).expect("gateway");
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server.run(listeners, async {
             let _ = stopped.await;
         }));
-        Self { addr, tls_addr, key, app, dir, stop, task }
+        Self { addr, tls_addr, ssh, key, app, dir, stop, task }
     }
 
     /// Stops the server and starts another one on the same store.

@@ -46,6 +46,8 @@ pub(crate) struct FakeNode {
     /// Guest connections opened so far.
     pub(super) opened: watch::Sender<usize>,
     pub(super) end_events: CancellationToken,
+    /// Attached programs that were left or have ended so far.
+    pub(super) left: watch::Sender<usize>,
 }
 
 struct Inner {
@@ -76,6 +78,7 @@ impl FakeNode {
             connection: Arc::default(),
             opened: watch::Sender::new(0),
             end_events: CancellationToken::new(),
+            left: watch::Sender::new(0),
         }
     }
 
@@ -292,10 +295,10 @@ impl FakeNode {
             }
         }
         self.opened.send_modify(|opened| *opened += 1);
-        let end_events = self.end_events.clone();
+        let (end_events, left) = (self.end_events.clone(), self.left.clone());
         tokio::spawn(async move {
             if let Ok(io) = hyper::upgrade::on(request).await {
-                guest::serve(io, port, end_events).await;
+                guest::serve(io, port, end_events, left).await;
             }
         });
         Response::new(Body::empty())

@@ -18,5 +18,6 @@ mod processes;
 mod pty;
 mod random;
 mod sleep;
+mod ssh;
 mod storage;
 mod survival;

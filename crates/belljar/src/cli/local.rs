@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use belljar_node::NetworkSetting;
 use ipnet::IpNet;
 
-use super::value;
+use super::value::{self, SshListen};
 use crate::env_vars;
 
 /// `belljar up`.
@@ -25,6 +25,9 @@ pub struct UpArgs {
     /// Address to listen on; may be repeated [default: 127.0.0.1:8900 and 127.0.0.1:9443]
     #[arg(long, value_name = "ADDRESS", env = env_vars::LISTEN, hide_env_values = true, value_delimiter = ',')]
     pub listen: Vec<SocketAddr>,
+    /// Address to listen on for SSH, or `none` [default: 127.0.0.1:2222]
+    #[arg(long, value_name = "ADDRESS", env = env_vars::SSH_LISTEN, hide_env_values = true)]
+    pub ssh_listen: Option<SshListen>,
     /// Kernel of the sandboxes [default: the one that `cargo xtask kernel` built]
     #[arg(long, value_name = "FILE", env = env_vars::KERNEL, hide_env_values = true)]
     pub kernel: Option<PathBuf>,

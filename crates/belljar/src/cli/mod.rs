@@ -3,6 +3,7 @@
 
 mod local;
 mod sandbox;
+mod ssh;
 mod state;
 pub mod value;
 
@@ -19,6 +20,7 @@ pub use self::{
         CpArgs, CreateArgs, ExecArgs, KillArgs, LifeArgs, LogsArgs, LsArgs, MachineArgs, ProgramArgs, RmArgs, RunArgs,
         ShellArgs, SizeArgs, TunnelArgs,
     },
+    ssh::{SshArgs, SshConfigArgs, SshKeyCommand},
     state::{ForkArgs, PoolArgs, PoolCommand, RestoreArgs, SnapshotCommand, SnapshotCreateArgs, StateArgs},
 };
 use crate::env_vars;
@@ -97,6 +99,10 @@ pub enum Command {
     Exec(ExecArgs),
     /// Open a terminal in a sandbox
     Shell(ShellArgs),
+    /// Open an SSH connection to a sandbox
+    Ssh(SshArgs),
+    /// Print what OpenSSH's configuration file needs to know of a sandbox
+    SshConfig(SshConfigArgs),
     /// Copy files and directories to or from a sandbox
     Cp(CpArgs),
     /// List the processes of a sandbox
@@ -157,6 +163,9 @@ pub enum Command {
     /// List, make and revoke API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// List, add and remove the SSH keys that open sandboxes
+    #[command(subcommand)]
+    SshKey(SshKeyCommand),
     /// Print the two lines that point a Tensorlake SDK at this server
     ///
     /// Use it as: eval "$(belljar env)"

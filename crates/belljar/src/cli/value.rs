@@ -1,6 +1,41 @@
 //! Parsers of single command line values. Their errors name the rule; clap adds the argument and the value.
 
+use std::{net::SocketAddr, str::FromStr};
+
 use belljar_api::id::{check_name, is_id};
+use serde::Deserialize;
+
+/// Where `belljar up` listens for SSH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum SshListen {
+    /// Here.
+    At(SocketAddr),
+    /// Nowhere.
+    None,
+}
+
+impl FromStr for SshListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            address => address
+                .parse()
+                .map(Self::At)
+                .map_err(|_| "write an address and a port like 127.0.0.1:2222, or `none`".to_owned()),
+        }
+    }
+}
+
+impl TryFrom<String> for SshListen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
 
 /// Id or name of a sandbox.
 pub fn reference(text: &str) -> Result<String, String> {
@@ -82,7 +117,6 @@ pub fn seconds(text: &str) -> Result<u64, String> {
 
 /// A signal by number or name, with or without `SIG`.
 pub fn signal(text: &str) -> Result<i32, String> {
-    use std::str::FromStr;
     let upper = text.to_ascii_uppercase();
     let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
     match text.parse::<i32>() {

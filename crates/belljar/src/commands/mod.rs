@@ -27,6 +27,8 @@ mod run;
 mod shell;
 mod show;
 mod snapshot;
+mod ssh;
+mod ssh_key;
 mod state;
 mod storage;
 mod tree;
@@ -68,6 +70,8 @@ pub fn dispatch(ctx: Context, command: Command) -> anyhow::Result<ExitStatus> {
         Command::Run(args) => block_on(run::run(&ctx, args)),
         Command::Exec(args) => block_on(exec::exec(&ctx, args)),
         Command::Shell(args) => block_on(shell::shell(&ctx, args)),
+        Command::Ssh(args) => block_on(ssh::ssh(&ctx, args)),
+        Command::SshConfig(args) => block_on(ssh::ssh_config(&ctx, args)),
         Command::Cp(args) => block_on(cp::cp(&ctx, args)),
         Command::Ps { sandbox } => block_on(ps::ps(&ctx, &sandbox)),
         Command::Kill(args) => block_on(kill::kill(&ctx, &args)),
@@ -87,6 +91,7 @@ pub fn dispatch(ctx: Context, command: Command) -> anyhow::Result<ExitStatus> {
         Command::Gc => block_on(storage::gc(&ctx)),
         Command::Image(command) => image::image(&ctx, command),
         Command::Key(command) => block_on(key::key(&ctx, command)),
+        Command::SshKey(command) => block_on(ssh_key::ssh_key(&ctx, command)),
         Command::Env => env::env(&ctx),
         Command::Completion { shell } => completion::completion(&ctx, shell),
         Command::Openapi => openapi::openapi(&ctx),

@@ -69,13 +69,14 @@ async fn run(ctx: &Context, data_dir: &Path, settings: &UpSettings, detached: bo
     }
     let tls = settings.tls.as_ref().map(|tls| &tls.listen[..]).unwrap_or_default();
     let listeners = Listeners { plain: together::bind(&settings.listen)?, tls: together::bind(tls)? };
+    let ssh = together::bind_ssh(settings.ssh_listen)?;
     let dir = DataDir::open(data_dir)?;
     let _claim = Instance::claim(&dir)?;
     raise_file_limit();
     let log_file = if detached { Some(log::open(data_dir).context("cannot open the log")?) } else { None };
     let stdio = log_file.as_ref().map(std::fs::File::try_clone).transpose().context("cannot open the log")?;
     log::begin(ctx.settings.log.as_deref(), log_file);
-    let mut together = together::prepare(&dir, settings, listeners).await?;
+    let mut together = together::prepare(&dir, settings, listeners, ssh).await?;
     together.summary.log = detached.then(|| log::path(data_dir));
     together
         .run(|summary| {
@@ -148,6 +149,7 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     flag("--initrd", settings.initrd.clone().into());
     flag("--image-store", settings.image_store.clone().into());
     settings.listen.iter().for_each(|address| flag("--listen", address.to_string().into()));
+    flag("--ssh-listen", settings.ssh_listen.map_or("none".into(), |address| address.to_string().into()));
     settings.public_url.iter().for_each(|url| flag("--public-url", url.into()));
     settings.ingress_domain.iter().for_each(|name| flag("--ingress-domain", name.into()));
     if let Some(tls) = &settings.tls {

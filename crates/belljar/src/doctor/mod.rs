@@ -10,7 +10,7 @@ use belljar_image::{DEFAULT_IMAGE, Store};
 use belljar_vmm::probe::{self, Kvm};
 use serde::Serialize;
 
-use crate::settings::{Settings, UpSettings};
+use crate::settings::{SSH_HOST_KEY_FILE, Settings, UpSettings};
 
 /// What QEMU is called.
 const QEMU: &str = "qemu-system-x86_64";
@@ -85,6 +85,7 @@ pub fn examine(settings: &Settings, up: &UpSettings) -> Report {
     checks.push(file("kernel", &up.kernel, ELF, "an ELF kernel", "kernel"));
     checks.push(file("initramfs", &up.initrd, CPIO, "a cpio archive", "guest"));
     checks.push(image(&up.image_store));
+    checks.push(ssh(&settings.data_dir, up));
     checks.extend(machine::checks(&settings.data_dir));
     let can_run = checks.iter().all(|check| check.mark != Mark::Missing);
     Report {
@@ -125,6 +126,16 @@ fn image(store: &Path) -> Check {
             Err(error) => Check::missing("image", error.to_string(), remedy),
         },
         Err(error) => Check::missing("image", error.to_string(), remedy),
+    }
+}
+
+/// Where `up` listens for SSH, and what `ssh` will call it.
+fn ssh(data_dir: &Path, up: &UpSettings) -> Check {
+    let Some(address) = up.ssh_listen else { return Check::ok("ssh", "off") };
+    match belljar_server::host_key_fingerprint(&data_dir.join(SSH_HOST_KEY_FILE)) {
+        Ok(Some(fingerprint)) => Check::ok("ssh", format!("{address}, host key {fingerprint}")),
+        Ok(None) => Check::ok("ssh", format!("{address}; `belljar up` makes a host key at its first start")),
+        Err(error) => Check::warn("ssh", error.to_string(), "`belljar up --ssh-listen none` starts without SSH"),
     }
 }
 

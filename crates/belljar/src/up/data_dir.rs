@@ -5,6 +5,7 @@
 //!        format                `belljar-data <version>`
 //!        belljar.pid           who runs
 //!        api-key               the first API key, for the CLI of this machine
+//!        ssh-host-ed25519-key  what `ssh` knows this server by
 //!        server.db             the server's store
 //!        log/belljar.log       what `up --detach` says
 //!        ...                   the node's own, see `belljar_node::storage`

@@ -15,6 +15,9 @@ pub struct Summary {
     pub api_url: String,
     /// Where it listens.
     pub listen: Vec<String>,
+    /// Where it listens for SSH, and the fingerprint of its host key.
+    #[serde(default)]
+    pub ssh: Option<(String, String)>,
     /// What runs the sandboxes.
     pub driver: String,
     /// Why that.
@@ -38,6 +41,9 @@ impl Summary {
         let listen = self.listen.join(", ");
         printer.note(format!("{GOOD}belljar is up{GOOD:#} on {listen} (pid {})", self.pid));
         printer.note(format!("  driver  {}: {}", self.driver, self.reason));
+        if let Some((address, fingerprint)) = &self.ssh {
+            printer.note(format!("  ssh     {address}, host key {fingerprint}"));
+        }
         if let Some(better) = &self.better {
             printer.note(format!("  {WARN}faster{WARN:#}  {better}"));
         }

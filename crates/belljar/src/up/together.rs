@@ -29,7 +29,10 @@ use super::{
     data_dir::DataDir,
     summary::{Summary, exports},
 };
-use crate::{report::Failure, settings::UpSettings};
+use crate::{
+    report::Failure,
+    settings::{SSH_HOST_KEY_FILE, UpSettings},
+};
 
 /// The server's store, in the data directory.
 const DATABASE: &str = "server.db";
@@ -40,25 +43,30 @@ const QEMU: &str = "qemu-system-x86_64";
 
 /// Binds all addresses or none.
 pub fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
-    let one = |address: &SocketAddr| -> io::Result<TcpListener> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.set_nodelay(true)?;
-        socket.bind(*address)?;
-        socket.listen(BACKLOG)
-    };
-    addresses.iter().map(|address| one(address).map_err(|error| cannot_listen(*address, error))).collect()
+    let hint = "choose another address with --listen";
+    addresses.iter().map(|address| bind_one(*address).map_err(|error| cannot_listen(*address, error, hint))).collect()
 }
 
-fn cannot_listen(address: SocketAddr, error: io::Error) -> anyhow::Error {
+/// Binds the address for SSH.
+pub fn bind_ssh(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let hint = "choose another address for SSH with --ssh-listen, or none with --ssh-listen none";
+    address.map(|address| bind_one(address).map_err(|error| cannot_listen(address, error, hint))).transpose()
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_nodelay(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn cannot_listen(address: SocketAddr, error: io::Error, hint: &str) -> anyhow::Error {
     match error.kind() {
         io::ErrorKind::AddrInUse => Failure::new(format!("{address} is in use by another program"))
-            .hint("`belljar down` ends a Belljar of this user; else choose another address with --listen")
+            .hint(format!("`belljar down` ends a Belljar of this user; else {hint}"))
             .into(),
-        _ => Failure::new(format!("cannot listen on {address}"))
-            .because(error)
-            .hint("choose another address with --listen")
-            .into(),
+        _ => Failure::new(format!("cannot listen on {address}")).because(error).hint(hint).into(),
     }
 }
 
@@ -81,14 +89,19 @@ pub struct Together {
 }
 
 /// Prepares server and node for a data directory and bound listeners.
-pub async fn prepare(dir: &DataDir, settings: &UpSettings, listeners: Listeners) -> anyhow::Result<Together> {
+pub async fn prepare(
+    dir: &DataDir,
+    settings: &UpSettings,
+    listeners: Listeners,
+    ssh: Option<TcpListener>,
+) -> anyhow::Result<Together> {
     let addresses = listeners.plain.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let secure = listeners.tls.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let first =
         addresses.first().copied().map(reachable).ok_or_else(|| Failure::new("there is no address to listen on"))?;
     let api_url = format!("http://{first}");
     let (driver, reason, better) = driver(settings)?;
-    let server = belljar_server::prepare(ServerConfig {
+    let mut server = belljar_server::prepare(ServerConfig {
         database: dir.path().join(DATABASE),
         sandbox_url_base: public_url(settings, &secure).unwrap_or_else(|| api_url.clone()),
         ingress_domain: settings.ingress_domain.clone(),
@@ -98,6 +111,11 @@ pub async fn prepare(dir: &DataDir, settings: &UpSettings, listeners: Listeners)
         node_token: None,
     })
     .await?;
+    let mut ssh_at = None;
+    if let Some(listener) = ssh {
+        ssh_at = Some(listener.local_addr()?.to_string());
+        server = server.with_ssh(listener, &dir.path().join(SSH_HOST_KEY_FILE))?;
+    }
     if let Some(key) = server.first_key() {
         dir.write_key(key)?;
     }
@@ -127,6 +145,7 @@ pub async fn prepare(dir: &DataDir, settings: &UpSettings, listeners: Listeners)
             .map(ToString::to_string)
             .chain(secure.iter().map(|address| format!("https://{address}")))
             .collect(),
+        ssh: ssh_at.zip(server.ssh_gateway().map(|gateway| gateway.fingerprint.clone())),
         driver: reason.0,
         reason: reason.1,
         better,

@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 
 use super::{
     super::{Committed, KeyRow, StoreError},
-    int,
+    int, ssh_key,
 };
 use crate::limits::KEYS_MAX;
 
@@ -33,6 +33,7 @@ pub(super) fn create(db: &Connection, changes: &mut Vec<Committed>, key: KeyRow)
 }
 
 pub(super) fn delete(db: &Connection, changes: &mut Vec<Committed>, id: String) -> Result<bool, StoreError> {
+    ssh_key::delete_of(db, changes, &id)?;
     if db.execute("DELETE FROM api_keys WHERE id = ?1", params![id])? == 0 {
         return Ok(false);
     }

@@ -12,6 +12,7 @@ mod rows;
 mod sandbox;
 mod schema;
 mod snapshot;
+mod ssh_key;
 mod worker;
 
 use std::{path::Path, sync::Arc};
@@ -24,8 +25,8 @@ use self::worker::{Mode, Worker};
 #[cfg(test)]
 use super::Committed;
 use super::{
-    Account, Family, KeyRow, NewCopies, NewSnapshot, NodeRow, Observer, Page, PoolChange, Reservation, Start, Store,
-    StoreError,
+    Account, Family, KeyRow, NewCopies, NewSnapshot, NodeRow, Observer, Page, PoolChange, Reservation, SshKeyRow,
+    Start, Store, StoreError,
 };
 use crate::{
     life::{Change, Ending, Order, SandboxRow},
@@ -221,6 +222,24 @@ impl Store for SqliteStore {
     async fn delete_key(&self, id: &str) -> Result<bool, StoreError> {
         let id = id.to_owned();
         self.writer.run(move |db, changes| key::delete(db, changes, id)).await
+    }
+
+    async fn ssh_keys(&self) -> Result<Vec<SshKeyRow>, StoreError> {
+        self.reader.run(|db, _| ssh_key::all(db)).await
+    }
+
+    async fn create_ssh_key(&self, row: SshKeyRow) -> Result<(), StoreError> {
+        self.writer.run(move |db, changes| ssh_key::create(db, changes, row)).await
+    }
+
+    async fn delete_ssh_key(&self, id: &str) -> Result<bool, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, changes| ssh_key::delete(db, changes, id)).await
+    }
+
+    async fn touch_ssh_key(&self, id: &str, at: i64) -> Result<(), StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, _| ssh_key::touch(db, &id, at)).await
     }
 }
 

@@ -175,6 +175,18 @@ const MIGRATIONS: &[&str] = &[
          updated_at INTEGER NOT NULL
      ) STRICT;
      CREATE INDEX pools_namespace ON pools (namespace, created_at, id);",
+    // 3: SSH keys.
+    "CREATE TABLE ssh_keys (
+         id TEXT PRIMARY KEY,
+         api_key_id TEXT NOT NULL REFERENCES api_keys (id),
+         name TEXT NOT NULL,
+         key_type TEXT NOT NULL,
+         fingerprint TEXT NOT NULL UNIQUE,
+         public_key TEXT NOT NULL,
+         created_at INTEGER NOT NULL,
+         last_used_at INTEGER
+     ) STRICT;
+     CREATE INDEX ssh_keys_owner ON ssh_keys (api_key_id);",
 ];
 
 /// The schema version of this release.

@@ -1,0 +1,53 @@
+//! Carries the bytes of a channel to and from a TCP port of a sandbox. Each direction ends by itself.
+
+use std::{io, sync::Arc};
+
+use bytes::BytesMut;
+use russh::{ChannelWriteHalf, server::Msg};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::inbox::Inbox;
+use crate::limits::SSH_PACKET;
+
+/// The way back to a channel's client.
+pub(super) type Outbox = Arc<ChannelWriteHalf<Msg>>;
+
+/// Bytes that are carried at once.
+pub(super) const CHUNK: usize = SSH_PACKET as usize;
+
+/// The client is gone.
+pub(super) fn gone(_: russh::Error) -> io::Error {
+    io::Error::from(io::ErrorKind::BrokenPipe)
+}
+
+/// Lets the client send again what was taken.
+pub(super) async fn taken(outbox: &Outbox, count: usize) -> io::Result<()> {
+    outbox.grant_window(u32::try_from(count).unwrap_or(0)).await.map_err(gone)
+}
+
+/// Carries both ways until both have ended, or one has failed.
+pub(super) async fn carry(
+    inbox: &Inbox,
+    outbox: &Outbox,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+) -> io::Result<()> {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let inward = async {
+        while let Some(bytes) = inbox.take(CHUNK).await {
+            write.write_all(&bytes).await?;
+            write.flush().await?;
+            taken(outbox, bytes.len()).await?;
+        }
+        write.shutdown().await
+    };
+    let outward = async {
+        loop {
+            let mut chunk = BytesMut::with_capacity(CHUNK);
+            if read.read_buf(&mut chunk).await? == 0 {
+                return outbox.eof().await.map_err(gone);
+            }
+            outbox.data_bytes(chunk.freeze()).await.map_err(gone)?;
+        }
+    };
+    tokio::try_join!(inward, outward).map(|_| ())
+}

@@ -1,0 +1,98 @@
+//! The server's one host key: made at the first start, and the same ever after.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
+
+use rand::{TryRng, rngs::SysRng};
+use russh::keys::{
+    PrivateKey,
+    ssh_key::{LineEnding, private::Ed25519Keypair},
+};
+
+use super::{SshError, keys::fingerprint};
+
+/// What the key's comment says.
+const COMMENT: &str = "belljar";
+/// Bits of a mode that let others than the owner in.
+const OTHERS: u32 = 0o077;
+
+/// Reads the key, or makes one.
+pub(super) fn load_or_make(path: &Path) -> Result<PrivateKey, SshError> {
+    match read(path)? {
+        Some(key) => Ok(key),
+        None => make(path),
+    }
+}
+
+/// The fingerprint of the key in a file, `SHA256:…`; `None` when there is no such file.
+pub fn host_key_fingerprint(path: &Path) -> Result<Option<String>, SshError> {
+    Ok(read(path)?.map(|key| fingerprint(key.public_key())))
+}
+
+fn read(path: &Path) -> Result<Option<PrivateKey>, SshError> {
+    let failed = |operation| move |source| SshError::HostKeyFile { operation, path: path.to_owned(), source };
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("read")(error)),
+    };
+    let mode = fs::metadata(path).map_err(failed("read"))?.permissions().mode();
+    let bad = |why: String| SshError::HostKey { path: path.to_owned(), why };
+    if mode & OTHERS != 0 {
+        return Err(bad(format!("others than its owner can read it: its mode is {:o} and must be 600", mode & 0o777)));
+    }
+    PrivateKey::from_openssh(text.as_bytes()).map(Some).map_err(|error| bad(error.to_string()))
+}
+
+fn make(path: &Path) -> Result<PrivateKey, SshError> {
+    let mut seed = [0; 32];
+    SysRng.try_fill_bytes(&mut seed).map_err(|error| SshError::Randomness(error.to_string()))?;
+    let mut key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
+    key.set_comment(COMMENT);
+    let bad = |error: russh::keys::ssh_key::Error| SshError::HostKey { path: path.to_owned(), why: error.to_string() };
+    let text = key.to_openssh(LineEnding::LF).map_err(bad)?;
+    // Whole or not at all: half a key would be refused at every later start.
+    let new = path.with_extension("new");
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)
+        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&new, path));
+    written.map_err(|source| SshError::HostKeyFile { operation: "write", path: path.to_owned(), source })?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_once_for_its_owner_only() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("key");
+        assert_eq!(host_key_fingerprint(&path).expect("look"), None);
+        let first = load_or_make(&path).expect("made");
+        assert_eq!(fs::metadata(&path).expect("file").permissions().mode() & 0o777, 0o600);
+        let second = load_or_make(&path).expect("read");
+        assert_eq!(first.public_key(), second.public_key());
+        let shown = host_key_fingerprint(&path).expect("look").expect("key");
+        assert!(shown.starts_with("SHA256:"), "{shown}");
+
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("mode");
+        let words = load_or_make(&path).expect_err("open to all").to_string();
+        assert!(words.contains("mode is 644"), "{words}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("mode");
+        fs::write(&path, "something").expect("write");
+        let words = load_or_make(&path).expect_err("no key").to_string();
+        assert!(words.contains("is not an SSH host key") && words.contains("remove it"), "{words}");
+        let missing = load_or_make(&dir.path().join("no/key")).expect_err("no directory").to_string();
+        assert!(missing.contains("cannot write") && missing.contains("no/key"), "{missing}");
+    }
+}

@@ -32,7 +32,7 @@ enum Probe {
 }
 
 /// Everything that is needed, with what has it.
-const NEEDED: [(Probe, &str); 22] = [
+const NEEDED: [(Probe, &str); 23] = [
     (Probe::Qemu, QEMU),
     (Probe::Program("mmdebstrap"), "mmdebstrap"),
     (Probe::File("/usr/share/keyrings/debian-archive-keyring.gpg"), "debian-archive-keyring"),
@@ -54,6 +54,7 @@ const NEEDED: [(Probe, &str); 22] = [
     (Probe::File("/usr/include/gelf.h"), "libelf-dev"),
     (Probe::Program("xz"), "xz-utils"),
     (Probe::Program("git"), "git"),
+    (Probe::Program("curl"), "curl"),
     (Probe::Works(&["python3", "-c", "import ensurepip, venv"]), "python3-venv"),
 ];
 

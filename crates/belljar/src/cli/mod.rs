@@ -78,7 +78,7 @@ pub struct GlobalArgs {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Start the server and run sandboxes on this machine
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Stop what `up` started
     Down(DownArgs),
     /// Find out what this machine can do

@@ -1,6 +1,6 @@
 //! Carries the bytes of a channel to and from a TCP port of a sandbox. Each direction ends by itself.
 
-use std::{io, sync::Arc};
+use std::{io, pin::pin, sync::Arc};
 
 use bytes::BytesMut;
 use russh::{ChannelWriteHalf, server::Msg};
@@ -25,22 +25,23 @@ pub(super) async fn taken(outbox: &Outbox, count: usize) -> io::Result<()> {
     outbox.grant_window(u32::try_from(count).unwrap_or(0)).await.map_err(gone)
 }
 
-/// Carries both ways until both have ended, or one has failed.
+/// Carries both ways until both directions have ended, or one has failed. A client that has closed its channel still has
+/// all of its bytes passed on.
 pub(super) async fn carry(
     inbox: &Inbox,
     outbox: &Outbox,
     stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> io::Result<()> {
     let (mut read, mut write) = tokio::io::split(stream);
-    let inward = async {
+    let mut inward = pin!(async {
         while let Some(bytes) = inbox.take(CHUNK).await {
             write.write_all(&bytes).await?;
             write.flush().await?;
             taken(outbox, bytes.len()).await?;
         }
         write.shutdown().await
-    };
-    let outward = async {
+    });
+    let mut outward = pin!(async {
         loop {
             let mut chunk = BytesMut::with_capacity(CHUNK);
             if read.read_buf(&mut chunk).await? == 0 {
@@ -48,6 +49,20 @@ pub(super) async fn carry(
             }
             outbox.data_bytes(chunk.freeze()).await.map_err(gone)?;
         }
-    };
-    tokio::try_join!(inward, outward).map(|_| ())
+    });
+    let (mut is_in, mut is_out) = (false, false);
+    while !(is_in && is_out) {
+        tokio::select! {
+            done = &mut inward, if !is_in => {
+                done?;
+                is_in = true;
+            }
+            done = &mut outward, if !is_out => {
+                done?;
+                is_out = true;
+            }
+            () = inbox.closed(), if is_in => return Ok(()),
+        }
+    }
+    Ok(())
 }

@@ -13,12 +13,14 @@ use tokio::sync::Notify;
 pub(super) struct Inbox {
     state: Mutex<State>,
     arrived: Notify,
+    closing: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     bytes: BytesMut,
     ended: bool,
+    closed: bool,
 }
 
 impl Inbox {
@@ -39,6 +41,22 @@ impl Inbox {
     pub(super) fn end(&self) {
         self.lock().ended = true;
         self.arrived.notify_one();
+    }
+
+    /// Nothing more will come, and nothing more is wanted.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        (state.ended, state.closed) = (true, true);
+        drop(state);
+        self.arrived.notify_one();
+        self.closing.notify_one();
+    }
+
+    /// Waits until nothing more is wanted. For one waiter.
+    pub(super) async fn closed(&self) {
+        while !self.lock().closed {
+            self.closing.notified().await;
+        }
     }
 
     /// Waits for bytes and takes at most so many; `None` at the end. For one reader.

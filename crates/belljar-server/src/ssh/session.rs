@@ -58,10 +58,20 @@ pub(super) struct Connection {
     offers: usize,
     user: String,
     channels: HashMap<ChannelId, Slot>,
+    /// Forwarded connections that their client has closed, and whose last bytes are under way.
+    leaving: Vec<AbortOnDropHandle<()>>,
+}
+
+/// What a channel was opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Session,
+    Forward,
 }
 
 /// A channel.
 struct Slot {
+    kind: Kind,
     inbox: Arc<Inbox>,
     /// What was asked for so far; gone once it has started.
     opened: Option<Opened>,
@@ -72,7 +82,15 @@ struct Slot {
 
 impl Connection {
     pub(super) fn new(app: Arc<App>, ends: Ends, opened_by: oneshot::Sender<Arc<KnownKey>>) -> Self {
-        Self { app, ends, opened_by: Some(opened_by), offers: 0, user: String::new(), channels: HashMap::new() }
+        Self {
+            app,
+            ends,
+            opened_by: Some(opened_by),
+            offers: 0,
+            user: String::new(),
+            channels: HashMap::new(),
+            leaving: Vec::new(),
+        }
     }
 
     /// The key, when it opens a connection. RSA with SHA-1 does not.
@@ -83,8 +101,9 @@ impl Connection {
         self.app.live.ssh_keys.find(key)
     }
 
-    fn is_full(&self) -> bool {
-        self.channels.len() >= SSH_CHANNELS_MAX
+    fn is_full(&mut self) -> bool {
+        self.leaving.retain(|task| !task.is_finished());
+        self.channels.len() + self.leaving.len() >= SSH_CHANNELS_MAX
     }
 
     /// Runs what a channel is for.
@@ -165,7 +184,10 @@ impl Handler for Connection {
         let (_, outbox) = channel.split();
         let id = outbox.id();
         let (opened, controls) = Opened::new(Arc::new(outbox));
-        self.channels.insert(id, Slot { inbox: Arc::default(), opened: Some(opened), controls, task: None });
+        self.channels.insert(
+            id,
+            Slot { kind: Kind::Session, inbox: Arc::default(), opened: Some(opened), controls, task: None },
+        );
         reply.accept().await;
         Ok(())
     }
@@ -190,12 +212,19 @@ impl Handler for Connection {
         let (app, bytes, handle) = (Arc::clone(&self.app), Arc::clone(&inbox), session.handle());
         let task = tokio::spawn(async move { forward(&app, target, reply, &bytes, &Arc::new(outbox), &handle).await });
         let (controls, _) = mpsc::channel(1);
-        self.channels.insert(id, Slot { inbox, opened: None, controls, task: Some(AbortOnDropHandle::new(task)) });
+        self.channels.insert(
+            id,
+            Slot { kind: Kind::Forward, inbox, opened: None, controls, task: Some(AbortOnDropHandle::new(task)) },
+        );
         Ok(())
     }
 
     async fn channel_close(&mut self, id: ChannelId, _: &mut Session) -> Result<(), SessionError> {
-        self.channels.remove(&id);
+        // A program is hung up at once; bytes for a port still get there.
+        if let Some(Slot { inbox, kind: Kind::Forward, task: Some(task), .. }) = self.channels.remove(&id) {
+            inbox.close();
+            self.leaving.push(task);
+        }
         Ok(())
     }
 

@@ -29,12 +29,22 @@ pub(super) const GARBAGE_PORT: u16 = 7777;
 /// Sends back what it gets.
 pub(super) const ECHO_PORT: u16 = 7;
 
+/// Ends its own direction at once and tells, by ending too, how much it got.
+pub(super) const SINK_PORT: u16 = 8;
+
 /// Serves one connection to a guest port.
 pub(super) async fn serve(io: Upgraded, port: u16, end_events: CancellationToken, left: watch::Sender<usize>) {
     if port == ECHO_PORT {
         let (mut read, mut write) = tokio::io::split(TokioIo::new(io));
         let _ = tokio::io::copy(&mut read, &mut write).await;
         let _ = write.shutdown().await;
+        return;
+    }
+    if port == SINK_PORT {
+        let (mut read, mut write) = tokio::io::split(TokioIo::new(io));
+        let _ = write.shutdown().await;
+        let got = tokio::io::copy(&mut read, &mut tokio::io::sink()).await.unwrap_or(0);
+        left.send_modify(|left| *left += usize::try_from(got).unwrap_or(0));
         return;
     }
     if port == GARBAGE_PORT {

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     Harness, check_error,
-    guest::{CLOSED_PORT, ECHO_PORT},
+    guest::{CLOSED_PORT, ECHO_PORT, SINK_PORT},
     program::EXPANDED,
 };
 use crate::limits::{SSH_PENDING_MAX, SSH_WINDOW};
@@ -326,6 +326,12 @@ async fn ports_are_reached_in_two_ways() {
     let mut got = String::new();
     stream.read_to_string(&mut got).await.expect("echo");
     assert_eq!(got, "hello");
+    // What was sent before a channel was closed still gets there.
+    let sink = forward("localhost", SINK_PORT).await.expect("channel");
+    sink.data_bytes(vec![b'x'; 200_000]).await.expect("sent");
+    sink.eof().await.expect("end");
+    sink.close().await.expect("close");
+    node.left.subscribe().wait_for(|left| *left == 200_000).await.expect("node");
     let before = *node.opened.borrow();
     for (host, port) in [("localhost", CLOSED_PORT), ("localhost", 9501), ("localhost", 0), ("10.0.0.1", ECHO_PORT)] {
         assert!(forward(host, port).await.is_err(), "{host}:{port}");

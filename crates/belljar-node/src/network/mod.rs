@@ -241,8 +241,10 @@ pub(crate) fn refill(ctx: &Arc<Context>) {
     let this = ctx.clone();
     ctx.spawn(async move {
         while let Some(node_id) = this.network.wants_more() {
-            match blocking(move || Slot::make(&node_id)).await {
-                Ok(slot) => this.network.add(slot),
+            let that = this.clone();
+            // Also where this is given up in the middle, what was made gets into the pool, which a leaving node empties.
+            match blocking(move || Slot::make(&node_id).map(|slot| that.network.add(slot))).await {
+                Ok(()) => {}
                 // The next VM tries it again, and tells.
                 Err(error) => return tracing::warn!(error = chain(&error), "cannot keep a network ready"),
             }

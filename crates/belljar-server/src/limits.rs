@@ -73,6 +73,10 @@ pub(crate) const SSH_WINDOW: u32 = 512 * 1024;
 pub(crate) const SSH_PACKET: u32 = 32 * 1024;
 /// Channels of one connection.
 pub(crate) const SSH_CHANNELS_MAX: usize = 128;
+/// Ports of the sandbox that one connection may have forwarded to its client.
+pub(crate) const SSH_FORWARDS_MAX: usize = 16;
+/// How long a sandbox may take to listen on one: a wake fits in, and the connection stands still for so long.
+pub(crate) const SSH_FORWARD_PATIENCE: Duration = Duration::from_secs(10);
 /// Environment variables of one channel.
 pub(crate) const SSH_ENV_MAX: usize = 128;
 /// Bytes of their names and values.

@@ -4,7 +4,7 @@
 //! listener -> connection -> key known? -> channel -+- shell, exec, sftp -> program -> guest agent (`/api/v1/exec`)
 //!    |            |                                +- session on a port user -+
 //!    |            +- no key in time: closed        +- direct-tcpip (-L, -D) --+-> bridge -> guest port
-//!    +- too many without a key: closed
+//!    +- too many without a key: closed     `-R`: forwarded-tcpip <- bridge <- reverse tunnel <- port of the guest
 //! ```
 //!
 //! russh speaks the protocol; this decides who may do what and carries the bytes. Everything goes the way of a proxied
@@ -18,7 +18,7 @@
 //! Flow control is end to end: a channel's client may send [`SSH_WINDOW`](crate::limits::SSH_WINDOW) bytes and is let
 //! send more as the sandbox takes them, and output is read from the sandbox as the client's own window opens.
 //!
-//! Not here: X11 and agent forwarding, certificates, and `-R`.
+//! Not here: X11 and agent forwarding, and certificates.
 
 mod bridge;
 mod channel;
@@ -27,6 +27,7 @@ mod inbox;
 mod keys;
 mod listen;
 mod program;
+mod reverse;
 mod session;
 mod user;
 

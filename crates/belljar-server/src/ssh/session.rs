@@ -9,13 +9,19 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
-use belljar_api::exec::{ExecProgram, TerminalSize};
+use belljar_api::{
+    exec::{ExecProgram, TerminalSize},
+    limits::AGENT_PORT,
+};
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig,
     keys::Algorithm,
     server::{Auth, ChannelOpenHandle, Handle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -24,13 +30,14 @@ use super::{
     inbox::Inbox,
     keys::KnownKey,
     program::{self, Control},
+    reverse,
     user::{User, open_port},
 };
 use crate::{
     app::App,
     clock::now_ms,
     ingress::{self, Target},
-    limits::{SSH_CHANNELS_MAX, SSH_OFFERS_MAX},
+    limits::{SSH_CHANNELS_MAX, SSH_FORWARD_PATIENCE, SSH_FORWARDS_MAX, SSH_OFFERS_MAX},
 };
 
 /// Who is at the other end, for programs that ask.
@@ -60,6 +67,8 @@ pub(super) struct Connection {
     channels: HashMap<ChannelId, Slot>,
     /// Forwarded connections that their client has closed, and whose last bytes are under way.
     leaving: Vec<AbortOnDropHandle<()>>,
+    /// Ports of the sandbox that lead to the client, by the address and the port that it asked for.
+    forwards: HashMap<(String, u32), AbortOnDropHandle<()>>,
 }
 
 /// What a channel was opened for.
@@ -90,6 +99,7 @@ impl Connection {
             user: String::new(),
             channels: HashMap::new(),
             leaving: Vec::new(),
+            forwards: HashMap::new(),
         }
     }
 
@@ -308,6 +318,37 @@ impl Handler for Connection {
         }
         let _ = session;
         Ok(())
+    }
+
+    /// The guest listens on its loopback, whatever the address: as sshd does unless it is told to let others in. russh wants
+    /// the answer before it goes on, so this is the one place where a connection waits for a sandbox.
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        session: &mut Session,
+    ) -> Result<bool, SessionError> {
+        let wanted = u16::try_from(*port).ok().filter(|wanted| *wanted != AGENT_PORT);
+        let (Ok(user), Some(wanted)) = (User::parse(&self.user), wanted) else { return Ok(false) };
+        if self.forwards.len() >= SSH_FORWARDS_MAX {
+            return Ok(false);
+        }
+        let listening = timeout(SSH_FORWARD_PATIENCE, reverse::listen(&self.app, user.sandbox, wanted)).await;
+        let tunnel = match listening.unwrap_or_else(|_| Err("the sandbox does not answer".to_owned())) {
+            Ok(tunnel) => tunnel,
+            Err(error) => {
+                tracing::debug!(error, port = wanted, "a port of a sandbox was not forwarded");
+                return Ok(false);
+            }
+        };
+        *port = u32::from(tunnel.port);
+        let serving = tokio::spawn(tunnel.serve(address.to_owned(), session.handle()));
+        self.forwards.insert((address.to_owned(), *port), AbortOnDropHandle::new(serving));
+        Ok(true)
+    }
+
+    async fn cancel_tcpip_forward(&mut self, address: &str, port: u32, _: &mut Session) -> Result<bool, SessionError> {
+        Ok(self.forwards.remove(&(address.to_owned(), port)).is_some())
     }
 
     async fn signal(&mut self, id: ChannelId, signal: Sig, _: &mut Session) -> Result<(), SessionError> {

@@ -256,6 +256,35 @@ fn ports_are_reached_by_forwarding_and_by_name() {
 }
 
 #[test]
+fn a_port_of_the_sandbox_leads_to_the_client() {
+    let ssh = Ssh::start();
+    let service = TcpListener::bind("127.0.0.1:0").unwrap();
+    let rule = format!("9000:127.0.0.1:{}", service.local_addr().unwrap().port());
+    std::thread::spawn(move || {
+        for stream in service.incoming().flatten() {
+            // Reads to the end and answers then: both directions end for themselves.
+            let mut stream = stream;
+            let mut asked = Vec::new();
+            let _ = stream.read_to_end(&mut asked);
+            let _ = write!(stream, "{} bytes from the client's side", asked.len());
+        }
+    });
+    let forwarding = ssh.command("ssh", &["-N", "-o", "ExitOnForwardFailure=yes", "-R", &rule, "box"]).spawn().unwrap();
+    let forwarding = Killed(forwarding);
+    ssh.until("bash -c '</dev/tcp/127.0.0.1/9000'");
+    let ask = "import socket; s=socket.create_connection(('127.0.0.1',9000)); s.sendall(b'x'*3000000); \
+               s.shutdown(1); print(s.makefile().read())";
+    for _ in 0..3 {
+        assert_eq!(ssh.sandbox().sh(&format!("python3 -c \"{ask}\"")), "3000000 bytes from the client's side");
+    }
+    // The port is taken, and says so.
+    let taken = ssh.run(&["-o", "ExitOnForwardFailure=yes", "-R", &rule, "box", "true"]);
+    check(&taken, 255, "", "remote port forwarding failed");
+    drop(forwarding);
+    ssh.until("! bash -c '</dev/tcp/127.0.0.1/9000'");
+}
+
+#[test]
 fn a_session_ends_with_its_client_and_wakes_what_sleeps() {
     let ssh = Ssh::start();
     for (name, options) in [("pipes", &["-T"][..]), ("terminal", &["-tt"])] {

@@ -27,6 +27,9 @@ use tokio::sync::Mutex;
 /// Starts a program that is ended with its parent; in Debian's `util-linux`, which every Debian has.
 const SETPRIV: &str = "setpriv";
 
+/// Goes on only if the process that started it is still there: it may have ended before the signal for that was asked for.
+const UNLESS_ORPHANED: &str = r#"[ "$PPID" = "$0" ] && exec "$@""#;
+
 /// The heads that were asked for.
 #[derive(Debug)]
 pub(super) struct Heads {
@@ -70,9 +73,9 @@ async fn ask(config: &QemuConfig, shape: &Shape) -> Result<Vec<u8>, VmmError> {
     };
     let (memory, mut stream, ours, theirs, log) = prepare().map_err(failed)?;
     // Nobody could find it again: it has no run directory, so it is to end with us, whatever ends us.
-    let args = ["--pdeathsig", "KILL", "--"].map(str::to_owned).into_iter();
-    let args: Vec<String> =
-        args.chain([program.to_string_lossy().into_owned()]).chain(arguments::teller(config, shape)).collect();
+    let args = ["--pdeathsig", "KILL", "--", "sh", "-c", UNLESS_ORPHANED].map(str::to_owned).into_iter();
+    let args = args.chain([std::process::id().to_string(), program.to_string_lossy().into_owned()]);
+    let args: Vec<String> = args.chain(arguments::teller(config, shape)).collect();
     let pid = spawn(&Start {
         program: Path::new(SETPRIV),
         args: &args,

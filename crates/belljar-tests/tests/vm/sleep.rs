@@ -74,6 +74,7 @@ fn a_hundred_sleeps_lose_nothing() {
     let boot_id = sandbox.boot_id();
     sandbox.http().put("/api/v1/files?path=/workspace/work.py", WORKLOAD.as_bytes());
     let work = sandbox.start(&json!({"command": "python3", "args": ["/workspace/work.py"]}));
+    sandbox.sh("until test -e /workspace/count; do sleep 0.1; done");
     let mut last = 0;
     for cycle in 0..100 {
         world.suspend("worker");

@@ -85,6 +85,9 @@ fn check_killed(order: &str, body: &serde_json::Value, acknowledged: impl Fn(&Wo
             acknowledged(&world, &answer);
         }
         // An order that was not carried out before is now, when it may cut off what is running: this comes after it.
+        while world.info("box").json["status"] == "suspending" {
+            std::thread::yield_now();
+        }
         world.resume("box");
         assert_eq!(sandbox.sh("cat /dev/shm/memory /workspace/disk"), format!("{round}\n{round}"), "round {round}");
         assert_eq!(sandbox.boot_id(), boot_id, "round {round}");

@@ -13,21 +13,19 @@
 //! of every address, UDP only, for the names of `ZONE`.
 
 use std::{
-    fs,
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     process::{Command, Stdio},
     str::FromStr,
     sync::{
         Arc, Mutex,
-        mpsc::{Receiver, channel},
+        mpsc::{Receiver, Sender, channel},
     },
     thread,
-    time::Duration,
 };
 
 use hickory_proto::{
-    op::{Message, MessageType, ResponseCode},
+    op::{Message, ResponseCode},
     rr::{Name, RData, Record, RecordType, rdata::A},
 };
 use nix::sched::{CloneFlags, unshare};
@@ -49,7 +47,7 @@ pub const HOST: &str = "45.83.0.1";
 
 const ADDRESSES: [&str; 6] = [ONE, TWO, PRIVATE, METADATA, DNS, OTHER_DNS];
 
-/// Names that are there from the start; a `*` stands for one label or more.
+/// Its names; a `*` stands for one label or more.
 const ZONE: [(&str, &str); 5] = [
     ("one.example.", ONE),
     ("two.example.", TWO),
@@ -61,13 +59,11 @@ const ZONE: [(&str, &str); 5] = [
 /// Seconds that an answer holds.
 const TTL: u32 = 5;
 
-/// A connection or datagram that came in: where from, and which address it was sent to.
-pub type Seen = Arc<Mutex<Vec<String>>>;
+/// What came in, as text.
+type Seen = Arc<Mutex<Vec<String>>>;
 
 /// The other side.
 pub struct Internet {
-    zone: Arc<Mutex<Vec<(String, Ipv4Addr)>>>,
-    queries: Seen,
     datagrams: Seen,
 }
 
@@ -79,13 +75,11 @@ impl Internet {
     pub fn enter() -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: run it as root");
         ip("link set lo up");
-        let zone = ZONE.iter().map(|(name, address)| ((*name).to_owned(), address.parse().expect("an address")));
-        let internet =
-            Self { zone: Arc::new(Mutex::new(zone.collect())), queries: Seen::default(), datagrams: Seen::default() };
+        let internet = Self { datagrams: Seen::default() };
         let (ready, made) = channel();
         let (connect, connected) = channel();
-        let (zone, queries, datagrams) = (internet.zone.clone(), internet.queries.clone(), internet.datagrams.clone());
-        thread::spawn(move || serve(&ready, &connected, &zone, &queries, &datagrams));
+        let datagrams = internet.datagrams.clone();
+        thread::spawn(move || serve(&ready, &connected, &datagrams));
         let tid: i32 = made.recv().expect("the internet");
         ip(&format!("link add out0 type veth peer name in0 netns {tid}"));
         ip(&format!("address add {HOST}/24 dev out0"));
@@ -95,23 +89,6 @@ impl Internet {
         // The services are there when this is answered.
         made.recv().expect("the internet serves");
         internet
-    }
-
-    /// Gives a name another address, or its first.
-    pub fn set_name(&self, name: &str, address: &str) {
-        let mut zone = self.zone.lock().expect("the zone");
-        zone.retain(|(known, _)| known != name);
-        zone.push((name.to_owned(), address.parse().expect("an address")));
-    }
-
-    /// Removes a name.
-    pub fn remove_name(&self, name: &str) {
-        self.zone.lock().expect("the zone").retain(|(known, _)| known != name);
-    }
-
-    /// Names that were asked for, each with the server that was asked.
-    pub fn queries(&self) -> Vec<String> {
-        self.queries.lock().expect("the queries").clone()
     }
 
     /// What came to port 7, each as text.
@@ -126,13 +103,7 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn serve(
-    ready: &std::sync::mpsc::Sender<i32>,
-    connected: &Receiver<()>,
-    zone: &Arc<Mutex<Vec<(String, Ipv4Addr)>>>,
-    queries: &Seen,
-    datagrams: &Seen,
-) {
+fn serve(ready: &Sender<i32>, connected: &Receiver<()>, datagrams: &Seen) {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
     ip("link set lo up");
     ready.send(nix::unistd::gettid().as_raw()).expect("told");
@@ -152,8 +123,7 @@ fn serve(
         let datagrams = datagrams.clone();
         thread::spawn(move || echo_datagrams(&echo, &datagrams));
         let dns = UdpSocket::bind((address, 53)).expect("port 53");
-        let (zone, queries) = (zone.clone(), queries.clone());
-        thread::spawn(move || answer_questions(&dns, address, &zone, &queries));
+        thread::spawn(move || answer_questions(&dns));
     }
     ready.send(0).expect("told");
 }
@@ -184,12 +154,7 @@ fn echo_datagrams(socket: &UdpSocket, seen: &Mutex<Vec<String>>) {
     }
 }
 
-fn answer_questions(
-    socket: &UdpSocket,
-    server: &str,
-    zone: &Mutex<Vec<(String, Ipv4Addr)>>,
-    queries: &Mutex<Vec<String>>,
-) {
+fn answer_questions(socket: &UdpSocket) {
     let mut buffer = [0; 2048];
     while let Ok((count, from)) = socket.recv_from(&mut buffer) {
         let Ok(question) = Message::from_vec(&buffer[..count]) else { continue };
@@ -198,9 +163,8 @@ fn answer_questions(
         answer.metadata.recursion_desired = true;
         for query in &question.queries {
             let name = query.name().to_ascii().to_ascii_lowercase();
-            queries.lock().expect("the queries").push(format!("{name} at {server}"));
             answer.add_query(query.clone());
-            match find(&zone.lock().expect("the zone"), &name) {
+            match find(&name) {
                 Some(address) if query.query_type() == RecordType::A => {
                     let name = Name::from_str(&name).expect("a name");
                     answer.add_answer(Record::from_rdata(name, TTL, RData::A(A(address))));
@@ -209,29 +173,16 @@ fn answer_questions(
                 None => answer.metadata.response_code = ResponseCode::NXDomain,
             }
         }
-        debug_assert_eq!(answer.metadata.message_type, MessageType::Response);
         if let Ok(bytes) = answer.to_vec() {
             let _ = socket.send_to(&bytes, from);
         }
     }
 }
 
-fn find(zone: &[(String, Ipv4Addr)], name: &str) -> Option<Ipv4Addr> {
+fn find(name: &str) -> Option<Ipv4Addr> {
     let matches = |pattern: &str| match pattern.strip_prefix('*') {
         Some(suffix) => name.ends_with(suffix) && name.len() > suffix.len(),
         None => name == pattern,
     };
-    zone.iter().find(|(pattern, _)| matches(pattern)).map(|(_, address)| *address)
-}
-
-/// Waits until something answers there, for at most some seconds.
-pub fn reachable(address: IpAddr, port: u16) -> bool {
-    TcpStream::connect_timeout(&(address, port).into(), Duration::from_secs(2)).is_ok()
-}
-
-/// Devices of the calling thread's namespace that belong to sandboxes.
-pub fn sandbox_devices() -> Vec<String> {
-    let text = fs::read_to_string("/proc/thread-self/net/dev").expect("the devices");
-    let names = text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned());
-    names.filter(|name| name.starts_with("bjnet")).collect()
+    ZONE.iter().find(|(pattern, _)| matches(pattern)).map(|(_, address)| address.parse().expect("an address"))
 }

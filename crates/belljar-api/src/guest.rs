@@ -60,6 +60,9 @@ pub struct Configure {
     pub mac: Option<String>,
     /// ENV, WORKDIR, USER of the image.
     pub runtime: RuntimeConfig,
+    /// Certificate that programs are to trust, PEM; `None` leaves what they trust.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<String>,
     /// Program that starts with the sandbox; wins over the image's.
     pub entrypoint: Option<Vec<String>>,
     /// Address of the guest's first network device; `None` leaves only loopback.

@@ -1,6 +1,6 @@
 //! The wire types of Belljar's three HTTP APIs, and the rules their values obey.
 //!
-//! - **public** ([`sandbox`], [`snapshot`], [`pool`], [`image`], [`key`], [`ssh_key`], [`log`], [`network`], [`error`]): what clients speak to the server;
+//! - **public** ([`sandbox`], [`snapshot`], [`pool`], [`image`], [`key`], [`ssh_key`], [`secret`], [`log`], [`network`], [`error`]): what clients speak to the server;
 //! - **guest** ([`process`], [`exec`], [`file`], [`pty`], [`guest`]): what the agent inside a VM answers, reached through the
 //!   server's proxy, plus the node-only system API;
 //! - **node** ([`node`]): what server and node say to each other.
@@ -24,6 +24,7 @@ pub mod pool;
 pub mod process;
 pub mod pty;
 pub mod sandbox;
+pub mod secret;
 pub mod snapshot;
 pub mod ssh_key;
 pub mod time;

@@ -41,6 +41,19 @@ pub const LABEL_MAX: usize = 63;
 /// Characters of a bad entry that an error quotes.
 pub const ENTRY_QUOTE: usize = 100;
 
+/// Longest name of a secret or of one of its headers, in bytes.
+pub const SECRET_NAME_MAX: usize = 128;
+/// Longest value of a secret, in bytes: HTTP servers take headers of 8 to 32 KiB in all.
+pub const SECRET_VALUE_MAX: usize = 16 * 1024;
+/// Most hosts to which a secret is bound.
+pub const SECRET_HOSTS_MAX: usize = 64;
+/// Most headers in which a secret may stand.
+pub const SECRET_HEADERS_MAX: usize = 8;
+/// Most secrets that one sandbox uses.
+pub const SECRETS_PER_SANDBOX_MAX: usize = 64;
+/// Most secrets in all: every node holds them in memory.
+pub const SECRETS_MAX: usize = 1000;
+
 /// Most bytes of a JSON request body on any plane; files and stdin are streamed and not bound by it.
 pub const JSON_BODY_MAX: usize = 1024 * 1024;
 /// Most arguments, environment variables or entrypoint words in one request.

@@ -16,6 +16,7 @@
 //! | `GET /v1/snapshots/{id}/diff/{other}` | -> [`crate::snapshot::SnapshotDiff`]; 404 when one is not here |
 //! | `POST /v1/network/check` | [`NetworkConfig`] -> `{}`; 400 says what cannot be enforced, or which name has no address |
 //! | `GET /v1/network/{sandbox_id}` | -> [`crate::network::NetworkUse`]; 404 when nothing is counted now |
+//! | `PUT /v1/credentials` | [`Credentials`] -> `{}`: all that there are, kept in memory only; before any command, and after every change |
 //! | `POST /v1/logs` | [`LogQuery`] -> [`crate::log::LogPage`] |
 //! | `GET /v1/logs/{sandbox_id}/processes` | -> [`crate::log::LogProcessList`] |
 //! | `CONNECT {sandbox_id}:{port}` | 200, then the stream's bytes are the guest connection's; else 4xx/5xx [`crate::error::ErrorBody`] |
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     image::ImageInfo,
     sandbox::{NetworkConfig, Resources, TerminationReason},
+    secret::{SecretRef, SecretValue},
     snapshot::SnapshotType,
 };
 
@@ -171,8 +173,37 @@ pub struct SandboxSpec {
     pub resources: Resources,
     /// Program that starts with it; wins over the image's.
     pub entrypoint: Option<Vec<String>>,
+    /// Secrets that it uses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretRef>,
     /// Values that may change later.
     pub settings: Settings,
+}
+
+/// What a node needs to put secrets into requests. Only ever in memory there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Certificate of the installation's authority, PEM: what guests trust.
+    pub ca_certificate: String,
+    /// Its private key, PEM (PKCS #8).
+    pub ca_key: SecretValue,
+    /// Every secret.
+    pub secrets: Vec<Secret>,
+}
+
+/// A secret with its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Its name.
+    pub name: String,
+    /// What sandboxes have in its place.
+    pub placeholder: String,
+    /// The secret itself.
+    pub value: SecretValue,
+    /// Where it may go: host names and `*.suffix`es.
+    pub hosts: Vec<String>,
+    /// In which headers, lower case.
+    pub headers: Vec<String>,
 }
 
 /// What may change while a sandbox runs.

@@ -23,8 +23,8 @@ pub struct PoolRequest {
     pub warm_containers: Option<u32>,
     /// Network policy. In a PUT, absent and `null` are the default one.
     pub network: Option<NetworkConfig>,
-    /// Secrets: refused by this release.
-    pub secret_names: Vec<String>,
+    /// Secrets that each sandbox uses.
+    pub secret_names: Option<Vec<String>>,
     /// Whether exposed ports answer without a key.
     pub allow_unauthenticated_access: Option<bool>,
     /// Guest ports routed from outside.
@@ -80,6 +80,9 @@ pub struct PoolInfo {
     /// Guest ports routed from outside.
     #[serde(default)]
     pub exposed_ports: Vec<u16>,
+    /// Secrets that each sandbox uses.
+    #[serde(default)]
+    pub secret_names: Vec<String>,
     /// Warm and claimed sandboxes.
     pub containers: Vec<PoolContainer>,
     /// Milliseconds since the epoch.

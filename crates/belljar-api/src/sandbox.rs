@@ -10,7 +10,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use crate::{id::check_name, limits};
+use crate::{id::check_name, limits, secret};
 
 /// Where a sandbox stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -214,9 +214,9 @@ pub struct CreateSandbox {
     /// Give up when not running after this many seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_pending_secs: Option<u64>,
-    /// Secrets: refused by this release.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub secret_names: Vec<String>,
+    /// Secrets that it uses; see [`crate::secret`]. A snapshot brings those of its source unless the field is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_names: Option<Vec<String>>,
 }
 
 /// Body of `PATCH /sandboxes/{ref}`: what is absent stays.
@@ -315,6 +315,9 @@ pub struct SandboxInfo {
     pub auto_resume: bool,
     /// Node that runs it.
     pub executor_id: Option<String>,
+    /// Secrets that it uses.
+    #[serde(default)]
+    pub secret_names: Vec<String>,
 }
 
 /// Answer of `POST /sandboxes` (200, 201, 422 `failed`, 504 `timeout`).
@@ -474,9 +477,7 @@ impl CreateSandbox {
         if !self.file_systems.is_empty() {
             return invalid("file_systems", "this release has no mounts; leave the field out");
         }
-        if !self.secret_names.is_empty() {
-            return invalid("secret_names", "this release has no secrets; leave the field out");
-        }
+        secret::check_names(self.secret_names.as_deref().unwrap_or_default())?;
         if self.auto_resume == Some(false) && self.name.is_none() {
             return invalid("auto_resume", "false needs a name: only named sandboxes are suspended");
         }

@@ -32,6 +32,7 @@ mod pools;
 mod pty;
 mod reverse;
 mod sandbox;
+mod secret;
 mod snapshots;
 pub mod sse;
 mod ssh;

@@ -85,8 +85,9 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 }
 
 /// Replaces a file, and a link by a file: `/etc/resolv.conf` often points into a `/run` that is not there.
-pub(crate) fn write_file(path: &str, text: &str) -> io::Result<()> {
-    if let Some(directory) = Path::new(path).parent() {
+pub(crate) fn write_file(path: impl AsRef<Path>, text: &str) -> io::Result<()> {
+    let path = path.as_ref();
+    if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
     if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {

@@ -56,6 +56,7 @@ mod spawn;
 mod sse;
 mod sync;
 mod system;
+mod trust;
 mod tunnel;
 mod uevent;
 mod upload;

@@ -28,6 +28,7 @@ use crate::{
     paths::default_owner,
     sockets,
     sync::now_ns,
+    trust,
 };
 
 /// Why a machine cannot become the sandbox.
@@ -82,6 +83,9 @@ impl Change<'_> {
             grow::grow_root_or_warn();
         }
         self.set_identity()?;
+        if let Some(certificate) = self.wanted.trust.as_ref().filter(|_| self.is_new(|of| &of.trust)) {
+            warn("authority to trust", trust::install(certificate));
+        }
         self.set_network(mac)?;
         if self.is_restored() {
             match sockets::end_connections() {

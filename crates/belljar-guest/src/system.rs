@@ -33,6 +33,7 @@ use crate::{
     process::Plan,
     random, settle,
     setup::{Change, SetupError},
+    trust,
 };
 
 /// Name of the supervisor of the sandbox's entrypoint.
@@ -88,10 +89,16 @@ async fn configure(
     to_the_end(become_sandbox(agent, wanted, arrived)).await.map(Json)
 }
 
-async fn become_sandbox(agent: Arc<Agent>, wanted: Configure, arrived: Instant) -> Result<Configured, ApiError> {
+async fn become_sandbox(agent: Arc<Agent>, mut wanted: Configure, arrived: Instant) -> Result<Configured, ApiError> {
     let mut frozen = agent.frozen.lock().await;
     let previous = agent.configuration();
-    let settings = Arc::new(Settings { place: agent.place.clone(), runtime: wanted.runtime.clone() });
+    // A node that has just come back may not know it yet; what was trusted is still there.
+    wanted.trust = wanted.trust.or_else(|| previous.as_ref().and_then(|previous| previous.wanted.trust.clone()));
+    let mut runtime = wanted.runtime.clone();
+    if wanted.trust.is_some() && matches!(agent.place, Place::Machine) {
+        trust::name(&mut runtime.env);
+    }
+    let settings = Arc::new(Settings { place: agent.place.clone(), runtime });
     if let Place::Machine = agent.place {
         // What a rehearsal left is like what a parent leaves: another sandbox's.
         let before = previous.as_ref().map(|previous| previous.wanted.clone()).or_else(|| agent.rehearsed());

@@ -48,8 +48,8 @@ pub use self::{
     network::{NetworkError, NetworkOptions, NetworkSetting, probe as probe_network},
 };
 use self::{
-    fault::Faults, idle::ConnectionSlots, images::Images, network::Network, record::Ending, registry::Registry,
-    snapshots::Snapshots, storage::Storage, templates::Templates, vault::Vault,
+    egress::credentials::Safe, fault::Faults, idle::ConnectionSlots, images::Images, network::Network, record::Ending,
+    registry::Registry, snapshots::Snapshots, storage::Storage, templates::Templates, vault::Vault,
 };
 
 /// How a node stops.
@@ -113,6 +113,8 @@ pub(crate) struct Context {
     pub(crate) user_network: bool,
     /// What their cards are connected to.
     pub(crate) network: Network,
+    /// Secrets, as the server has told them.
+    pub(crate) safe: Arc<Safe>,
     /// Snapshots that are kept, written, or failed.
     pub(crate) snapshots: Snapshots,
     /// Golden snapshots and VMs kept ready.
@@ -230,6 +232,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         artifacts: config.artifacts,
         user_network,
         network,
+        safe: Arc::default(),
         boot_slots: Semaphore::new(cpus.max(2)),
         connections: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
         registry,

@@ -74,6 +74,8 @@ pub(crate) const NETWORKS_MAX: u32 = 32 * 1024;
 pub(crate) const NETWORKS_READY: usize = 3;
 /// Connections of one sandbox that the kernel keeps track of at once.
 pub(crate) const NETWORK_CONNECTIONS: u32 = 8 * 1024;
+/// How long the proxy of a sandbox waits for one address of a host.
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that one sandbox may begin in a second.
 pub(crate) const NETWORK_NEW_PER_SECOND: u32 = 500;
 /// How long the reader of a log waits for what the kernel has noted last.
@@ -96,6 +98,8 @@ pub(crate) const LOG_PAGE: usize = 1000;
 pub(crate) const SYSTEM_ANSWER_MAX: usize = 64 * 1024;
 /// Largest command body from the server, bytes.
 pub(crate) const COMMAND_MAX: usize = 4 * 1024 * 1024;
+/// Most bytes of all secrets in one request of the server: as many as there may be, each as long as it may be.
+pub(crate) const CREDENTIALS_MAX: usize = 32 * 1024 * 1024;
 /// What a caller may keep beside a snapshot, bytes: a command's specification fits with room to spare.
 pub(crate) const SNAPSHOT_METADATA_MAX: usize = 2 * COMMAND_MAX;
 /// Largest manifest, bytes: a terabyte in scattered chunks. More is not read back.

@@ -175,6 +175,7 @@ mod tests {
             image: "belljar/debian".into(),
             resources: ResourcesRequest::default().resolve().expect("defaults"),
             entrypoint: None,
+            secrets: Vec::new(),
             settings: Settings {
                 name: None,
                 suspends: false,

@@ -13,6 +13,8 @@ use crate::tls::TlsFiles;
 pub struct ServerConfig {
     /// The SQLite file; made when it is not there. Its directory must exist.
     pub database: PathBuf,
+    /// The key that seals secrets; made at the first start. Whoever backs up the database keeps it elsewhere.
+    pub secrets_key: PathBuf,
     /// Where clients reach the data plane: `http://host[:port]`. Also gives scheme and port of the URLs below
     /// [`Self::ingress_domain`].
     pub sandbox_url_base: String,
@@ -121,6 +123,7 @@ mod tests {
     fn config(base: &str, domain: Option<&str>) -> ServerConfig {
         ServerConfig {
             database: "x".into(),
+            secrets_key: "k".into(),
             sandbox_url_base: base.into(),
             ingress_domain: domain.map(str::to_owned),
             trusted_proxies: Vec::new(),

@@ -125,6 +125,9 @@ impl From<StoreError> for ApiError {
                 code::CONFLICT,
                 "this is the only API key; create another one before removing it",
             ),
+            StoreError::NoValue(name) => {
+                Self::invalid(format!("value: there is no secret {name:?} yet, so it needs one; give its value"))
+            }
             StoreError::KeyGone => {
                 Self::new(StatusCode::UNAUTHORIZED, code::UNAUTHENTICATED, "this API key was removed just now")
             }

@@ -25,6 +25,7 @@ mod openapi;
 mod placement;
 mod pool;
 mod routes;
+mod secret;
 mod serve;
 mod snapshot;
 mod ssh;
@@ -42,6 +43,7 @@ pub use self::{
     config::{ConfigError, ServerConfig},
     listen::Listeners,
     openapi::openapi,
+    secret::{SealError, SecretError},
     ssh::{SshError, host_key_fingerprint},
     store::{OpenError, StoreError},
     tls::{TlsError, TlsFiles},
@@ -70,6 +72,9 @@ pub enum ServerError {
     /// The database.
     #[error("the store: {0}")]
     Store(#[from] StoreError),
+    /// Its secrets.
+    #[error("{0}")]
+    Secrets(#[from] SecretError),
     /// The operating system gives no random bytes.
     #[error("no randomness: {0}")]
     Randomness(String),
@@ -116,6 +121,7 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
         Some(token) => token,
         None => auth::new_node_token().map_err(|error| ServerError::Randomness(error.to_string()))?,
     };
+    let secrets = secret::Secrets::open(&config.secrets_key, &*store).await?;
     let app = Arc::new(App {
         store,
         live,
@@ -124,6 +130,7 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
         ingress_domain: config.ingress_domain,
         trusted_proxies: config.trusted_proxies,
         node_token: auth::NodeToken::new(&node_token),
+        secrets,
         sessions: TaskTracker::new(),
         stopping: CancellationToken::new(),
         #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The OpenAPI document: paths from the table of routes, schemas from the wire types.
 
-use belljar_api::{error, exec, file, guest, image, key, log, network, pool, process, pty, sandbox, snapshot, ssh_key};
+use belljar_api::{
+    error, exec, file, guest, image, key, log, network, pool, process, pty, sandbox, secret, snapshot, ssh_key,
+};
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
@@ -51,6 +53,12 @@ const OPTIONAL_BODIES: [&str; 3] = ["CreateSandbox", "CreateSnapshot", "PoolRequ
     sandbox::PatchSandbox,
     sandbox::SandboxInfo,
     sandbox::SandboxList,
+    secret::PutSecret,
+    secret::PutSecrets,
+    secret::SecretInfo,
+    secret::SecretList,
+    secret::SecretPage,
+    secret::SecretValue,
     snapshot::AcceptedSnapshot,
     snapshot::CollectedList,
     snapshot::CopiedSandboxes,

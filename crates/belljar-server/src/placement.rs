@@ -27,13 +27,13 @@ pub(crate) struct NodeView {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted<'a> {
     pub(crate) resources: &'a Resources,
-    /// It has egress rules, which must not be ignored.
+    /// It has egress rules or secrets, which must not be ignored.
     pub(crate) egress_rules: bool,
 }
 
 /// What to say where no node enforces egress rules.
-pub(crate) const NO_EGRESS_RULES: &str = "network: allow_out and deny_out are not enforced on any node that is connected; leave \
-     them out, or run the node as root with nftables and iproute2 (`belljar doctor` tells what is missing)";
+pub(crate) const NO_EGRESS_RULES: &str = "network: allow_out, deny_out and secret_names are not enforced on any node that is connected; \
+     leave them out, or run the node as root with nftables and iproute2 (`belljar doctor` tells what is missing)";
 
 /// Whether a node has an image.
 #[derive(Debug, Clone, PartialEq, Eq)]

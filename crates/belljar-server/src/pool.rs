@@ -61,6 +61,7 @@ impl PoolRow {
             network_policy: spec.network.clone(),
             allow_unauthenticated_access: spec.allow_unauthenticated_access,
             exposed_ports: spec.exposed_ports.clone(),
+            secret_names: spec.secret_names(),
             containers: rows.iter().map(|row| container(row)).collect(),
             created_at: self.created_at,
             updated_at: self.updated_at,

@@ -81,6 +81,7 @@ pub(crate) fn info(row: &SandboxRow, world: World, urls: &Urls) -> SandboxInfo {
         file_systems: Vec::new(),
         auto_resume: spec.auto_resume,
         executor_id: row.node_id().map(str::to_owned),
+        secret_names: spec.secret_names(),
     }
 }
 

@@ -29,6 +29,7 @@ fn row(phase: Phase) -> SandboxRow {
 fn urls() -> Urls {
     let config = ServerConfig {
         database: "x".into(),
+        secrets_key: "k".into(),
         sandbox_url_base: "http://localhost:9443".into(),
         ingress_domain: None,
         tls: None,

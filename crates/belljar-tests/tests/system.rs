@@ -56,6 +56,7 @@ impl System {
     fn start_server(&mut self) {
         let config = ServerConfig {
             database: self.dir.path().join("belljar.db"),
+            secrets_key: self.dir.path().join("secrets.key"),
             sandbox_url_base: "http://localhost:1".into(),
             ingress_domain: None,
             trusted_proxies: Vec::new(),

@@ -177,6 +177,7 @@ pub(crate) fn configuration() -> Configure {
         mac: None,
         hostname: "sandbox-1".to_owned(),
         runtime: RuntimeConfig::default(),
+        trust: None,
         entrypoint: None,
         network: None,
         wall_clock_ns: 0,

@@ -70,6 +70,27 @@ pub(super) const DROP_SAMPLES_BURST: u32 = 100;
 /// Least bytes that may pass at once under a bandwidth limit: two segments as large as the kernel makes them.
 pub(super) const BURST_MIN: u64 = 128 * 1024;
 
+/// Connections of one sandbox to the proxy that puts secrets into its requests.
+pub(super) const PROXY_CONNECTIONS_MAX: usize = 256;
+/// How long a guest may take for its part of the handshake, and for the head of a request.
+pub(super) const PROXY_HANDSHAKE: Duration = Duration::from_secs(10);
+/// See [`PROXY_HANDSHAKE`]; also how long a connection may wait for its next request.
+pub(super) const PROXY_HEAD: Duration = Duration::from_secs(60);
+/// How long the way to a host may take, its TLS included.
+pub(super) const PROXY_CONNECT: Duration = Duration::from_secs(15);
+/// Bytes of all headers of a request.
+pub(super) const PROXY_HEADERS_MAX: usize = 64 * 1024;
+/// Bytes of a header after a secret was put into it.
+pub(super) const SWAPPED_HEADER_MAX: usize = 64 * 1024;
+/// Streams of one HTTP/2 connection at once.
+pub(super) const PROXY_STREAMS_MAX: u32 = 100;
+/// Unused connections to one host that are kept, and how long.
+pub(super) const PROXY_IDLE: (usize, Duration) = (8, Duration::from_secs(30));
+/// TTL of the proxy's address: how soon a guest notices that a name is no longer bound to a secret.
+pub(super) const PROXY_TTL: Duration = Duration::from_secs(30);
+/// Refused requests that are remembered for the sandbox's log.
+pub(super) const PROXY_REFUSALS_MAX: usize = 64;
+
 const _: () = assert!(UPSTREAM_TIMEOUT.as_millis() < LOOKUP_TIMEOUT.as_millis());
 const _: () = assert!(TTL_FLOOR.as_secs() < TTL_CEILING.as_secs() && UDP_ANSWER_MIN <= UDP_ANSWER_MAX);
 const _: () = assert!(ADDRESSES_PER_ANSWER_MAX <= ADDRESSES_PER_NAME_MAX && SET_MAX >= 2 * ADDRESSES_MAX);

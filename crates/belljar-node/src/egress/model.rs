@@ -108,9 +108,11 @@ pub(super) fn verdict(world: &World<'_>, packet: &Packet) -> Result<(), Reason> 
 }
 
 fn service(wiring: &Wiring<'_>, packet: &Packet) -> Result<(), Reason> {
+    let https = packet.protocol == Protocol::Tcp && packet.port == 443;
     let dns = matches!(packet.protocol, Protocol::Tcp | Protocol::Udp) && packet.port == 53;
     match packet.remote {
         at if at == wiring.resolver && dns => Ok(()),
+        at if at == wiring.proxy && https => Ok(()),
         at if at == wiring.gateway && packet.protocol == Protocol::Echo && !packet.reply => Ok(()),
         at if at.is_multicast() || at.is_broadcast() => Err(Reason::Private),
         _ => Err(Reason::Own),

@@ -17,16 +17,21 @@ use std::{
 };
 
 use async_trait::async_trait;
-use belljar_api::{network::NetworkUse, sandbox::NetworkConfig};
+use belljar_api::{
+    network::{HostName, NetworkUse},
+    sandbox::NetworkConfig,
+    secret::SecretRef,
+};
 use ipnet::{IpNet, Ipv4Net};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{GATEWAY, GUEST, NetworkError, PREFIX, RESOLVER, TAP, UPLINK, host, slot};
+use super::{GATEWAY, GUEST, NetworkError, PREFIX, PROXY, RESOLVER, TAP, UPLINK, dial::Dialer, host, slot};
 use crate::{
     Context, blocking, chain,
     egress::{
+        credentials::{self, Allowance, Proxy},
         policy::{Operator, Policy},
-        resolver::{Firewall, Names, ResolveError, Resolver, resolve_names},
+        resolver::{Detour, Firewall, Names, ResolveError, Resolver, resolve_names},
         ruleset::{self, Resolved, Wiring},
     },
     limits::{NETWORK_CONNECTIONS, NETWORK_NEW_PER_SECOND},
@@ -34,6 +39,8 @@ use crate::{
 
 /// Port of the resolver.
 const DNS: u16 = 53;
+/// Port of the proxy.
+const HTTPS: u16 = 443;
 
 /// Rules and resolver of a VM that lives.
 pub(crate) struct Gate {
@@ -42,6 +49,8 @@ pub(crate) struct Gate {
     file: PathBuf,
     mac: [u8; 6],
     resolver: Resolver,
+    /// Of a sandbox with secrets.
+    proxy: Option<Proxy>,
     /// What was last asked for, whether it could be had or not.
     asked: NetworkConfig,
     _serving: DropGuard,
@@ -71,6 +80,7 @@ impl Gate {
         ctx: &Arc<Context>,
         home: &Path,
         wanted: &NetworkConfig,
+        secrets: &[SecretRef],
         mac: [u8; 6],
     ) -> Result<Option<Self>, GateError> {
         let file = home.join(super::FILE);
@@ -88,8 +98,14 @@ impl Gate {
             })
         })
         .await?;
-        let resolver = Resolver::new(Arc::new(ctx.network.upstream()), Arc::new(Rules { number }));
         let stop = CancellationToken::new();
+        let allowance = (!secrets.is_empty()).then(|| Allowance::new(ctx.safe.clone(), secrets.to_vec()));
+        let detour = allowance.clone().map(|allowance| Arc::new(allowance) as Arc<dyn Detour>);
+        let resolver = Resolver::new(Arc::new(ctx.network.upstream()), Arc::new(Rules { number }), detour);
+        let proxy = match allowance {
+            Some(allowance) => Some(open_proxy(ctx, number, &resolver, allowance, stop.clone()).await?),
+            None => None,
+        };
         let serving = {
             let (resolver, stop) = (resolver.clone(), stop.clone());
             async move {
@@ -99,7 +115,7 @@ impl Gate {
             }
         };
         ctx.spawn(serving);
-        let gate = Self { number, file, mac, resolver, asked: wanted.clone(), _serving: stop.drop_guard() };
+        let gate = Self { number, file, mac, resolver, proxy, asked: wanted.clone(), _serving: stop.drop_guard() };
         // A name is resolved when the guest asks for it: nobody waits for that here.
         let in_force = note.rules.as_ref() == Some(wanted);
         gate.apply(ctx, wanted, Names::default(), in_force).await?;
@@ -156,6 +172,7 @@ impl Gate {
             guest: GUEST,
             gateway: GATEWAY,
             resolver: RESOLVER,
+            proxy: PROXY,
             tap: TAP,
             uplink: UPLINK,
             guest_mac: Some(self.mac),
@@ -180,7 +197,36 @@ impl Gate {
         .await?;
         let addresses = ruleset::dropped(&drops).into_iter().map(|dropped| dropped.to_string());
         let names = self.resolver.take_refusals().into_iter().map(|refusal| refusal.to_string());
-        Ok((addresses.chain(names).collect(), ruleset::counts(&counters)))
+        let requests = self.proxy.iter().flat_map(Proxy::take_refusals);
+        Ok((addresses.chain(names).chain(requests).collect(), ruleset::counts(&counters)))
+    }
+}
+
+/// Begins to carry the requests of a sandbox to the hosts to which its secrets are bound.
+async fn open_proxy(
+    ctx: &Arc<Context>,
+    number: u32,
+    resolver: &Resolver,
+    allowance: Allowance,
+    stop: CancellationToken,
+) -> Result<Proxy, GateError> {
+    let bind = || TcpListener::bind((PROXY, HTTPS)).map_err(NetworkError::io("open the proxy's port"));
+    let (listener, roots) =
+        blocking(move || Ok::<_, NetworkError>((slot::enter(number, bind)?, credentials::roots()))).await?;
+    let dialer = Arc::new(Dialer { number, resolver: resolver.clone() });
+    let proxy = Proxy::new(allowance, dialer, roots).map_err(|error| GateError::Invalid(error.to_string()))?;
+    let serving = proxy.clone();
+    ctx.spawn(async move {
+        if let Err(error) = serving.serve(listener, stop).await {
+            tracing::error!(%error, number, "a sandbox's proxy has ended");
+        }
+    });
+    Ok(proxy)
+}
+
+impl Detour for Allowance {
+    fn around(&self, name: &HostName) -> Option<Ipv4Addr> {
+        self.covers(name).then_some(PROXY)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   guest eth0 10.0.2.15 ── tap0 10.0.2.2 │ namespace belljar-N │ up0 ══ bjnetN │ host ── masquerade ──> elsewhere
-//!                                         └─ 10.0.2.3: the resolver's sockets
+//!                                         ├─ 10.0.2.3: the resolver's sockets
+//!                                         └─ 10.0.2.4: the proxy's, for sandboxes with secrets
 //!
 //!  (free) --claim--> making --made--> ready --plug--> in use by one VM process --unplug--> gone
 //!                       └─ failed: undone               └─ the node died: found by its home, or swept
@@ -20,6 +21,7 @@
 //! It knows no sandboxes and no policies; [`crate::egress`] says what may pass. Called by [`crate::sandbox::boot`], the
 //! templates and the node's start.
 
+mod dial;
 mod gate;
 mod host;
 mod slot;
@@ -46,6 +48,8 @@ use crate::{Context, blocking, chain, egress::resolver::Upstream, limits::NETWOR
 pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+/// Where requests to hosts go that a secret is bound to.
+pub(crate) const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
 pub(crate) const PREFIX: u8 = 24;
 /// The devices of a namespace: towards the guest, and out.
 pub(crate) const TAP: &str = "tap0";

@@ -20,7 +20,7 @@ use nix::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{GATEWAY, NetworkError, PREFIX, RESOLVER, TAP, UPLINK, host};
+use super::{GATEWAY, NetworkError, PREFIX, PROXY, RESOLVER, TAP, UPLINK, host};
 use crate::limits::NETWORKS_MAX;
 
 pub(super) const CLAIMS: &str = "/run/belljar/networks";
@@ -173,6 +173,7 @@ fn make(number: u32) -> Result<OwnedFd, NetworkError> {
             "link set lo up\n\
              address add {GATEWAY}/{PREFIX} dev {TAP}\n\
              address add {RESOLVER}/{PREFIX} dev {TAP}\n\
+             address add {PROXY}/{PREFIX} dev {TAP}\n\
              link set {TAP} up\n\
              link add {UPLINK} type veth peer name {outer} netns {}\n\
              address add {far}/31 dev {UPLINK}\n\

@@ -270,7 +270,7 @@ impl Plan {
 
     async fn open_gate(&self) -> Result<Option<Gate>, BootError> {
         let wanted = &self.spec.settings.network;
-        Ok(Gate::open(&self.ctx, &self.dir, wanted, mac(&self.id)).await?)
+        Ok(Gate::open(&self.ctx, &self.dir, wanted, &self.spec.secrets, mac(&self.id)).await?)
     }
 
     async fn adopt_vm(&self) -> Result<Option<Arc<dyn Vm>>, BootError> {
@@ -346,6 +346,14 @@ impl Plan {
         self.attach(vm, gate, runtime, BOOT_TIMEOUT).await.map(Some)
     }
 
+    /// What the image says, and a variable for each secret.
+    fn with_placeholders(&self, runtime: &RuntimeConfig) -> RuntimeConfig {
+        let mut runtime = runtime.clone();
+        let secrets = self.spec.secrets.iter();
+        runtime.env.extend(secrets.map(|secret| (secret.name.clone(), secret.placeholder.clone())));
+        runtime
+    }
+
     fn configuration(&self, runtime: &RuntimeConfig) -> Configure {
         let network = guest_network(&self.ctx);
         Configure {
@@ -355,7 +363,8 @@ impl Plan {
             identity_token: self.identity_token.clone(),
             mac: network.as_ref().map(|_| network::words(mac(&self.id))),
             hostname: self.spec.settings.name.clone().unwrap_or_else(|| self.id.clone()),
-            runtime: runtime.clone(),
+            runtime: self.with_placeholders(runtime),
+            trust: (!self.spec.secrets.is_empty()).then(|| self.ctx.safe.certificate()).flatten(),
             entrypoint: self.spec.entrypoint.clone(),
             network,
             wall_clock_ns: now_ns(),
@@ -375,6 +384,7 @@ pub(crate) fn rehearsal(ctx: &Context) -> Configure {
         hostname: id.clone(),
         sandbox_id: id,
         runtime: RuntimeConfig::default(),
+        trust: None,
         entrypoint: None,
         network: guest_network(ctx),
         wall_clock_ns: now_ns(),

@@ -92,6 +92,7 @@ mod tests {
             image: "i".into(),
             resources: ResourcesRequest::default().resolve().expect("defaults"),
             entrypoint: None,
+            secrets: Vec::new(),
             settings: settings(600),
         }
     }

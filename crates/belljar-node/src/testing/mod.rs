@@ -244,6 +244,7 @@ fn spec(allow_internet_access: bool, timeout_secs: u64) -> SandboxSpec {
         image: belljar_image::DEFAULT_IMAGE.into(),
         resources: ResourcesRequest::default().resolve().expect("defaults"),
         entrypoint: None,
+        secrets: Vec::new(),
         settings: Settings { name: None, suspends: false, auto_resume: true, timeout_secs, network },
     }
 }

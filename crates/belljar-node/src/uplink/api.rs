@@ -7,11 +7,11 @@ use axum::{
     body::Body,
     extract::{DefaultBodyLimit, Path, Query, State},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use belljar_api::{
     error::{ErrorBody, code},
-    node::{Command, LogQuery, NodeHello, Report},
+    node::{Command, Credentials, LogQuery, NodeHello, Report},
     sandbox::NetworkConfig,
 };
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use crate::{
     Context, account, blocking, chain,
     images::is_not_found,
-    limits::COMMAND_MAX,
+    limits::{COMMAND_MAX, CREDENTIALS_MAX},
     logs, network,
     registry::{ApplyError, Changed},
     vault::VaultError,
@@ -38,6 +38,7 @@ pub(super) fn router(ctx: Arc<Context>) -> Router {
         .route("/v1/storage", get(usage))
         .route("/v1/storage/gc", post(gc))
         .route("/v1/snapshots/{id}/diff/{other}", get(diff))
+        .route("/v1/credentials", put(credentials).layer(DefaultBodyLimit::max(CREDENTIALS_MAX)))
         .route("/v1/network/check", post(check_network))
         .route("/v1/network/{id}", get(network_use))
         .route("/v1/logs", post(log_page))
@@ -172,6 +173,13 @@ async fn diff(State(ctx): State<Arc<Context>>, Path((id, other)): Path<(String, 
             failure(StatusCode::NOT_FOUND, code::SNAPSHOT_NOT_FOUND, error.to_string())
         }
         Err(error) => internal(&error),
+    }
+}
+
+async fn credentials(State(ctx): State<Arc<Context>>, Json(credentials): Json<Credentials>) -> Response {
+    match ctx.safe.replace(credentials) {
+        Ok(()) => Json(serde_json::json!({})).into_response(),
+        Err(error) => failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, chain(&error)),
     }
 }
 

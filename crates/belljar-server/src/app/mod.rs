@@ -7,6 +7,7 @@ pub(crate) mod place;
 pub(crate) mod pool;
 pub(crate) mod restore;
 pub(crate) mod sandbox;
+pub(crate) mod secret;
 pub(crate) mod sleep;
 pub(crate) mod snapshot;
 pub(crate) mod ssh_key;
@@ -24,6 +25,7 @@ use crate::{
     config::Urls,
     ingress::Pool as Guests,
     node_link::Nodes,
+    secret::Secrets,
     ssh::SshKeys,
     store::{Committed, Store},
     table::Table,
@@ -39,6 +41,8 @@ pub(crate) struct App {
     /// Proxies whose word on a client's address counts.
     pub(crate) trusted_proxies: Vec<ipnet::IpNet>,
     pub(crate) node_token: NodeToken,
+    /// Seals secrets and opens them.
+    pub(crate) secrets: Secrets,
     /// The node sessions; they end when [`Self::stopping`] is cancelled.
     pub(crate) sessions: TaskTracker,
     pub(crate) stopping: CancellationToken,

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use belljar_api::sandbox::{NetworkConfig, TerminationReason};
+use belljar_api::sandbox::TerminationReason;
 
 use super::App;
 use crate::{
@@ -37,8 +37,7 @@ pub(crate) async fn decision(app: &App, spec: &Spec, home: Option<&str>) -> Deci
             Err(error) => tracing::warn!(node = link.id(), %error, "a node did not say whether it has an image"),
         }
     }
-    let egress_rules = spec.network.as_ref().is_some_and(NetworkConfig::has_rules);
-    decide(&views, Wanted { resources: &spec.resources, egress_rules })
+    decide(&views, Wanted { resources: &spec.resources, egress_rules: spec.needs_egress_rules() })
 }
 
 /// Runs until it is dropped.

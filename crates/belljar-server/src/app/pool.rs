@@ -150,7 +150,7 @@ impl App {
         let row = PoolRow {
             id: new_id(),
             namespace: namespace.to_owned(),
-            spec: self.pool_spec(request)?,
+            spec: self.pool_spec(request).await?,
             max_containers,
             warm_containers,
             created_at: at,
@@ -160,7 +160,7 @@ impl App {
         Ok(row)
     }
 
-    fn pool_spec(&self, request: PoolRequest) -> Result<Spec, ApiError> {
+    async fn pool_spec(&self, request: PoolRequest) -> Result<Spec, ApiError> {
         let request = CreateSandbox {
             image: request.image,
             resources: request.resources,
@@ -173,7 +173,7 @@ impl App {
             secret_names: request.secret_names,
             ..CreateSandbox::default()
         };
-        self.image_spec(&request)
+        self.image_spec(&request).await
     }
 
     /// The pool with this id.
@@ -190,7 +190,7 @@ impl App {
     /// Replaces what a pool is.
     pub(crate) async fn change_pool(&self, pool: &PoolRow, request: PoolRequest) -> Result<PoolRow, ApiError> {
         let (max_containers, warm_containers) = sizes(&request)?;
-        let spec = self.pool_spec(request)?;
+        let spec = self.pool_spec(request).await?;
         let change = PoolChange { spec, max_containers, warm_containers, at: now_ms() };
         self.store.change_pool(&pool.id, change).await?.ok_or_else(|| ApiError::pool_not_found(&pool.id))
     }

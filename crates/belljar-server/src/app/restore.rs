@@ -37,6 +37,7 @@ pub(super) fn spec(request: &CreateSandbox, snapshot: &SnapshotRow) -> Result<Sp
         exposed_ports: request.exposed_ports.clone().map_or_else(|| source.exposed_ports.clone(), sorted),
         auto_resume: request.auto_resume.unwrap_or(inherited),
         max_pending_secs: request.max_pending_secs,
+        secrets: source.secrets.clone(),
     })
 }
 

@@ -81,18 +81,20 @@ impl App {
         if let Some(id) = &request.snapshot_id {
             request.check_fields().map_err(|error| ApiError::invalid(error.to_string()))?;
             let snapshot = self.find_snapshot(namespace, id).await?;
-            let spec = restore::spec(&request, &snapshot)?;
-            self.refuse_rules_nobody_holds(spec.network.as_ref())?;
+            let mut spec = restore::spec(&request, &snapshot)?;
+            let names = request.secret_names.clone().unwrap_or_else(|| spec.secret_names());
+            spec.secrets = self.secret_refs(&names).await?;
+            self.refuse_rules_nobody_holds(&spec)?;
             let origin = Origin::Snapshot { snapshot_id: snapshot.id, kind: snapshot.kind };
             return Ok(Plan { name: request.name, spec, origin, home: Some(snapshot.node_id), pool: None });
         }
-        let spec = self.image_spec(&request)?;
-        self.refuse_rules_nobody_holds(spec.network.as_ref())?;
+        let spec = self.image_spec(&request).await?;
+        self.refuse_rules_nobody_holds(&spec)?;
         Ok(Plan { name: request.name, spec, origin: Origin::Image, home: None, pool: None })
     }
 
     /// What a request for a sandbox from an image asks for, checked.
-    pub(super) fn image_spec(&self, request: &CreateSandbox) -> Result<Spec, ApiError> {
+    pub(super) async fn image_spec(&self, request: &CreateSandbox) -> Result<Spec, ApiError> {
         let resources = request.check().map_err(|error| ApiError::invalid(error.to_string()))?;
         let spec = Spec {
             image: request.image.clone().unwrap_or_else(|| self.default_image.clone()),
@@ -104,16 +106,17 @@ impl App {
             exposed_ports: sorted(request.exposed_ports.clone().unwrap_or_default()),
             auto_resume: request.auto_resume.unwrap_or(true),
             max_pending_secs: request.max_pending_secs,
+            secrets: self.secret_refs(request.secret_names.as_deref().unwrap_or_default()).await?,
         };
         check_image(&spec.image)?;
         Ok(spec)
     }
 
     /// At once, where it is plain that placement would refuse them.
-    fn refuse_rules_nobody_holds(&self, network: Option<&NetworkConfig>) -> Result<(), ApiError> {
+    fn refuse_rules_nobody_holds(&self, spec: &Spec) -> Result<(), ApiError> {
         let nodes = self.live.nodes.connected();
         let nobody = !nodes.is_empty() && !nodes.iter().any(|link| link.hello().egress_rules);
-        if nobody && network.is_some_and(NetworkConfig::has_rules) {
+        if nobody && spec.needs_egress_rules() {
             return Err(ApiError::invalid(NO_EGRESS_RULES));
         }
         Ok(())

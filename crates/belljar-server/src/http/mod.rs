@@ -10,6 +10,7 @@ mod key;
 mod log;
 mod pool;
 mod sandbox;
+mod secret;
 mod sleep;
 mod snapshot;
 mod ssh_key;
@@ -145,6 +146,10 @@ fn handler(op: Op, method: MethodFilter) -> Option<MethodRouter<Arc<App>>> {
         Op::AddSshKey => call(method, ssh_key::add),
         Op::DeleteSshKey => call(method, ssh_key::delete),
         Op::ShowSshGateway => call(method, ssh_key::gateway),
+        Op::ListSecrets => call(method, secret::list),
+        Op::PutSecrets => call(method, secret::put),
+        Op::GetSecret => call(method, secret::get),
+        Op::DeleteSecret => call(method, secret::delete),
         Op::ListImages => call(method, image::list),
         Op::GetImage => call(method, image::get),
         Op::NotYet(words) => call(method, move |_: Call| async move { Err::<Response, _>(not_implemented(words)) }),

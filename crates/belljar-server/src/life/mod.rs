@@ -24,6 +24,7 @@ mod user;
 use belljar_api::{
     node::{NodeState, Op, Origin, SandboxSpec, Settings},
     sandbox::{NetworkConfig, Resources, TerminationReason},
+    secret::SecretRef,
 };
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +84,21 @@ pub(crate) struct Spec {
     pub(crate) auto_resume: bool,
     /// Give up when not running after this many seconds.
     pub(crate) max_pending_secs: Option<u64>,
+    /// Secrets that it uses.
+    #[serde(default)]
+    pub(crate) secrets: Vec<SecretRef>,
+}
+
+impl Spec {
+    /// Names of the secrets that it uses.
+    pub(crate) fn secret_names(&self) -> Vec<String> {
+        self.secrets.iter().map(|secret| secret.name.clone()).collect()
+    }
+
+    /// Whether it may only be where what leaves it is looked at.
+    pub(crate) fn needs_egress_rules(&self) -> bool {
+        !self.secrets.is_empty() || self.network.as_ref().is_some_and(NetworkConfig::has_rules)
+    }
 }
 
 /// A sandbox of a pool.
@@ -285,6 +301,7 @@ impl SandboxRow {
             image: self.spec.image.clone(),
             resources: self.spec.resources,
             entrypoint: self.spec.entrypoint.clone(),
+            secrets: self.spec.secrets.clone(),
             settings: self.settings(),
         }
     }

@@ -12,7 +12,7 @@ use belljar_api::{
     image::ImageInfo,
     log::{LogPage, LogProcessList},
     network::NetworkUse,
-    node::{Command, CommandAck, LogQuery, NodeHello},
+    node::{Command, CommandAck, Credentials, LogQuery, NodeHello},
     sandbox::NetworkConfig,
     snapshot::{Collected, SnapshotDiff, StorageUse},
 };
@@ -22,6 +22,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::{body::Incoming, client::conn::http2::SendRequest, upgrade::Upgraded};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::ApiError,
@@ -64,6 +65,7 @@ pub(crate) struct NodeLink {
     hello: NodeHello,
     caller: Caller,
     wake: Notify,
+    hung_up: CancellationToken,
     /// Names that the node is known to have. A removed image is noticed when the node makes the sandbox.
     images: Mutex<HashSet<String>>,
 }
@@ -106,8 +108,11 @@ impl Caller {
 
     /// Sends JSON and asks for JSON.
     async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, NodeError> {
-        let body = serde_json::to_vec(body).map_err(|error| NodeError::Transport(error.to_string()))?;
-        self.json(Method::POST, path, Body::from(body)).await
+        self.json(Method::POST, path, text(body)?).await
+    }
+
+    async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, NodeError> {
+        self.json(Method::PUT, path, text(body)?).await
     }
 
     async fn json<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, NodeError> {
@@ -133,6 +138,10 @@ pub(super) fn request(method: Method, path: &str, body: Body) -> Result<Request<
         .map_err(|error| NodeError::Transport(error.to_string()))
 }
 
+fn text(body: &impl Serialize) -> Result<Body, NodeError> {
+    serde_json::to_vec(body).map(Body::from).map_err(|error| NodeError::Transport(error.to_string()))
+}
+
 async fn read(response: Response<Incoming>) -> Result<Bytes, NodeError> {
     let body = Limited::new(response.into_body(), NODE_ANSWER_MAX).collect();
     match tokio::time::timeout(NODE_CALL_TIMEOUT, body).await {
@@ -152,7 +161,7 @@ fn refusal(status: StatusCode, bytes: &[u8]) -> NodeError {
 impl NodeLink {
     pub(super) fn new(hello: NodeHello, caller: Caller) -> Self {
         let images = hello.images.iter().map(|image| image.name.clone()).take(IMAGE_NAMES_MAX).collect();
-        Self { hello, caller, wake: Notify::new(), images: Mutex::new(images) }
+        Self { hello, caller, wake: Notify::new(), hung_up: CancellationToken::new(), images: Mutex::new(images) }
     }
 
     /// Its id.
@@ -211,6 +220,21 @@ impl NodeLink {
     /// What has passed through a sandbox's network.
     pub(crate) async fn network_use(&self, sandbox_id: &str) -> Result<NetworkUse, NodeError> {
         self.caller.get(&format!("/v1/network/{sandbox_id}")).await
+    }
+
+    /// Tells it what secrets there are.
+    pub(crate) async fn credentials(&self, credentials: &Credentials) -> Result<(), NodeError> {
+        self.caller.put::<serde_json::Value>("/v1/credentials", credentials).await.map(drop)
+    }
+
+    /// Ends its session: it dials again, and is told everything anew.
+    pub(crate) fn hang_up(&self) {
+        self.hung_up.cancel();
+    }
+
+    /// Cancelled by [`Self::hang_up`].
+    pub(super) fn hung_up(&self) -> &CancellationToken {
+        &self.hung_up
     }
 
     /// A page of a sandbox's log.

@@ -43,6 +43,10 @@ enum SessionError {
     Report(String),
     #[error("the node closed its reports")]
     ReportsEnded,
+    #[error("it cannot be told the secrets: {0}")]
+    Secrets(String),
+    #[error("it was not told of a change of the secrets, and must come anew")]
+    Behind,
     #[error("a newer connection of the same node came")]
     Replaced,
 }
@@ -107,12 +111,17 @@ async fn speak(app: &Arc<App>, caller: Caller) -> Result<(), SessionError> {
         let (sandboxes, snapshots) = (told.sandboxes.len(), told.snapshots.len());
         app.store.sync_node(hello.clone(), told, now_ms()).await?;
         let link = Arc::new(NodeLink::new(hello, caller));
+        // Registered first: a change that comes meanwhile then waits for its turn, and tells this node too.
         let _connected = app.live.nodes.connect(&link);
+        app.introduce_secrets(&link)
+            .await
+            .map_err(|error| SessionError::Secrets(error.internal.unwrap_or(error.message)))?;
         app.live.retry.notify_one();
         tracing::info!(node = node_id, sandboxes, snapshots, "a node is connected");
         tokio::select! {
             result = deliver(app, &link) => result,
             result = listen(app, &node_id, &mut reports) => result,
+            () = link.hung_up().cancelled() => Err(SessionError::Behind),
         }
     };
     tokio::select! {

@@ -56,6 +56,35 @@ pub(super) static ROUTES: &[Route] = &[
         "Show where `ssh` finds the sandboxes, and the host key",
         &[(200, "SshGateway", "Port and host key."), (404, "ErrorBody", "The server does not listen for SSH.")],
     ),
+    route(
+        Verb::Get,
+        "/platform/v1/secrets",
+        Op::ListSecrets,
+        "List secrets, without their values",
+        &[(200, "SecretList", "By name.")],
+    ),
+    route(
+        Verb::Put,
+        "/platform/v1/secrets",
+        Op::PutSecrets,
+        "Put one secret or several: new ones, or what changes; sandboxes that use one have the new value at once",
+        &[(200, "SecretInfo", "It is put. The answer to several is a SecretList.")],
+    )
+    .body("PutSecrets"),
+    route(
+        Verb::Get,
+        "/platform/v1/secrets/{id}",
+        Op::GetSecret,
+        "Show a secret by id or name, without its value",
+        &[(200, "SecretInfo", "The secret.")],
+    ),
+    route(
+        Verb::Delete,
+        "/platform/v1/secrets/{id}",
+        Op::DeleteSecret,
+        "Remove a secret by id or name; no request carries it any more",
+        &[(200, "", "It is removed.")],
+    ),
     route(Verb::Get, "/images/v4/images", Op::ListImages, "List images", &[(200, "ImageList", "By name.")]),
     route(
         Verb::Get,

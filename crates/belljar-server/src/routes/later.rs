@@ -4,7 +4,6 @@ use super::{Route, Verb, later, later_lifecycle};
 
 const MOUNT: &str = "file systems come in a later release; copy files in and out of the sandbox";
 const BUILD: &str = "image builds over the API come in a later release; use `belljar image build` on the node";
-const SECRET: &str = "secrets come in a later release; pass environment variables to the process";
 const ORGANIZATION: &str = "organizations come in a later release; there is one, with one project";
 
 /// See the module.
@@ -21,10 +20,6 @@ pub(super) static ROUTES: &[Route] = &[
     later(Verb::Post, "/platform/v1/sandbox-templates", BUILD),
     later(Verb::Post, "/platform/v1/sandbox-template-builds", BUILD),
     later(Verb::Post, "/platform/v1/sandbox-template-builds/{id}/complete", BUILD),
-    later(Verb::Get, "/platform/v1/secrets", SECRET),
-    later(Verb::Put, "/platform/v1/secrets", SECRET),
-    later(Verb::Get, "/platform/v1/secrets/{id}", SECRET),
-    later(Verb::Delete, "/platform/v1/secrets/{id}", SECRET),
     later(Verb::Get, "/platform/v1/organizations", ORGANIZATION),
     later(Verb::Get, "/platform/v1/organizations/{org}/projects/{project}", ORGANIZATION),
     later(Verb::Post, "/artifact-storage/v1/token", MOUNT),

@@ -5,7 +5,7 @@
 //! the commits and before the caller gets its answer: a caller that went away changes nothing about what the rest of
 //! the server sees.
 //!
-//! It is not a cache and knows no connection, image or key secret.
+//! It is not a cache and knows no connection, image or key secret; what secrets it holds are sealed.
 
 mod sqlite;
 
@@ -82,6 +82,9 @@ pub enum StoreError {
         /// Its label.
         name: String,
     },
+    /// A new secret needs a value.
+    #[error("there is no secret {0:?} yet, and no value for it")]
+    NoValue(String),
     /// The disk is full.
     #[error("the disk is full")]
     Full,
@@ -161,6 +164,55 @@ pub(crate) struct SshKeyRow {
     pub(crate) created_at: i64,
     /// When it last opened a connection, milliseconds since the epoch, not to the second.
     pub(crate) last_used_at: Option<i64>,
+}
+
+/// A secret. What it is for is plain, its value is sealed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SecretRow {
+    /// Its id.
+    pub(crate) id: String,
+    /// Unique.
+    pub(crate) name: String,
+    /// The value; see [`crate::secret`].
+    pub(crate) sealed: Vec<u8>,
+    /// Never changes, so that sandboxes go on with a new value.
+    pub(crate) placeholder: String,
+    /// Where it may go.
+    pub(crate) hosts: Vec<String>,
+    /// In which headers.
+    pub(crate) headers: Vec<String>,
+    /// Milliseconds since the epoch.
+    pub(crate) created_at: i64,
+    /// Milliseconds since the epoch.
+    pub(crate) updated_at: i64,
+}
+
+/// A secret that is put: a new one, or what changes of the one with that name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SecretChange {
+    /// Its name.
+    pub(crate) name: String,
+    /// Id of a new one.
+    pub(crate) new_id: String,
+    /// Placeholder of a new one.
+    pub(crate) new_placeholder: String,
+    /// A new one must have it.
+    pub(crate) sealed: Option<Vec<u8>>,
+    /// What is `None` stays; a new one has none.
+    pub(crate) hosts: Option<Vec<String>>,
+    /// What is `None` stays; a new one has the default.
+    pub(crate) headers: Option<Vec<String>>,
+    /// Milliseconds since the epoch.
+    pub(crate) at: i64,
+}
+
+/// The authority that guests trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AuthorityRow {
+    /// PEM.
+    pub(crate) certificate: String,
+    /// Its private key, PEM, sealed.
+    pub(crate) sealed_key: Vec<u8>,
 }
 
 /// A node that was connected once.
@@ -397,6 +449,21 @@ pub(crate) trait Store: Send + Sync {
 
     /// Notes that an SSH key was used.
     async fn touch_ssh_key(&self, id: &str, at: i64) -> Result<(), StoreError>;
+
+    /// Every secret, by name.
+    async fn secrets(&self) -> Result<Vec<SecretRow>, StoreError>;
+
+    /// Saves secrets, all or none, and gives them as they are then. Fails with [`StoreError::NoValue`].
+    async fn put_secrets(&self, changes: Vec<SecretChange>) -> Result<Vec<SecretRow>, StoreError>;
+
+    /// Removes the secret with this id or name; whether there was one.
+    async fn delete_secret(&self, reference: &str) -> Result<bool, StoreError>;
+
+    /// The authority, when there is one.
+    async fn authority(&self) -> Result<Option<AuthorityRow>, StoreError>;
+
+    /// Saves the first authority; a later one changes nothing.
+    async fn save_authority(&self, row: AuthorityRow) -> Result<(), StoreError>;
 }
 
 #[cfg(test)]

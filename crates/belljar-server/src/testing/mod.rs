@@ -14,6 +14,7 @@ mod pool;
 mod program;
 pub(crate) mod rows;
 mod sandbox;
+mod secret;
 mod sleep;
 mod smuggling;
 mod snapshot;
@@ -77,6 +78,7 @@ impl Reply {
 fn config(dir: &Path) -> ServerConfig {
     ServerConfig {
         database: dir.join("server.db"),
+        secrets_key: dir.join("secrets.key"),
         sandbox_url_base: "http://localhost:9443".into(),
         ingress_domain: Some("sb.test".into()),
         tls: None,

@@ -12,8 +12,8 @@ use belljar_api::{
     image::ImageInfo,
     log::{LogLine, LogPage, LogProcessList},
     node::{
-        CONNECT_PATH, Capacity, Command, CommandAck, NodeHello, NodeState, Report, SnapshotReport, SnapshotState,
-        UPGRADE,
+        CONNECT_PATH, Capacity, Command, CommandAck, Credentials, NodeHello, NodeState, Op, Report, SandboxSpec,
+        SnapshotReport, SnapshotState, UPGRADE,
     },
     snapshot::{Collected, DiffEntry, Difference, SnapshotDiff, StorageUse},
 };
@@ -55,6 +55,8 @@ struct Inner {
     images: Vec<String>,
     capacity: Capacity,
     egress_rules: bool,
+    /// What it was told last.
+    credentials: Option<Credentials>,
     /// Answer to commands instead of taking them.
     refuse: Option<StatusCode>,
     /// Take the next command but let the connection break before the acknowledgement.
@@ -68,6 +70,7 @@ impl FakeNode {
             images: vec!["debian-minimal".into()],
             capacity: Capacity { cpus: 4.0, memory_mb: 4096 },
             egress_rules: false,
+            credentials: None,
             refuse: None,
             break_next: false,
         };
@@ -96,6 +99,25 @@ impl FakeNode {
 
     pub(super) fn set_refuse(&self, status: Option<StatusCode>) {
         self.lock().refuse = status;
+    }
+
+    pub(super) fn set_egress_rules(&self, enforced: bool) {
+        self.lock().egress_rules = enforced;
+    }
+
+    /// What it was told about secrets last.
+    pub(super) fn credentials(&self) -> Option<Credentials> {
+        self.lock().credentials.clone()
+    }
+
+    /// What it was to make of a sandbox.
+    pub(super) fn spec(&self, id: &str) -> SandboxSpec {
+        let of = |command: Command| match command.op {
+            Op::Create { spec, .. } if command.sandbox_id == id => Some(spec),
+            Op::Copy { copies } => copies.into_iter().find(|copy| copy.sandbox_id == id).map(|copy| copy.spec),
+            _ => None,
+        };
+        self.commands().into_iter().find_map(of).expect("it was to be made")
     }
 
     pub(super) fn set_break_next(&self) {
@@ -208,6 +230,11 @@ impl FakeNode {
                 let body = request.into_body().collect().await.expect("body").to_bytes();
                 let command = serde_json::from_slice(&body).expect("command");
                 self.take(command, broken).await
+            }
+            (&Method::PUT, "/v1/credentials") => {
+                let body = request.into_body().collect().await.expect("body").to_bytes();
+                self.lock().credentials = Some(serde_json::from_slice(&body).expect("credentials"));
+                json(StatusCode::OK, &serde_json::json!({}))
             }
             (_, "/v1/reports") => self.account(),
             (_, "/v1/images") => self.images(request.uri().query()),

@@ -19,6 +19,7 @@ pub(crate) fn spec() -> Spec {
         exposed_ports: Vec::new(),
         auto_resume: true,
         max_pending_secs: None,
+        secrets: Vec::new(),
     }
 }
 

@@ -142,6 +142,40 @@ pub struct ImageBuildArgs {
     pub image_store: Option<PathBuf>,
 }
 
+/// `belljar secret`.
+#[derive(Debug, Subcommand)]
+pub enum SecretCommand {
+    /// List the secrets, without their values
+    Ls,
+    /// Put a secret, its value from stdin: a new one, or what changes of the one with that name
+    Set(SecretSetArgs),
+    /// Remove a secret: no request carries it any more
+    Rm {
+        /// Its name or id
+        name: String,
+    },
+}
+
+/// `belljar secret set`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A sandbox that is made with --secret NAME finds a placeholder in the environment variable NAME. Where it sends that to one \
+of the hosts over HTTPS, in one of the headers, the secret takes its place on the way out. For example: \
+printf %s \"$TOKEN\" | belljar secret set API_TOKEN --host api.example.com")]
+pub struct SecretSetArgs {
+    /// Its name, which is that of an environment variable
+    pub name: String,
+    /// Host name or *.suffix to which it may go; may be repeated, and replaces those of before
+    #[arg(long)]
+    pub host: Vec<String>,
+    /// Header in which it may stand; may be repeated, and replaces those of before [default: authorization]
+    #[arg(long)]
+    pub header: Vec<String>,
+    /// Keep the value that it has, and read none
+    #[arg(long)]
+    pub keep_value: bool,
+}
+
 /// `belljar key`.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {

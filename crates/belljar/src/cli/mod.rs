@@ -15,7 +15,7 @@ use clap::{
 };
 
 pub use self::{
-    local::{DownArgs, ImageBuildArgs, ImageCommand, KeyCommand, UpArgs},
+    local::{DownArgs, ImageBuildArgs, ImageCommand, KeyCommand, SecretCommand, SecretSetArgs, UpArgs},
     sandbox::{
         CpArgs, CreateArgs, ExecArgs, KillArgs, LifeArgs, LogsArgs, LsArgs, MachineArgs, ProgramArgs, RmArgs, RunArgs,
         ShellArgs, SizeArgs, TunnelArgs,
@@ -163,6 +163,9 @@ pub enum Command {
     /// List, make and revoke API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// List, put and remove the secrets that sandboxes use without having them
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// List, add and remove the SSH keys that open sandboxes
     #[command(subcommand)]
     SshKey(SshKeyCommand),

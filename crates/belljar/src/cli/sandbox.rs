@@ -18,7 +18,7 @@ pub struct MachineArgs {
     pub size: SizeArgs,
 }
 
-/// How large a sandbox is, and whether it has a network.
+/// How large a sandbox is, and what it may reach.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SizeArgs {
     /// Virtual cpus; fractions are allowed [default: 1]
@@ -33,6 +33,15 @@ pub struct SizeArgs {
     /// Cut the sandbox off the network
     #[arg(long)]
     pub no_network: bool,
+    /// Let it reach only this: an address, a CIDR, a host name or *.suffix; may be repeated
+    #[arg(long, value_name = "TARGET", conflicts_with = "no_network")]
+    pub allow_out: Vec<String>,
+    /// Never let it reach this, in the same forms; may be repeated
+    #[arg(long, value_name = "TARGET")]
+    pub deny_out: Vec<String>,
+    /// Let it use this secret, of which it finds a placeholder in its environment; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub secret: Vec<String>,
 }
 
 /// How a program runs.

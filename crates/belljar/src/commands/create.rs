@@ -57,6 +57,7 @@ pub(super) fn request(machine: &MachineArgs) -> CreateSandbox {
         image: machine.image.clone(),
         resources: resources(&machine.size),
         network: network(&machine.size),
+        secret_names: secrets(&machine.size),
         ..CreateSandbox::default()
     }
 }
@@ -70,7 +71,17 @@ pub(super) fn resources(size: &SizeArgs) -> Option<ResourcesRequest> {
 
 /// The policy, when it is not the default one.
 pub(super) fn network(size: &SizeArgs) -> Option<NetworkConfig> {
-    size.no_network.then(|| NetworkConfig { allow_internet_access: false, ..NetworkConfig::default() })
+    let policy = NetworkConfig {
+        allow_internet_access: !size.no_network,
+        allow_out: size.allow_out.clone(),
+        deny_out: size.deny_out.clone(),
+    };
+    Some(policy).filter(|policy| *policy != NetworkConfig::default())
+}
+
+/// The secrets, when any is named.
+pub(super) fn secrets(size: &SizeArgs) -> Option<Vec<String>> {
+    Some(size.secret.clone()).filter(|names| !names.is_empty())
 }
 
 /// Makes a sandbox and waits for it; [`check`] says whether it runs.

@@ -24,6 +24,7 @@ mod ps;
 mod restore;
 mod rm;
 mod run;
+mod secret;
 mod shell;
 mod show;
 mod snapshot;
@@ -91,6 +92,7 @@ pub fn dispatch(ctx: Context, command: Command) -> anyhow::Result<ExitStatus> {
         Command::Gc => block_on(storage::gc(&ctx)),
         Command::Image(command) => image::image(&ctx, command),
         Command::Key(command) => block_on(key::key(&ctx, command)),
+        Command::Secret(command) => block_on(secret::secret(&ctx, command)),
         Command::SshKey(command) => block_on(ssh_key::ssh_key(&ctx, command)),
         Command::Env => env::env(&ctx),
         Command::Completion { shell } => completion::completion(&ctx, shell),

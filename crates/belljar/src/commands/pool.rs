@@ -48,6 +48,7 @@ fn request(args: PoolArgs) -> PoolRequest {
     PoolRequest {
         resources: create::resources(&args.machine.size),
         network: create::network(&args.machine.size),
+        secret_names: create::secrets(&args.machine.size),
         image: args.machine.image,
         timeout_secs: args.timeout,
         max_containers: args.max,
@@ -76,7 +77,7 @@ fn merge(request: PoolRequest, now: &PoolInfo) -> PoolRequest {
         network: request.network.or_else(|| now.network_policy.clone()),
         allow_unauthenticated_access: Some(now.allow_unauthenticated_access),
         exposed_ports: request.exposed_ports.or_else(|| Some(now.exposed_ports.clone())),
-        ..PoolRequest::default()
+        secret_names: request.secret_names.or_else(|| Some(now.secret_names.clone())),
     }
 }
 

@@ -10,6 +10,7 @@ pub(super) async fn restore(ctx: &Context, args: RestoreArgs) -> anyhow::Result<
         snapshot_id: Some(args.snapshot),
         resources: create::resources(&args.size),
         network: create::network(&args.size),
+        secret_names: create::secrets(&args.size),
         ..CreateSandbox::default()
     };
     create::make(ctx, request, args.life).await

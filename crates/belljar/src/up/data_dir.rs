@@ -7,6 +7,7 @@
 //!        api-key               the first API key, for the CLI of this machine
 //!        ssh-host-ed25519-key  what `ssh` knows this server by
 //!        server.db             the server's store
+//!        secrets.key           what its secrets are sealed with
 //!        log/belljar.log       what `up --detach` says
 //!        ...                   the node's own, see `belljar_node::storage`
 //! ```

@@ -36,6 +36,8 @@ use crate::{
 
 /// The server's store, in the data directory.
 const DATABASE: &str = "server.db";
+/// What seals its secrets, in the data directory.
+const SECRETS_KEY: &str = "secrets.key";
 /// Connections that wait to be accepted, per listener.
 const BACKLOG: u32 = 1024;
 /// What QEMU is called.
@@ -103,6 +105,7 @@ pub async fn prepare(
     let (driver, reason, better) = driver(settings)?;
     let mut server = belljar_server::prepare(ServerConfig {
         database: dir.path().join(DATABASE),
+        secrets_key: dir.path().join(SECRETS_KEY),
         sandbox_url_base: public_url(settings, &secure).unwrap_or_else(|| api_url.clone()),
         ingress_domain: settings.ingress_domain.clone(),
         trusted_proxies: settings.trusted_proxies.clone(),

@@ -28,13 +28,43 @@ impl Resolver {
     }
 }
 
+impl Resolver {
+    /// Where somebody may connect on the guest's behalf. The firewall is told nothing: it is not the guest that connects.
+    pub(crate) async fn reach(&self, name: &HostName) -> Result<Vec<Ipv4Addr>, Unreachable> {
+        let shared = &*self.shared;
+        let remembered = shared.memory().fresh(name, Instant::now());
+        let (found, new) = match remembered {
+            Some(found) => (found, false),
+            None => (shared.look_up(name).await.map_err(Unreachable::Name)?, true),
+        };
+        let policy = shared.policy.read().await;
+        match shared.permitted(&policy, name, found, new, Instant::now()).await {
+            Ok(found) => Ok(found.addresses),
+            Err(Obstacle::Policy(reason)) => Err(Unreachable::Policy(reason)),
+            Err(Obstacle::Firewall) => Err(Unreachable::Name(ResponseCode::ServFail)),
+        }
+    }
+}
+
+/// A name to which nobody may connect, or nobody can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unreachable {
+    #[error("{0}")]
+    Policy(Reason),
+    #[error("the name does not resolve ({0})")]
+    Name(ResponseCode),
+}
+
 impl Shared {
     async fn answer(&self, query: &Message) -> Message {
         let policy = self.policy.read().await.clone();
         match query::judge(query, &policy) {
             Decision::Code(code) => query::coded(query, code),
             Decision::Refuse(refusal) => self.refuse(query, refusal),
-            Decision::Addresses(name) => self.addresses(query, name).await,
+            Decision::Addresses(name) => match self.detour.as_ref().and_then(|detour| detour.around(&name)) {
+                Some(address) => query::addresses(query, &Found::detour(address)),
+                None => self.addresses(query, name).await,
+            },
             Decision::Relay => self.relay(query).await,
         }
     }
@@ -77,6 +107,22 @@ impl Shared {
     /// What of an answer the guest may have, once the firewall lets it through.
     async fn hand_out(&self, policy: &Policy, name: &HostName, found: Found, new: bool) -> Result<Found, Obstacle> {
         let now = Instant::now();
+        let found = self.permitted(policy, name, found, new, now).await?;
+        if policy.mode() == Mode::Listed {
+            self.admit(name, &found, now).await.map_err(|()| Obstacle::Firewall)?;
+        }
+        Ok(found)
+    }
+
+    /// What of an answer the policy lets the guest have.
+    async fn permitted(
+        &self,
+        policy: &Policy,
+        name: &HostName,
+        found: Found,
+        new: bool,
+        now: Instant,
+    ) -> Result<Found, Obstacle> {
         policy.name(name).map_err(Obstacle::Policy)?;
         if new {
             self.memory().learn(name, &found, now);
@@ -91,16 +137,13 @@ impl Shared {
         if let (true, Some(Err(reason))) = (kept.is_empty(), found.addresses.first().map(reachable)) {
             return Err(Obstacle::Policy(reason));
         }
-        if policy.mode() == Mode::Listed {
-            self.admit(name, &kept, &found, now).await.map_err(|()| Obstacle::Firewall)?;
-        }
         Ok(Found { addresses: kept, ..found })
     }
 
     /// Opens what is not open for long enough.
-    async fn admit(&self, name: &HostName, addresses: &[Ipv4Addr], found: &Found, now: Instant) -> Result<(), ()> {
+    async fn admit(&self, name: &HostName, found: &Found, now: Instant) -> Result<(), ()> {
         let mut open = self.open.lock().await;
-        let missing = open.missing(addresses, now + found.ttl.max(limits::TTL_FLOOR));
+        let missing = open.missing(&found.addresses, now + found.ttl.max(limits::TTL_FLOOR));
         if missing.is_empty() {
             return Ok(());
         }

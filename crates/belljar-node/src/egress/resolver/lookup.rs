@@ -23,6 +23,13 @@ pub(crate) struct Found {
     pub(crate) ttl: Duration,
 }
 
+impl Found {
+    /// Another address than the name's own.
+    pub(super) fn detour(address: Ipv4Addr) -> Self {
+        Self { chain: Vec::new(), addresses: vec![address], ttl: limits::PROXY_TTL }
+    }
+}
+
 /// A name without an answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LookupError {

@@ -4,6 +4,7 @@
 //! query -> malformed or too many: no answer
 //!       -> name or type not permitted: REFUSED
 //!       -> AAAA, HTTPS, SVCB: no records (IPv6 is absent)
+//!       -> A of a name with a detour: the address of that
 //!       -> A: remembered, or asked upstream -> addresses that may not be reached are left out (none left: REFUSED)
 //!                                           -> Firewall::admit -> answer
 //! ```
@@ -38,10 +39,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use belljar_api::network::HostName;
 use tokio::sync::{Mutex, RwLock, Semaphore, watch};
 
 use self::memory::{Held, Memory};
 pub(crate) use self::{
+    answer::Unreachable,
     query::Refusal,
     swap::{Names, ResolveError, resolve_names},
     upstream::Upstream,
@@ -58,6 +61,12 @@ pub(crate) trait Firewall: Send + Sync {
     async fn deny(&self, addresses: &[(Ipv4Addr, Duration)]) -> io::Result<()>;
 }
 
+/// A way for requests to some names that does not lead to their own addresses.
+pub(crate) trait Detour: Send + Sync {
+    /// Where requests to a name go instead, if they do.
+    fn around(&self, name: &HostName) -> Option<Ipv4Addr>;
+}
+
 /// One sandbox's resolver. Clones are the same one.
 #[derive(Clone)]
 pub(crate) struct Resolver {
@@ -70,6 +79,8 @@ struct Shared {
     /// Read while addresses are admitted, written while a policy is swapped.
     policy: RwLock<Arc<Policy>>,
     memory: std::sync::Mutex<Memory>,
+    /// Names that are answered with another address than theirs.
+    detour: Option<Arc<dyn Detour>>,
     /// What the firewall holds open. Locked while that is changed.
     open: Mutex<Held>,
     /// What it denies by name.
@@ -81,12 +92,13 @@ struct Shared {
 
 impl Resolver {
     /// A resolver that refuses everything until its first policy is committed ([`Resolver::swap`]).
-    pub(crate) fn new(upstream: Arc<Upstream>, firewall: Arc<dyn Firewall>) -> Self {
+    pub(crate) fn new(upstream: Arc<Upstream>, firewall: Arc<dyn Firewall>, detour: Option<Arc<dyn Detour>>) -> Self {
         let shared = Shared {
             upstream,
             firewall,
             policy: RwLock::new(Arc::new(Policy::closed())),
             memory: std::sync::Mutex::default(),
+            detour,
             open: Mutex::default(),
             denied: Mutex::default(),
             lookups: Semaphore::new(limits::LOOKUPS_MAX),

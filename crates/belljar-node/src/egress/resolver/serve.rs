@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Resolver, query::Transport, rate::Rate};
-use crate::egress::limits;
+use crate::egress::{is_of_peer, limits};
 
 /// What all queries of one sandbox share.
 struct Desk {
@@ -70,7 +70,7 @@ impl Desk {
             let (length, from) = match socket.recv_from(&mut buffer).await {
                 Ok(received) => received,
                 // An ICMP error about an answer of ours.
-                Err(error) if is_passing(&error) => continue,
+                Err(error) if is_of_peer(&error) => continue,
                 Err(error) => return Err(error),
             };
             let (Some(bytes), true) = (buffer.get(..length), self.in_time()) else { continue };
@@ -91,7 +91,7 @@ impl Desk {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
-                Err(error) if is_passing(&error) => continue,
+                Err(error) if is_of_peer(&error) => continue,
                 Err(error) => return Err(error),
             };
             // One too many is closed.
@@ -120,22 +120,4 @@ impl Desk {
             timeout(limits::TCP_IDLE, stream.write_all(&framed)).await??;
         }
     }
-}
-
-/// Errors of one peer, not of the socket.
-fn is_passing(error: &io::Error) -> bool {
-    use io::ErrorKind::{
-        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkUnreachable,
-        PermissionDenied,
-    };
-    matches!(
-        error.kind(),
-        ConnectionAborted
-            | ConnectionRefused
-            | ConnectionReset
-            | HostUnreachable
-            | Interrupted
-            | NetworkUnreachable
-            | PermissionDenied
-    )
 }

@@ -162,6 +162,13 @@ fn input(wiring: &Wiring<'_>) -> Vec<Rule> {
         no_ipv6(),
         vec![device(Key::InDevice, "lo"), Step::Accept],
         vec![device(Key::InDevice, wiring.tap), Step::Goto("service")],
+        vec![
+            device(Key::InDevice, wiring.uplink),
+            Step::Is(Key::State, Value::Words(&["established"])),
+            Step::Is(Key::Direction, Value::Words(&["reply"])),
+            Step::Count(Counter::In),
+            Step::Accept,
+        ],
     ]
 }
 
@@ -174,6 +181,13 @@ fn service(wiring: &Wiring<'_>) -> Vec<Rule> {
         at(wiring.resolver),
         Step::Is(Key::Protocol, TCP_OR_UDP),
         Step::Is(Key::DestinationPort, Value::Ports(&[53])),
+        Step::Accept,
+    ]);
+    rules.push(vec![
+        at(wiring.proxy),
+        Step::Is(Key::Protocol, Value::Words(&["tcp"])),
+        Step::Is(Key::DestinationPort, Value::Ports(&[443])),
+        Step::Count(Counter::Out),
         Step::Accept,
     ]);
     rules.push(vec![at(wiring.gateway), Step::Is(Key::Protocol, ICMP), Step::Is(Key::IcmpType, ECHO), Step::Accept]);

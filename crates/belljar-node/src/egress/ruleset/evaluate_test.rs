@@ -23,6 +23,7 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
 
 /// What the rules did with a packet.
 #[derive(Debug, PartialEq, Eq)]
@@ -236,6 +237,7 @@ fn world() -> impl Strategy<Value = World<'static>> {
             guest: GUEST,
             gateway: GATEWAY,
             resolver: RESOLVER,
+            proxy: PROXY,
             tap: "tap",
             uplink: "up",
             guest_mac,

@@ -11,6 +11,7 @@ pub(super) const WIRING: Wiring<'_> = Wiring {
     guest: Ipv4Addr::new(10, 0, 2, 15),
     gateway: Ipv4Addr::new(10, 0, 2, 2),
     resolver: Ipv4Addr::new(10, 0, 2, 3),
+    proxy: Ipv4Addr::new(10, 0, 2, 4),
     tap: "tap0",
     uplink: "up0",
     guest_mac: Some([2, 0, 0, 0, 0, 1]),
@@ -124,6 +125,7 @@ fn a_whole_script() {
         add rule inet belljar service ip saddr != 10.0.2.15 meta mark set 10 goto discard
         add rule inet belljar service ct state invalid meta mark set 11 goto discard
         add rule inet belljar service ip daddr 10.0.2.3 meta l4proto { tcp, udp } th dport { 53 } accept
+        add rule inet belljar service ip daddr 10.0.2.4 meta l4proto tcp th dport { 443 } counter name "out" accept
         add rule inet belljar service ip daddr 10.0.2.2 meta l4proto icmp icmp type echo-request accept
         add rule inet belljar service ip daddr { 224.0.0.0/4, 255.255.255.255/32 } meta mark set 6 goto discard
         add rule inet belljar service meta mark set 5 goto refuse
@@ -134,6 +136,7 @@ fn a_whole_script() {
         add rule inet belljar input meta nfproto ipv6 meta mark set 8 goto discard
         add rule inet belljar input iifname "lo" accept
         add rule inet belljar input iifname "tap0" goto service
+        add rule inet belljar input iifname "up0" ct state established ct direction reply counter name "in" accept
         add rule inet belljar postrouting oifname "up0" masquerade
         add table arp belljar
         add chain arp belljar input { type filter hook input priority filter; policy accept; }

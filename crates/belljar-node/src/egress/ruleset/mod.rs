@@ -9,7 +9,8 @@
 //!                      |                        \------> refuse -> reset or prohibited, towards the guest
 //!                      \--forged, invalid, too fast----> discard
 //! uplink -> forward -> incoming: only replies, else the same
-//! tap -> input -> service: DNS to the resolver, echo to the gateway
+//! tap -> input -> service: DNS to the resolver, HTTPS to the proxy, echo to the gateway
+//! uplink -> input: replies to the proxy's own connections
 //! ```
 //!
 //! **A connection is judged once per generation of the policy**: `permit` marks it with the generation, and its packets
@@ -66,6 +67,8 @@ pub(crate) struct Wiring<'a> {
     pub(crate) gateway: Ipv4Addr,
     /// Where the resolver's sockets are bound, in the namespace, port 53.
     pub(crate) resolver: Ipv4Addr,
+    /// Where the proxy's socket is bound, in the namespace, port 443. It connects from there, too.
+    pub(crate) proxy: Ipv4Addr,
     /// The device towards the guest.
     pub(crate) tap: &'a str,
     /// The device towards the host.

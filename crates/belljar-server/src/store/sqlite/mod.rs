@@ -11,6 +11,7 @@ mod pool;
 mod rows;
 mod sandbox;
 mod schema;
+mod secret;
 mod snapshot;
 mod ssh_key;
 mod worker;
@@ -25,8 +26,8 @@ use self::worker::{Mode, Worker};
 #[cfg(test)]
 use super::Committed;
 use super::{
-    Account, Family, KeyRow, NewCopies, NewSnapshot, NodeRow, Observer, Page, PoolChange, Reservation, SshKeyRow,
-    Start, Store, StoreError,
+    Account, AuthorityRow, Family, KeyRow, NewCopies, NewSnapshot, NodeRow, Observer, Page, PoolChange, Reservation,
+    SecretChange, SecretRow, SshKeyRow, Start, Store, StoreError,
 };
 use crate::{
     life::{Change, Ending, Order, SandboxRow},
@@ -240,6 +241,27 @@ impl Store for SqliteStore {
     async fn touch_ssh_key(&self, id: &str, at: i64) -> Result<(), StoreError> {
         let id = id.to_owned();
         self.writer.run(move |db, _| ssh_key::touch(db, &id, at)).await
+    }
+
+    async fn secrets(&self) -> Result<Vec<SecretRow>, StoreError> {
+        self.reader.run(|db, _| secret::all(db)).await
+    }
+
+    async fn put_secrets(&self, changes: Vec<SecretChange>) -> Result<Vec<SecretRow>, StoreError> {
+        self.writer.run(move |db, _| secret::put(db, changes)).await
+    }
+
+    async fn delete_secret(&self, reference: &str) -> Result<bool, StoreError> {
+        let reference = reference.to_owned();
+        self.writer.run(move |db, _| secret::delete(db, &reference)).await
+    }
+
+    async fn authority(&self) -> Result<Option<AuthorityRow>, StoreError> {
+        self.reader.run(|db, _| secret::authority(db)).await
+    }
+
+    async fn save_authority(&self, row: AuthorityRow) -> Result<(), StoreError> {
+        self.writer.run(move |db, _| secret::save_authority(db, &row)).await
     }
 }
 

@@ -187,6 +187,22 @@ const MIGRATIONS: &[&str] = &[
          last_used_at INTEGER
      ) STRICT;
      CREATE INDEX ssh_keys_owner ON ssh_keys (api_key_id);",
+    // 4: secrets, and the authority of the egress proxies.
+    "CREATE TABLE secrets (
+         id TEXT PRIMARY KEY,
+         name TEXT NOT NULL UNIQUE,
+         sealed BLOB NOT NULL,
+         placeholder TEXT NOT NULL UNIQUE,
+         hosts TEXT NOT NULL,
+         headers TEXT NOT NULL,
+         created_at INTEGER NOT NULL,
+         updated_at INTEGER NOT NULL
+     ) STRICT;
+     CREATE TABLE authority (
+         one INTEGER PRIMARY KEY CHECK (one = 1),
+         certificate TEXT NOT NULL,
+         sealed_key BLOB NOT NULL
+     ) STRICT;",
 ];
 
 /// The schema version of this release.

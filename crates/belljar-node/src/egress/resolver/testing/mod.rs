@@ -265,7 +265,7 @@ impl Scene {
             world.has(name, records);
         }
         let firewall = Arc::new(Recorder::default());
-        let resolver = Resolver::new(Arc::new(world.upstream()), firewall.clone());
+        let resolver = Resolver::new(Arc::new(world.upstream()), firewall.clone(), None);
         let (tcp, udp) = bound().await;
         let (tcp, udp) = (tcp.into_std().unwrap(), udp.into_std().unwrap());
         let (address, stop) = (tcp.local_addr().unwrap(), CancellationToken::new());

@@ -17,6 +17,7 @@ mod pressure;
 mod processes;
 mod pty;
 mod random;
+mod secrets;
 mod sleep;
 mod ssh;
 mod storage;

@@ -9,12 +9,15 @@
 //! real public networks, since others are denied to sandboxes; nothing leaves the two namespaces. Both are gone with the
 //! process.
 //!
-//! What there is: TCP on port 80 that says which address was reached and then echoes; TCP on port 9 that never says anything; UDP echo on port 7; DNS on port 53
+//! What there is: TCP on port 80 that says which address was reached and then echoes; TCP on port 9 that never says anything; UDP echo on port 7; HTTPS on port 443; DNS on port 53
 //! of every address, UDP only, for the names of `ZONE`.
+
+mod https;
 
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    path::PathBuf,
     process::{Command, Stdio},
     str::FromStr,
     sync::{
@@ -29,6 +32,7 @@ use hickory_proto::{
     rr::{Name, RData, Record, RecordType, rdata::A},
 };
 use nix::sched::{CloneFlags, unshare};
+use tempfile::TempDir;
 
 /// Two servers that a policy can tell apart.
 pub const ONE: &str = "45.83.1.1";
@@ -65,6 +69,9 @@ type Seen = Arc<Mutex<Vec<String>>>;
 /// The other side.
 pub struct Internet {
     datagrams: Seen,
+    /// Heads of HTTPS requests.
+    requests: Seen,
+    dir: TempDir,
 }
 
 impl Internet {
@@ -75,11 +82,15 @@ impl Internet {
     pub fn enter() -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: run it as root");
         ip("link set lo up");
-        let internet = Self { datagrams: Seen::default() };
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let internet = Self { datagrams: Seen::default(), requests: Seen::default(), dir };
+        let https = https::make(&internet.authority());
         let (ready, made) = channel();
         let (connect, connected) = channel();
-        let datagrams = internet.datagrams.clone();
-        thread::spawn(move || serve(&ready, &connected, &datagrams));
+        let (datagrams, requests) = (internet.datagrams.clone(), internet.requests.clone());
+        thread::spawn(move || {
+            serve(&ready, &connected, &datagrams, || https::serve(&https, &requests));
+        });
         let tid: i32 = made.recv().expect("the internet");
         ip(&format!("link add out0 type veth peer name in0 netns {tid}"));
         ip(&format!("address add {HOST}/24 dev out0"));
@@ -89,6 +100,16 @@ impl Internet {
         // The services are there when this is answered.
         made.recv().expect("the internet serves");
         internet
+    }
+
+    /// Certificate (PEM) of the authority by which its hosts prove their names; nobody trusts it by himself.
+    pub fn authority(&self) -> PathBuf {
+        self.dir.path().join("authority.pem")
+    }
+
+    /// Heads of the HTTPS requests that came since the last call, in lower case.
+    pub fn take_requests(&self) -> Vec<String> {
+        std::mem::take(&mut *self.requests.lock().expect("the requests"))
     }
 
     /// What came to port 7, each as text.
@@ -103,7 +124,7 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn serve(ready: &Sender<i32>, connected: &Receiver<()>, datagrams: &Seen) {
+fn serve(ready: &Sender<i32>, connected: &Receiver<()>, datagrams: &Seen, https: impl FnOnce()) {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
     ip("link set lo up");
     ready.send(nix::unistd::gettid().as_raw()).expect("told");
@@ -115,6 +136,7 @@ fn serve(ready: &Sender<i32>, connected: &Receiver<()>, datagrams: &Seen) {
     }
     let tcp = TcpListener::bind("0.0.0.0:80").expect("port 80");
     thread::spawn(move || accept(&tcp));
+    https();
     let silent = TcpListener::bind("0.0.0.0:9").expect("port 9");
     thread::spawn(move || silent.incoming().flatten().for_each(std::mem::forget));
     // A socket for each address: an answer has to come from where the question went.

@@ -3,6 +3,7 @@
 //! ```text
 //!   this thread's namespace: the host ══ veth ══ another namespace: the internet
 //!     45.83.0.1                                    45.83.0.2, and every address of `ADDRESSES`
+//!     2606:4700:ffff::1                            2606:4700:ffff::2, and `SIX`
 //! ```
 //! A thread that has entered it ([`Internet::enter`]) and everything that it starts lives on that host: a
 //! [`World`](crate::World) started then has its own routes, rules and devices, and needs no change. Its addresses are those of
@@ -44,6 +45,8 @@ pub const PRIVATE: &str = "10.77.0.1";
 pub const METADATA: &str = "169.254.169.254";
 /// The host's DNS server.
 pub const DNS: &str = "45.83.2.53";
+/// A server with an IPv6 address.
+pub const SIX: &str = "2606:4700::1";
 /// Somebody else's.
 pub const OTHER_DNS: &str = "45.83.2.54";
 /// The host, on the way out.
@@ -94,8 +97,10 @@ impl Internet {
         let tid: i32 = made.recv().expect("the internet");
         ip(&format!("link add out0 type veth peer name in0 netns {tid}"));
         ip(&format!("address add {HOST}/24 dev out0"));
+        ip("-6 address add 2606:4700:ffff::1/64 dev out0 nodad");
         ip("link set out0 up");
         ip("route add default via 45.83.0.2");
+        ip("-6 route add default via 2606:4700:ffff::2");
         connect.send(()).expect("the internet");
         // The services are there when this is answered.
         made.recv().expect("the internet serves");
@@ -130,17 +135,21 @@ fn serve(ready: &Sender<i32>, connected: &Receiver<()>, datagrams: &Seen, https:
     ready.send(nix::unistd::gettid().as_raw()).expect("told");
     connected.recv().expect("connected");
     ip("address add 45.83.0.2/24 dev in0");
+    ip("-6 address add 2606:4700:ffff::2/64 dev in0 nodad");
     ip("link set in0 up");
+    ip(&format!("-6 address add {SIX}/128 dev lo nodad"));
     for address in ADDRESSES {
         ip(&format!("address add {address}/32 dev lo"));
     }
-    let tcp = TcpListener::bind("0.0.0.0:80").expect("port 80");
-    thread::spawn(move || accept(&tcp));
+    for address in ["0.0.0.0", SIX] {
+        let tcp = TcpListener::bind((address, 80)).expect("port 80");
+        thread::spawn(move || accept(&tcp));
+    }
     https();
     let silent = TcpListener::bind("0.0.0.0:9").expect("port 9");
     thread::spawn(move || silent.incoming().flatten().for_each(std::mem::forget));
     // A socket for each address: an answer has to come from where the question went.
-    for address in ADDRESSES {
+    for address in ADDRESSES.into_iter().chain([SIX]) {
         let echo = UdpSocket::bind((address, 7)).expect("port 7");
         let datagrams = datagrams.clone();
         thread::spawn(move || echo_datagrams(&echo, &datagrams));

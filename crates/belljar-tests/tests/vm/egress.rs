@@ -1,23 +1,35 @@
 //! What leaves a sandbox under a policy: real guests against a small internet.
 
-use std::{collections::BTreeMap, io::Write, net::TcpListener, thread};
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    net::{TcpListener, TcpStream},
+    thread,
+};
 
 use belljar_tests::{
     Sandbox, World,
-    internet::{DNS, HOST, Internet, METADATA, ONE, OTHER_DNS, PRIVATE, TWO},
+    internet::{DNS, HOST, Internet, METADATA, ONE, OTHER_DNS, PRIVATE, SIX, TWO},
 };
 use serde_json::{Value, json};
 
 /// Tries everything at once, and says of each whether it worked. As root, who may send echo requests.
 const PROBE: &str = r#"
-import json, os, socket, struct, sys, threading
+import json, os, socket, struct, subprocess, sys, threading
+# Nobody gives the guest an IPv6 address; its root may take one, and knows the way out.
+def run(command): return subprocess.run(command.split(), capture_output=True, text=True).stdout
+try: socket.create_connection(("10.0.2.3", 53), 1.5).close()
+except OSError: pass
+gateway = run("ip neigh show 10.0.2.3").split("lladdr ")[-1][:17]
+for command in ["address add 2606:4700:1::2/64 dev eth0 nodad", "neighbour replace fe80::1 lladdr %s dev eth0" % gateway, "route replace default via fe80::1 dev eth0"]:
+    run("ip -6 " + command)
 def tcp(host, port):
     s = socket.create_connection((host, int(port)), 1.5)
     s.settimeout(1.5)
     s.sendall(b"x")
     return bool(s.recv(64))
 def udp(host, port):
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     s.settimeout(1.5)
     s.sendto(b"ping", (host, int(port)))
     return s.recv(64) == b"ping"
@@ -32,11 +44,19 @@ def icmp(host):
         answer, sender = s.recvfrom(256)
         if sender[0] == host and answer[20] == 0:
             return True
+def icmp6(host):
+    s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58)
+    s.settimeout(1.5)
+    s.sendto(struct.pack("!BBHHH", 128, 0, 0, 7, 1), (host, 0))
+    while True:
+        answer, sender = s.recvfrom(256)
+        if sender[0] == host and answer[0] == 129:
+            return True
 def question(name, kind=1):
     labels = b"".join(bytes([len(l)]) + l.encode() for l in name.split("."))
     return b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + labels + b"\x00" + struct.pack("!HH", kind, 1)
 def dns(server, name):
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
     s.settimeout(1.5)
     s.sendto(question(name), (server, 53))
     answer = s.recv(512)
@@ -44,7 +64,7 @@ def dns(server, name):
 def probe(what):
     kind, *rest = what.split(" ")
     try:
-        return {"tcp": tcp, "udp": udp, "icmp": icmp, "dns": dns}[kind](*rest)
+        return {"tcp": tcp, "udp": udp, "icmp": icmp, "icmp6": icmp6, "dns": dns}[kind](*rest)
     except OSError:
         return False
 found = {}
@@ -69,6 +89,10 @@ fn probes() -> BTreeMap<&'static str, String> {
         ("name rebind", "tcp rebind.example 80".to_owned()),
         ("name metadata", "tcp metadata.example 80".to_owned()),
         ("other dns", format!("dns {OTHER_DNS} two.example")),
+        ("tcp six", format!("tcp {SIX} 80")),
+        ("udp six", format!("udp {SIX} 7")),
+        ("icmp six", format!("icmp6 {SIX}")),
+        ("dns six", format!("dns {SIX} two.example")),
         ("private", format!("tcp {PRIVATE} 80")),
         ("metadata", format!("tcp {METADATA} 80")),
         ("host", format!("tcp {HOST} 8081")),
@@ -104,6 +128,8 @@ fn serve_on_host() {
 
 fn start() -> (Internet, World) {
     let internet = Internet::enter();
+    // From the host it can be reached, so that it means something when a guest cannot.
+    TcpStream::connect((SIX, 80)).expect("IPv6 works on the host");
     serve_on_host();
     let world =
         World::start_with(&[("BELLJAR_RESOLVERS", DNS.to_owned()), ("BELLJAR_NETWORK", "namespaces".to_owned())]);
@@ -153,12 +179,16 @@ fn what_leaves_is_what_the_policy_says() {
         (json!({"allow_out": ["45.83.1.0/24", "two.example"], "deny_out": ["two.example"]}), &ONE_ONLY),
         (json!({"deny_out": ["0.0.0.0/0"]}), &[]),
         (json!({"allow_out": ["2606:4700::/32"]}), &[]),
+        (json!({"allow_out": ["2606:4700::/32", ONE]}), &ONE_ONLY),
+        (json!({"deny_out": ["2606:4700::/32"]}), &EVERY_PUBLIC),
         (json!({"allow_out": [PRIVATE, METADATA, HOST]}), &[]),
     ];
     for (network, expected) in cases {
         patch(&world, &sandbox, network);
         assert_eq!(open(&sandbox), *expected, "{network}");
     }
+    // Its packets over IPv6 did leave the guest, and got no further.
+    assert!(sandbox.sh("ip -6 route show default").contains("via fe80::1"));
 }
 
 #[test]
@@ -316,12 +346,12 @@ for size in [0, 1, 13, 14, 20, 33, 1400]:
     try: raw.send((gateway + own + b"\x08\x00" + b"\x45" * size)[:size + 14])
     except OSError: pass
 # "The gateway, and the resolver, is me."
-for address in ["10.0.2.2", "10.0.2.3", "10.0.2.15"]:
+for address in ["10.0.2.2", "10.0.2.3", "10.0.2.4", "10.0.2.15"]:
     arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + own + socket.inet_aton(address) + gateway + socket.inet_aton("10.0.2.2")
     send(arp, kind=0x0806)
 # Whatever listens where the guest can see it.
 heard = []
-for host in ["10.0.2.2", "10.0.2.3"]:
+for host in ["10.0.2.2", "10.0.2.3", "10.0.2.4"]:
     for port in list(range(1, 1024)) + [2222, 8081, 8900, 9443, 9501]:
         s = socket.socket(); s.settimeout(0.02)
         if s.connect_ex((host, port)) == 0: heard.append((host, port))

@@ -32,7 +32,7 @@ enum Probe {
 }
 
 /// Everything that is needed, with what has it.
-const NEEDED: [(Probe, &str); 23] = [
+const NEEDED: [(Probe, &str); 24] = [
     (Probe::Qemu, QEMU),
     (Probe::Program("mmdebstrap"), "mmdebstrap"),
     (Probe::File("/usr/share/keyrings/debian-archive-keyring.gpg"), "debian-archive-keyring"),
@@ -44,6 +44,7 @@ const NEEDED: [(Probe, &str); 23] = [
     (Probe::Program("nft"), "nftables"),
     (Probe::Program("sftp"), "openssh-client"),
     (Probe::Program("rsync"), "rsync"),
+    (Probe::Program("pebble"), "pebble"),
     (Probe::Program("gcc"), "gcc"),
     (Probe::File("/usr/lib/x86_64-linux-gnu/libc.a"), "libc6-dev"),
     (Probe::Program("strip"), "binutils"),

@@ -6,7 +6,10 @@ use belljar_api::sandbox::SandboxStatus;
 use ipnet::IpNet;
 use url::Url;
 
-use crate::tls::TlsFiles;
+use crate::{
+    acme::{AcmeConfig, AcmeError, Names},
+    tls::TlsSource,
+};
 
 /// Configuration of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,8 +26,8 @@ pub struct ServerConfig {
     pub ingress_domain: Option<String>,
     /// Proxies in front of the server, whose `X-Forwarded-*` are believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// Certificate of the listeners that speak HTTPS.
-    pub tls: Option<TlsFiles>,
+    /// Certificates of the listeners that speak HTTPS.
+    pub tls: Option<TlsSource>,
     /// Image of a create that names none.
     pub default_image: String,
     /// Token with which nodes join; `None` makes one that holds until the server stops.
@@ -85,6 +88,11 @@ impl ServerConfig {
         });
         let base = self.sandbox_url_base.trim_end_matches('/').to_owned();
         Ok(Urls { base, domain: domain.transpose()? })
+    }
+
+    /// The names that lead here and that an ACME server gives certificates for.
+    pub(crate) fn acme_names(&self, acme: &AcmeConfig) -> Result<Names, AcmeError> {
+        Names::of_urls(self.ingress_domain.as_deref(), Some(&self.sandbox_url_base), acme)
     }
 }
 

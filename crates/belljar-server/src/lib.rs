@@ -10,6 +10,7 @@
 //! `belljar up` and `belljar server` call [`prepare`], show what it returns, and then [`Server::run`]. The server knows
 //! no VMM, no host path and no guest but through the node that holds it; see [`belljar_api::node`].
 
+mod acme;
 mod app;
 mod auth;
 mod clock;
@@ -26,6 +27,7 @@ mod placement;
 mod pool;
 mod routes;
 mod secret;
+mod secret_file;
 mod serve;
 mod snapshot;
 mod ssh;
@@ -40,15 +42,17 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    acme::{AcmeConfig, AcmeError, LETS_ENCRYPT, Standing, standings},
     config::{ConfigError, ServerConfig},
     listen::Listeners,
     openapi::openapi,
     secret::{SealError, SecretError},
     ssh::{SshError, host_key_fingerprint},
     store::{OpenError, StoreError},
-    tls::{TlsError, TlsFiles},
+    tls::{TlsError, TlsFiles, TlsSource},
 };
 use crate::{
+    acme::Issuer,
     app::{App, Live, place, pool as pools},
     store::{SqliteStore, Store},
     tls::Tls,
@@ -63,7 +67,7 @@ pub enum ServerError {
     /// A value of the configuration.
     #[error("configuration: {0}")]
     Config(#[from] ConfigError),
-    /// The certificate.
+    /// The certificates.
     #[error("{0}")]
     Tls(#[from] TlsError),
     /// The database file.
@@ -99,8 +103,8 @@ impl std::fmt::Debug for Server {
 /// Opens the store, checks the configuration and makes what a first start needs.
 pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
     let urls = config.check()?;
-    let tls = config.tls.map(Tls::open).transpose()?;
     let live = Arc::new(Live::default());
+    let tls = open_tls(&config, &live)?;
     let observer = Arc::clone(&live);
     let database = config.database.clone();
     let open = move || SqliteStore::open(&database, Arc::new(move |change| observer.committed(change)));
@@ -138,6 +142,17 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
     });
     let first_key = if is_first_start { Some(make_first_key(&app).await?) } else { None };
     Ok(Server { app, first_key, node_token, tls, ssh: None })
+}
+
+fn open_tls(config: &ServerConfig, live: &Arc<Live>) -> Result<Option<Tls>, TlsError> {
+    Ok(Some(match &config.tls {
+        None => return Ok(None),
+        Some(TlsSource::Files(files)) => Tls::of_files(files.clone())?,
+        Some(TlsSource::Acme(acme)) => {
+            let (names, live) = (config.acme_names(acme)?, Arc::clone(live));
+            Tls::of_issuer(Issuer::open(acme, names, move |target| live.shows(target))?)?
+        }
+    }))
 }
 
 async fn make_first_key(app: &App) -> Result<String, ServerError> {

@@ -95,6 +95,31 @@ pub(crate) const HEADER_READ_TIMEOUT: Duration =
 /// How long a client may take for the TLS handshake.
 pub(crate) const TLS_HANDSHAKE_TIMEOUT: Duration =
     if cfg!(test) { Duration::from_secs(3) } else { Duration::from_secs(15) };
+/// Orders of certificates that are under way at once: ACME servers limit them, and each is a conversation.
+pub(crate) const ACME_ORDERS_MAX: usize = 4;
+/// Names that wait for an order or have one under way; those of further sandboxes get none for now.
+pub(crate) const ACME_WAITING_MAX: usize = 64;
+/// Certificates and failures that are remembered; the others lie on the disk.
+pub(crate) const ACME_CERTIFICATES_MAX: usize = 1000;
+/// How long a name rests after an order that failed; doubles with each further one. Let's Encrypt takes five failures of a
+/// name in an hour.
+pub(crate) const ACME_RETRY_FIRST: Duration =
+    if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(300) };
+/// Longest such rest.
+pub(crate) const ACME_RETRY_MAX: Duration =
+    if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(12 * 3600) };
+/// The wall clock is looked at when it was not for so long: a certificate's end is a time of day.
+pub(crate) const ACME_CLOCK_CHECK: Duration = Duration::from_secs(24 * 3600);
+/// How long the ACME server may take for one answer.
+pub(crate) const ACME_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// First pause before the ACME server is asked whether it is done.
+pub(crate) const ACME_POLL_FIRST: Duration = Duration::from_millis(250);
+/// How long it may take to look at a proof, or to make the certificate.
+pub(crate) const ACME_PATIENCE: Duration = Duration::from_secs(120);
+/// How long the DNS hook may take: it waits until the record is seen.
+pub(crate) const ACME_HOOK_TIMEOUT: Duration = Duration::from_secs(600);
+/// Bytes of what a failed hook wrote that are logged.
+pub(crate) const ACME_HOOK_WORDS_MAX: usize = 1000;
 /// How long open connections may go on after the shutdown began.
 pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// A client that is silent for this long is asked whether it is still there…

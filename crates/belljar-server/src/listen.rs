@@ -8,7 +8,6 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -20,6 +19,7 @@ use crate::{
         TLS_HANDSHAKE_TIMEOUT, UNACKNOWLEDGED_MAX,
     },
     serve::Service,
+    tls::Acceptor,
 };
 
 /// Where the server listens.
@@ -27,7 +27,7 @@ use crate::{
 pub struct Listeners {
     /// These speak HTTP.
     pub plain: Vec<TcpListener>,
-    /// These speak HTTPS; they need the configuration's certificate.
+    /// These speak HTTPS; they need the configuration's source of certificates.
     pub tls: Vec<TcpListener>,
 }
 
@@ -41,7 +41,7 @@ impl From<Vec<TcpListener>> for Listeners {
 pub(crate) async fn serve(
     app: Arc<App>,
     listeners: Listeners,
-    acceptor: Option<TlsAcceptor>,
+    acceptor: Option<Acceptor>,
     shutdown: CancellationToken,
 ) {
     let router = router(&app);
@@ -83,7 +83,7 @@ struct Server {
 }
 
 impl Server {
-    async fn accept(self, listener: TcpListener, tls: Option<TlsAcceptor>) {
+    async fn accept(self, listener: TcpListener, tls: Option<Acceptor>) {
         loop {
             let next = async {
                 // A full house leaves further clients in the kernel's queue.
@@ -108,7 +108,7 @@ impl Server {
         }
     }
 
-    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>, peer: SocketAddr, place: OwnedSemaphorePermit) {
+    async fn serve(self, stream: TcpStream, tls: Option<Acceptor>, peer: SocketAddr, place: OwnedSemaphorePermit) {
         if let Err(error) = set_up(&stream) {
             tracing::debug!(%error, "cannot set options of a connection");
         }
@@ -118,10 +118,11 @@ impl Server {
         };
         let peer = Peer { address, is_tls: true };
         match tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-            Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+            Ok(Ok(None)) => tracing::debug!(peer = %address, "a look at a proof for the ACME server"),
+            Ok(Ok(Some(stream))) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
                 self.service.http2(stream, peer, place).await;
             }
-            Ok(Ok(stream)) => self.service.http1(stream, peer, place).await,
+            Ok(Ok(Some(stream))) => self.service.http1(stream, peer, place).await,
             Ok(Err(error)) => tracing::debug!(peer = %address, %error, "a TLS handshake failed"),
             Err(_) => tracing::debug!(peer = %address, "a TLS handshake took too long"),
         }

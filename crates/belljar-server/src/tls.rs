@@ -4,11 +4,14 @@
 //! files --load--> Certificates <-- every handshake asks for the present one
 //!   \--the kernel tells of a change--> load again --ok--> replaces it
 //!                                                 \-----> refused: the old one stays, and the log says why
+//! ACME: the handshake waits after its first message until [`Issuer`] has what the client asks for, or has not
 //! ```
-//! One certificate for all names: a wildcard (`*.example.com`) or one that lists them. Who issues it is not looked at.
+//! From files: one certificate for all names, a wildcard (`*.example.com`) or one that lists them. Who issues it is not
+//! looked at.
 
 use std::{
     collections::BTreeSet,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -25,8 +28,20 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::sync::Notify;
-use tokio_rustls::TlsAcceptor;
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify};
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor, server::TlsStream};
+use tokio_util::sync::DropGuard;
+
+use crate::acme::{self, AcmeConfig, AcmeError, Issuer};
+
+/// Where the certificates of HTTPS come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsSource {
+    /// The operator gives one.
+    Files(TlsFiles),
+    /// They are ordered from an ACME server.
+    Acme(AcmeConfig),
+}
 
 /// Where a certificate and its key are; both PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +78,9 @@ pub enum TlsError {
     /// Changes of the files would not be noticed.
     #[error("cannot watch the files of the certificate for changes: {0}")]
     Watch(#[from] notify::Error),
+    /// An ACME server.
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
     /// No protocol version is left; a fault of the build.
     #[error("TLS cannot be set up: {0}")]
     Setup(rustls::Error),
@@ -84,7 +102,117 @@ impl ResolvesServerCert for Certificates {
 }
 
 /// See the module.
-pub(crate) struct Tls {
+pub(crate) enum Tls {
+    Files(Given),
+    Acme { acceptor: Arc<OnDemand>, _stop: DropGuard },
+}
+
+impl Tls {
+    /// Reads the files and watches them from now on.
+    pub(crate) fn of_files(files: TlsFiles) -> Result<Self, TlsError> {
+        Given::open(files).map(Self::Files)
+    }
+
+    /// Shows what the issuer has.
+    pub(crate) fn of_issuer(issuer: Issuer) -> Result<Self, TlsError> {
+        let issuer = Arc::new(issuer);
+        let shown = rustls_config(Arc::<Issuer>::clone(&issuer), &HTTP)?;
+        let proofs = rustls_config(Arc::new(Proofs(Arc::clone(&issuer))), &[acme::ALPN])?;
+        let _stop = issuer.stop().clone().drop_guard();
+        Ok(Self::Acme {
+            acceptor: Arc::new(OnDemand { issuer, shown: Arc::new(shown), proofs: Arc::new(proofs) }),
+            _stop,
+        })
+    }
+
+    /// What makes the handshakes.
+    pub(crate) fn acceptor(&self) -> Acceptor {
+        match self {
+            Self::Files(given) => Acceptor::Files(given.acceptor.clone()),
+            Self::Acme { acceptor, .. } => Acceptor::Acme(Arc::clone(acceptor)),
+        }
+    }
+
+    /// Keeps the certificates fresh, for as long as it is polled.
+    pub(crate) async fn follow(&self) {
+        match self {
+            Self::Files(given) => given.follow().await,
+            Self::Acme { acceptor, .. } => acceptor.issuer.run().await,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn issuer(&self) -> Option<Arc<Issuer>> {
+        match self {
+            Self::Files(_) => None,
+            Self::Acme { acceptor, .. } => Some(Arc::clone(&acceptor.issuer)),
+        }
+    }
+}
+
+/// The protocols that we speak, the better one first.
+const HTTP: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+fn rustls_config(certificates: Arc<dyn ResolvesServerCert>, protocols: &[&[u8]]) -> Result<Rustls, TlsError> {
+    let mut config = Rustls::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Setup)?
+        .with_no_client_auth()
+        .with_cert_resolver(certificates);
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(config)
+}
+
+/// Makes handshakes.
+#[derive(Clone)]
+pub(crate) enum Acceptor {
+    Files(TlsAcceptor),
+    Acme(Arc<OnDemand>),
+}
+
+impl Acceptor {
+    /// `None` where an ACME server had its look and there is nothing to be served.
+    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<Option<TlsStream<TcpStream>>> {
+        match self {
+            Self::Files(acceptor) => acceptor.accept(stream).await.map(Some),
+            Self::Acme(on_demand) => on_demand.accept(stream).await,
+        }
+    }
+}
+
+/// Looks at the first message of a handshake before it answers.
+pub(crate) struct OnDemand {
+    issuer: Arc<Issuer>,
+    shown: Arc<Rustls>,
+    proofs: Arc<Rustls>,
+}
+
+impl OnDemand {
+    async fn accept(&self, stream: TcpStream) -> io::Result<Option<TlsStream<TcpStream>>> {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+        let hello = start.client_hello();
+        if acme::is_validation(&hello) {
+            start.into_stream(Arc::clone(&self.proofs)).await?.shutdown().await?;
+            return Ok(None);
+        }
+        let host = hello.server_name().map(str::to_owned);
+        self.issuer.prepare(host.as_deref()).await;
+        start.into_stream(Arc::clone(&self.shown)).await.map(Some)
+    }
+}
+
+/// What ACME servers are shown.
+#[derive(Debug)]
+struct Proofs(Arc<Issuer>);
+
+impl ResolvesServerCert for Proofs {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.proof(hello.server_name()?)
+    }
+}
+
+/// A certificate in files.
+pub(crate) struct Given {
     files: TlsFiles,
     certificates: Arc<Certificates>,
     acceptor: TlsAcceptor,
@@ -92,29 +220,17 @@ pub(crate) struct Tls {
     _watcher: RecommendedWatcher,
 }
 
-impl Tls {
-    /// Reads the files and watches them from now on.
-    pub(crate) fn open(files: TlsFiles) -> Result<Self, TlsError> {
+impl Given {
+    fn open(files: TlsFiles) -> Result<Self, TlsError> {
         let certificates = Arc::new(Certificates { present: RwLock::new(Arc::new(load(&files)?)) });
-        let provider = Arc::new(ring::default_provider());
-        let mut config = Rustls::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(TlsError::Setup)?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::<Certificates>::clone(&certificates));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let config = rustls_config(Arc::<Certificates>::clone(&certificates), &HTTP)?;
         let changed = Arc::new(Notify::new());
         let watcher = watch(&files, Arc::clone(&changed))?;
         Ok(Self { files, certificates, acceptor: TlsAcceptor::from(Arc::new(config)), changed, _watcher: watcher })
     }
 
-    /// What makes the handshakes.
-    pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        self.acceptor.clone()
-    }
-
     /// Reads the files whenever they change, for as long as it is polled.
-    pub(crate) async fn follow(&self) {
+    async fn follow(&self) {
         loop {
             self.changed.notified().await;
             while tokio::time::timeout(SETTLE, self.changed.notified()).await.is_ok() {}

@@ -33,6 +33,16 @@ pub const TLS_CERT: &str = "BELLJAR_TLS_CERT";
 pub const TLS_KEY: &str = "BELLJAR_TLS_KEY";
 /// Addresses on which `belljar up` speaks HTTPS, separated by commas.
 pub const TLS_LISTEN: &str = "BELLJAR_TLS_LISTEN";
+/// Whether `belljar up` gets its certificates from an ACME server: `true` or `false`.
+pub const ACME: &str = "BELLJAR_ACME";
+/// Mail address that the ACME server may write to.
+pub const ACME_CONTACT: &str = "BELLJAR_ACME_CONTACT";
+/// Directory of the ACME server, `https://…`; default Let's Encrypt's.
+pub const ACME_SERVER: &str = "BELLJAR_ACME_SERVER";
+/// Root certificates, PEM, that are trusted for the ACME server beside the system's.
+pub const ACME_CA: &str = "BELLJAR_ACME_CA";
+/// Program that adds and removes the DNS records with which ACME proves a wildcard.
+pub const ACME_DNS_HOOK: &str = "BELLJAR_ACME_DNS_HOOK";
 /// Proxies in front of `belljar up` whose `X-Forwarded-*` are believed, separated by commas.
 pub const TRUSTED_PROXY: &str = "BELLJAR_TRUSTED_PROXY";
 /// VMs that `belljar up` keeps ready for each golden snapshot; `0` is none.

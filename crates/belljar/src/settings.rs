@@ -11,6 +11,7 @@ use std::{
 };
 
 use belljar_node::{NetworkOptions, NetworkSetting, NodeConfig};
+use belljar_server::{AcmeConfig, LETS_ENCRYPT, TlsFiles, TlsSource};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -129,6 +130,16 @@ pub struct ConfigFile {
     pub tls_key: Option<PathBuf>,
     /// Addresses that speak HTTPS.
     pub tls_listen: Option<Vec<SocketAddr>>,
+    /// Whether certificates come from an ACME server.
+    pub acme: Option<bool>,
+    /// Mail address for it.
+    pub acme_contact: Option<String>,
+    /// Its directory.
+    pub acme_server: Option<String>,
+    /// Root certificates for it.
+    pub acme_ca: Option<PathBuf>,
+    /// Program that changes DNS records.
+    pub acme_dns_hook: Option<PathBuf>,
     /// Proxies that are believed.
     pub trusted_proxy: Option<Vec<IpNet>>,
     /// VMs kept ready for each golden snapshot.
@@ -209,13 +220,14 @@ pub struct UpSettings {
 /// How HTTPS is spoken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// The certificate.
-    pub certificate: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
+    /// Where the certificates come from.
+    pub source: TlsSource,
     /// Where to listen.
     pub listen: Vec<SocketAddr>,
 }
+
+/// Directory in the data directory for what an ACME server gave.
+const ACME_DIR: &str = "acme";
 
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -250,6 +262,12 @@ pub enum SettingsError {
     /// Half of what HTTPS needs.
     #[error("HTTPS needs a certificate and its key: give {0} too, or leave both out")]
     HalfTls(&'static str),
+    /// Certificates from two places.
+    #[error("HTTPS has one source of certificates: leave out --tls-cert and --tls-key, or --acme")]
+    TwoSources,
+    /// Words for an ACME server that is not asked.
+    #[error("{0} is for certificates from an ACME server: give --acme, too, or leave it out")]
+    NoAcme(&'static str),
     /// There is no key.
     #[error("no API key: none was given, and {path} cannot be read")]
     NoKey {
@@ -330,19 +348,49 @@ impl Settings {
         Ok(UpSettings { tls, ..self.combine_up(args, self.current()?) })
     }
 
-    /// Pure: HTTPS is spoken where there is a certificate.
+    /// Pure: HTTPS is spoken where there is a source of certificates.
     fn tls(&self, args: &UpArgs) -> Result<Option<TlsSettings>, SettingsError> {
         let file = &self.file;
         let given = Some(&args.tls_listen).filter(|listen| !listen.is_empty()).or(file.tls_listen.as_ref());
-        match (args.tls_cert.as_ref().or(file.tls_cert.as_ref()), args.tls_key.as_ref().or(file.tls_key.as_ref())) {
-            (Some(certificate), Some(key)) => {
-                let default = || DEFAULT_TLS_LISTEN.parse().into_iter().collect();
-                let listen = given.cloned().unwrap_or_else(default);
-                Ok(Some(TlsSettings { certificate: certificate.clone(), key: key.clone(), listen }))
+        let certificate = args.tls_cert.as_ref().or(file.tls_cert.as_ref());
+        let key = args.tls_key.as_ref().or(file.tls_key.as_ref());
+        let source = match (self.acme(args)?, certificate, key) {
+            (Some(acme), None, None) => TlsSource::Acme(acme),
+            (Some(_), _, _) => return Err(SettingsError::TwoSources),
+            (None, Some(certificate), Some(key)) => {
+                TlsSource::Files(TlsFiles { certificate: certificate.clone(), key: key.clone() })
             }
-            (None, None) if given.is_none() => Ok(None),
-            (None, _) => Err(SettingsError::HalfTls("--tls-cert")),
-            (Some(_), None) => Err(SettingsError::HalfTls("--tls-key")),
+            (None, None, None) if given.is_none() => return Ok(None),
+            (None, None, _) => return Err(SettingsError::HalfTls("--tls-cert")),
+            (None, Some(_), None) => return Err(SettingsError::HalfTls("--tls-key")),
+        };
+        let default = || DEFAULT_TLS_LISTEN.parse().into_iter().collect();
+        Ok(Some(TlsSettings { source, listen: given.cloned().unwrap_or_else(default) }))
+    }
+
+    fn acme(&self, args: &UpArgs) -> Result<Option<AcmeConfig>, SettingsError> {
+        let file = &self.file;
+        let acme = AcmeConfig {
+            dir: self.data_dir.join(ACME_DIR),
+            server: args.acme_server.clone().or(file.acme_server.clone()).unwrap_or_else(|| LETS_ENCRYPT.to_owned()),
+            contact: args.acme_contact.clone().or(file.acme_contact.clone()),
+            ca: args.acme_ca.clone().or(file.acme_ca.clone()),
+            dns_hook: args.acme_dns_hook.clone().or(file.acme_dns_hook.clone()),
+        };
+        if args.acme.or(file.acme).unwrap_or(false) {
+            return Ok(Some(acme));
+        }
+        let given = [
+            ("--acme-server", acme.server != LETS_ENCRYPT),
+            ("--acme-contact", acme.contact.is_some()),
+            ("--acme-ca", acme.ca.is_some()),
+            ("--acme-dns-hook", acme.dns_hook.is_some()),
+        ];
+        // Who says "no" in so many words may leave the rest for another time.
+        let is_off = args.acme.or(file.acme) == Some(false);
+        match given.into_iter().find(|(_, given)| *given && !is_off) {
+            Some((name, _)) => Err(SettingsError::NoAcme(name)),
+            None => Ok(None),
         }
     }
 

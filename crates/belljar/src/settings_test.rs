@@ -77,6 +77,23 @@ fn https_needs_both_files_and_has_an_address_of_its_own() {
 }
 
 #[test]
+fn certificates_come_from_one_place() {
+    let settings = Settings::combine(&GlobalArgs::default(), ConfigFile::default(), &around());
+    let source = |args: UpArgs| settings.tls(&args).map(|tls| tls.map(|tls| tls.source));
+    let acme =
+        |server: Option<&str>| UpArgs { acme: Some(true), acme_server: server.map(Into::into), ..UpArgs::default() };
+    for (args, server) in [(acme(None), LETS_ENCRYPT), (acme(Some("https://x")), "https://x")] {
+        let Some(TlsSource::Acme(acme)) = source(args).expect("ACME") else { panic!("another source") };
+        assert_eq!((acme.server.as_str(), acme.dir), (server, "/home/ann/.local/share/belljar/acme".into()));
+    }
+    let both = UpArgs { tls_cert: Some("c".into()), tls_key: Some("k".into()), ..acme(None) };
+    assert!(source(both).expect_err("both").to_string().contains("one source"));
+    let hook = |acme| UpArgs { acme, acme_dns_hook: Some("hook".into()), ..UpArgs::default() };
+    assert!(source(hook(None)).expect_err("without --acme").to_string().contains("--acme-dns-hook is for"));
+    assert_eq!(source(hook(Some(false))).expect("off"), None);
+}
+
+#[test]
 fn only_this_machine_gets_the_local_key() {
     for (url, expected) in [
         ("http://127.0.0.1:8900", true),

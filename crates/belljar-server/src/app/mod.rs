@@ -16,14 +16,15 @@ pub(crate) mod tree;
 
 use std::sync::{Arc, OnceLock};
 
-use belljar_api::{sandbox::TerminationReason, ssh_key::SshGateway};
+use belljar_api::{id::is_id, sandbox::TerminationReason, ssh_key::SshGateway};
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Keys, NodeToken},
     config::Urls,
-    ingress::Pool as Guests,
+    ingress::{Pool as Guests, Target},
+    life::SandboxRow,
     node_link::Nodes,
     secret::Secrets,
     ssh::SshKeys,
@@ -71,6 +72,24 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    /// The sandbox that a proxied request names: by id, or by name in the default namespace.
+    pub(crate) fn routed(&self, reference: &str) -> Option<watch::Receiver<Arc<SandboxRow>>> {
+        let found = if is_id(reference) {
+            self.table.get(reference)
+        } else {
+            self.table.named(crate::http::DEFAULT_NAMESPACE, reference)
+        };
+        found.filter(|row| !row.borrow().is_unclaimed())
+    }
+
+    /// Whether a sandbox is there and shows this port to the outside.
+    pub(crate) fn shows(&self, target: &Target) -> bool {
+        self.routed(&target.sandbox).is_some_and(|row| {
+            let row = row.borrow();
+            row.ending().is_none() && (target.is_agent() || row.spec.exposed_ports.contains(&target.port))
+        })
+    }
+
     /// Takes over a commit. Called by the store's thread, in commit order.
     pub(crate) fn committed(&self, change: Committed) {
         match change {

@@ -250,14 +250,9 @@ impl App {
         Ok(())
     }
 
-    /// The sandbox that a proxied request names: by id, or by name in the default namespace.
+    /// See [`super::Live::routed`].
     pub(crate) fn routed(&self, reference: &str) -> Option<watch::Receiver<Arc<SandboxRow>>> {
-        let found = if is_id(reference) {
-            self.live.table.get(reference)
-        } else {
-            self.live.table.named(crate::http::DEFAULT_NAMESPACE, reference)
-        };
-        found.filter(|row| !row.borrow().is_unclaimed())
+        self.live.routed(reference)
     }
 }
 

@@ -21,6 +21,6 @@ pub(crate) use self::{
     guest::GrpcConnections,
     pool::Pool,
     proxy::{Hold, Outside, allow_origin, forward, open},
-    target::{Target, find, host},
+    target::{Target, below, find, host},
     websocket::is_extended as is_websocket,
 };

@@ -95,6 +95,18 @@ fn by_host(host: &str, domain: Option<&str>) -> Option<Target> {
         .into_iter()
         .flatten()
         .find_map(|suffix| host.strip_suffix(suffix)?.strip_suffix('.'))?;
+    by_label(label)
+}
+
+/// What a host name below a domain leads to. Of the ways to write a port, only the plain one counts here.
+pub(crate) fn below(host: &str, domain: &str) -> Option<Target> {
+    let label = host.strip_suffix(domain)?.strip_suffix('.')?;
+    let target = by_label(label)?;
+    let is_plain = label == target.sandbox || label == format!("{}-{}", target.port, target.sandbox);
+    is_plain.then_some(target)
+}
+
+fn by_label(label: &str) -> Option<Target> {
     if is_reference(label) {
         return Some(Target { sandbox: label.to_owned(), port: AGENT_PORT });
     }
@@ -150,6 +162,17 @@ mod tests {
             check(&[("host", host)], None);
         }
         check(&[], None);
+    }
+
+    #[test]
+    fn a_host_below_a_domain_is_written_in_one_way() {
+        let below = |host: &str| below(host, "sb.test").map(|target| (target.sandbox, target.port));
+        assert_eq!(below("box-1.sb.test"), Some(("box-1".into(), 9501)));
+        assert_eq!(below("8080-box-1.sb.test"), Some(("box-1".into(), 8080)));
+        for host in ["08080-box-1.sb.test", "+8080-box-1.sb.test", "sb.test", "a.b.sb.test", "box-1.local", ".sb.test"]
+        {
+            assert_eq!(below(host), None, "{host}");
+        }
     }
 
     #[test]

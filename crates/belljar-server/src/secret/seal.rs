@@ -3,15 +3,16 @@
 //! What was sealed under one name does not open under another, so rows cannot be exchanged.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use belljar_api::secret::SecretValue;
 use rand::{TryRng, rngs::SysRng};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+
+use crate::secret_file;
 
 /// Bytes of the key.
 const KEY_LEN: usize = 32;
@@ -130,16 +131,8 @@ fn random<const N: usize>() -> Result<[u8; N], SealError> {
 
 fn make(path: &Path) -> Result<(), SealError> {
     let bytes: [u8; KEY_LEN] = random()?;
-    // Whole or not at all: half a key would be refused at every later start.
-    let new = path.with_extension("new");
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)
-        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&new, path));
+    // Half a key would be refused at every later start.
+    let written = secret_file::write(path, &bytes);
     written.map_err(|source| SealError::File { operation: "write", path: path.to_owned(), source })
 }
 

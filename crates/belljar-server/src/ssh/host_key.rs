@@ -1,11 +1,6 @@
 //! The server's one host key: made at the first start, and the same ever after.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::Path,
-};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
 
 use rand::{TryRng, rngs::SysRng};
 use russh::keys::{
@@ -14,6 +9,7 @@ use russh::keys::{
 };
 
 use super::{SshError, keys::fingerprint};
+use crate::secret_file;
 
 /// What the key's comment says.
 const COMMENT: &str = "belljar";
@@ -55,16 +51,8 @@ fn make(path: &Path) -> Result<PrivateKey, SshError> {
     key.set_comment(COMMENT);
     let bad = |error: russh::keys::ssh_key::Error| SshError::HostKey { path: path.to_owned(), why: error.to_string() };
     let text = key.to_openssh(LineEnding::LF).map_err(bad)?;
-    // Whole or not at all: half a key would be refused at every later start.
-    let new = path.with_extension("new");
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)
-        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&new, path));
+    // Half a key would be refused at every later start.
+    let written = secret_file::write(path, text.as_bytes());
     written.map_err(|source| SshError::HostKeyFile { operation: "write", path: path.to_owned(), source })?;
     Ok(key)
 }

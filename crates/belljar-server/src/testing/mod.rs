@@ -1,5 +1,6 @@
 //! The whole server on a real listener, with a node that is a test double: one file per area.
 
+mod acme;
 mod auth;
 mod copy;
 mod guest;
@@ -10,6 +11,7 @@ mod input;
 mod node;
 mod node_link;
 pub(crate) mod node_state;
+mod pebble;
 mod pool;
 mod program;
 pub(crate) mod rows;
@@ -38,7 +40,7 @@ use tokio::{
 };
 
 use self::node::FakeNode;
-use crate::{Listeners, Server, ServerConfig, app::App, prepare};
+use crate::{Listeners, Server, ServerConfig, acme::Issuer, app::App, prepare, tls::Tls};
 
 pub(super) const NODE_TOKEN: &str = "belljar_node_of_the_tests_0123456789abcdef";
 
@@ -51,6 +53,8 @@ pub(super) struct Harness {
     pub(super) ssh: SocketAddr,
     pub(super) key: String,
     pub(super) app: Arc<App>,
+    /// What orders certificates, if anything does.
+    pub(super) issuer: Option<Arc<Issuer>>,
     dir: tempfile::TempDir,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
@@ -104,6 +108,11 @@ impl Harness {
     }
 
     async fn on(dir: tempfile::TempDir, config: ServerConfig, key: Option<String>) -> Self {
+        Self::at(dir, config, key, "127.0.0.1:0").await
+    }
+
+    /// The same, with an address for TLS.
+    async fn at(dir: tempfile::TempDir, config: ServerConfig, key: Option<String>, tls: &str) -> Self {
         let has_tls = config.tls.is_some();
         let server: Server = prepare(config).await.expect("server");
         assert_eq!(server.first_key().is_none(), key.is_some(), "the first key is made on the first start only");
@@ -111,7 +120,8 @@ impl Harness {
         let app = Arc::clone(&server.app);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
         let addr = listener.local_addr().expect("address");
-        let tls = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let issuer = server.tls.as_ref().and_then(Tls::issuer);
+        let tls = TcpListener::bind(tls).await.expect("listener");
         let tls_addr = tls.local_addr().expect("address");
         let listeners = Listeners { plain: vec![listener], tls: has_tls.then_some(tls).into_iter().collect() };
         let for_ssh = TcpListener::bind("127.0.0.1:0").await.expect("listener");
@@ -121,15 +131,21 @@ impl Harness {
         let task = tokio::spawn(server.run(listeners, async {
             let _ = stopped.await;
         }));
-        Self { addr, tls_addr, ssh, key, app, dir, stop, task }
+        Self { addr, tls_addr, ssh, key, app, issuer, dir, stop, task }
     }
 
-    /// Stops the server and starts another one on the same store.
-    pub(super) async fn restart(self) -> Self {
+    /// Stops the server; what it kept stays.
+    async fn stop(self) -> (tempfile::TempDir, String) {
         let Self { key, app, dir, stop, task, .. } = self;
         let _ = stop.send(());
         task.await.expect("server");
         drop(app);
+        (dir, key)
+    }
+
+    /// Stops the server and starts another one on the same store.
+    pub(super) async fn restart(self) -> Self {
+        let (dir, key) = self.stop().await;
         let config = config(dir.path());
         Self::on(dir, config, Some(key)).await
     }

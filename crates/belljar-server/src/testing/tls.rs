@@ -17,7 +17,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{Harness, config, node::FakeNode};
-use crate::{TlsError, TlsFiles, prepare};
+use crate::{TlsError, TlsFiles, TlsSource, prepare};
 
 fn files(dir: &Path) -> TlsFiles {
     TlsFiles { certificate: dir.join("cert.pem"), key: dir.join("key.pem") }
@@ -34,14 +34,19 @@ async fn start(certificate: &str, key: &str) -> (Harness, FakeNode) {
     let files = files(dir.path());
     fs::write(&files.certificate, certificate).expect("certificate");
     fs::write(&files.key, key).expect("key");
-    let config = crate::ServerConfig { tls: Some(files), ..config(dir.path()) };
+    let config = crate::ServerConfig { tls: Some(TlsSource::Files(files)), ..config(dir.path()) };
     let (harness, node) = (Harness::on(dir, config, None).await, FakeNode::new());
     node.connect(&harness).await;
     (harness, node)
 }
 
 /// Connects as a client that trusts one certificate only.
-async fn dial(harness: &Harness, trusted: &str, name: &str, alpn: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
+pub(super) async fn dial(
+    harness: &Harness,
+    trusted: &str,
+    name: &str,
+    alpn: &[&str],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(trusted.as_bytes()).expect("PEM")).expect("root");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -142,7 +147,9 @@ async fn files_that_cannot_be_used_are_refused_at_the_start() {
         let files = files(dir.path());
         certificate.iter().for_each(|text| fs::write(&files.certificate, text).expect("certificate"));
         key.iter().for_each(|text| fs::write(&files.key, text).expect("key"));
-        let error = prepare(crate::ServerConfig { tls: Some(files), ..config(dir.path()) }).await.expect_err(words);
+        let error = prepare(crate::ServerConfig { tls: Some(TlsSource::Files(files)), ..config(dir.path()) })
+            .await
+            .expect_err(words);
         assert!(error.to_string().contains(words), "{error}");
         assert!(matches!(error, crate::ServerError::Tls(TlsError::Read { .. } | TlsError::Unusable { .. })));
     }

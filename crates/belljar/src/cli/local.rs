@@ -52,6 +52,26 @@ pub struct UpArgs {
     /// Address to speak HTTPS on; may be repeated. The addresses of --listen stay plain HTTP [default: 0.0.0.0:443]
     #[arg(long, value_name = "ADDRESS", env = env_vars::TLS_LISTEN, hide_env_values = true, value_delimiter = ',')]
     pub tls_listen: Vec<SocketAddr>,
+    /// Get the certificates for HTTPS from an ACME server, whose terms this agrees to: one for --ingress-domain, and one for
+    /// each sandbox's host when it is first asked for. Port 443 of these names has to lead to --tls-listen
+    #[arg(
+        long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        env = env_vars::ACME, hide_env_values = true
+    )]
+    pub acme: Option<bool>,
+    /// Mail address that the ACME server may write to
+    #[arg(long, value_name = "MAIL", env = env_vars::ACME_CONTACT, hide_env_values = true)]
+    pub acme_contact: Option<String>,
+    /// Directory of the ACME server [default: https://acme-v02.api.letsencrypt.org/directory]
+    #[arg(long, value_name = "URL", env = env_vars::ACME_SERVER, hide_env_values = true)]
+    pub acme_server: Option<String>,
+    /// Root certificates (PEM) that are trusted for the ACME server, beside the system's
+    #[arg(long, value_name = "FILE", env = env_vars::ACME_CA, hide_env_values = true)]
+    pub acme_ca: Option<PathBuf>,
+    /// Program with which one wildcard certificate serves everything. It is called with `add` or `remove`, the name of a TXT
+    /// record and its value, and returns once the record can be seen; a name may have two records at a time
+    #[arg(long, value_name = "PROGRAM", env = env_vars::ACME_DNS_HOOK, hide_env_values = true)]
+    pub acme_dns_hook: Option<PathBuf>,
     /// Range (CIDR) of the proxies in front, whose X-Forwarded-* headers are believed; may be repeated [default: none]
     #[arg(long, value_name = "CIDR", env = env_vars::TRUSTED_PROXY, hide_env_values = true, value_delimiter = ',')]
     pub trusted_proxy: Vec<IpNet>,

@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use belljar_server::Listeners;
+use belljar_server::{Listeners, TlsSource};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::Context;
@@ -41,8 +41,13 @@ pub(super) fn up(ctx: &Context, args: &UpArgs) -> anyhow::Result<ExitStatus> {
         *path = absolute(path)?;
     }
     if let Some(tls) = &mut settings.tls {
-        tls.certificate = absolute(&tls.certificate)?;
-        tls.key = absolute(&tls.key)?;
+        let paths: [Option<&mut PathBuf>; 3] = match &mut tls.source {
+            TlsSource::Files(files) => [Some(&mut files.certificate), Some(&mut files.key), None],
+            TlsSource::Acme(acme) => [Some(&mut acme.dir), acme.ca.as_mut(), acme.dns_hook.as_mut()],
+        };
+        for path in paths.into_iter().flatten() {
+            *path = absolute(path)?;
+        }
     }
     if args.detach {
         return detach(ctx, &data_dir, &settings);
@@ -153,8 +158,18 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     settings.public_url.iter().for_each(|url| flag("--public-url", url.into()));
     settings.ingress_domain.iter().for_each(|name| flag("--ingress-domain", name.into()));
     if let Some(tls) = &settings.tls {
-        flag("--tls-cert", tls.certificate.clone().into());
-        flag("--tls-key", tls.key.clone().into());
+        match &tls.source {
+            TlsSource::Files(files) => {
+                flag("--tls-cert", files.certificate.clone().into());
+                flag("--tls-key", files.key.clone().into());
+            }
+            TlsSource::Acme(acme) => {
+                flag("--acme-server", acme.server.clone().into());
+                acme.contact.iter().for_each(|mail| flag("--acme-contact", mail.into()));
+                acme.ca.iter().for_each(|file| flag("--acme-ca", file.into()));
+                acme.dns_hook.iter().for_each(|program| flag("--acme-dns-hook", program.into()));
+            }
+        }
         tls.listen.iter().for_each(|address| flag("--tls-listen", address.to_string().into()));
     }
     settings.trusted_proxies.iter().for_each(|range| flag("--trusted-proxy", range.to_string().into()));
@@ -167,6 +182,8 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     settings.volume_file.iter().for_each(|file| flag("--volume-file", file.into()));
     settings.volume_size_mb.iter().for_each(|size| flag("--volume-size-mb", size.to_string().into()));
     settings.driver.iter().for_each(|driver| flag("--driver", driver.into()));
+    let is_acme = settings.tls.as_ref().is_some_and(|tls| matches!(tls.source, TlsSource::Acme(_)));
+    all.push(format!("--acme={is_acme}").into());
     all.extend(ctx.printer.is_json().then(|| "--json".into()));
     all
 }

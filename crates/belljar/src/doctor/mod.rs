@@ -7,6 +7,7 @@ mod machine;
 use std::{fs::File, io::Read, path::Path};
 
 use belljar_image::{DEFAULT_IMAGE, Store};
+use belljar_server::{Standing, TlsSource, standings};
 use belljar_vmm::probe::{self, Kvm};
 use serde::Serialize;
 
@@ -86,6 +87,7 @@ pub fn examine(settings: &Settings, up: &UpSettings) -> Report {
     checks.push(file("initramfs", &up.initrd, CPIO, "a cpio archive", "guest"));
     checks.push(image(&up.image_store));
     checks.push(ssh(&settings.data_dir, up));
+    checks.push(https(up));
     checks.extend(machine::checks(&settings.data_dir));
     let can_run = checks.iter().all(|check| check.mark != Mark::Missing);
     Report {
@@ -126,6 +128,30 @@ fn image(store: &Path) -> Check {
             Err(error) => Check::missing("image", error.to_string(), remedy),
         },
         Err(error) => Check::missing("image", error.to_string(), remedy),
+    }
+}
+
+/// Where the certificates of HTTPS come from, and how those of an ACME server stand.
+fn https(up: &UpSettings) -> Check {
+    let acme = match up.tls.as_ref().map(|tls| &tls.source) {
+        None => return Check::ok("https", "off"),
+        Some(TlsSource::Files(files)) => return Check::ok("https", format!("with {}", files.certificate.display())),
+        Some(TlsSource::Acme(acme)) => acme,
+    };
+    let standings = match standings(acme, up.ingress_domain.as_deref(), up.public_url.as_deref()) {
+        Ok(standings) => standings,
+        Err(error) => return Check::warn("https", error.to_string(), "`belljar up --acme=false` starts without ACME"),
+    };
+    let words = |(names, standing): &(String, Standing)| match standing {
+        Standing::Absent => format!("no certificate for {names} yet"),
+        Standing::Fresh { days } => format!("{names} for {days} days"),
+        Standing::Overdue { days } => format!("{names} for {days} days, not renewed in time"),
+    };
+    let detail = format!("from {}: {}", acme.server, standings.iter().map(words).collect::<Vec<_>>().join("; "));
+    if standings.iter().all(|(_, standing)| matches!(standing, Standing::Fresh { .. })) {
+        Check::ok("https", detail)
+    } else {
+        Check::warn("https", detail, "`belljar up` orders it; when that fails its log says why")
     }
 }
 

@@ -6,6 +6,7 @@
 //!        belljar.pid           who runs
 //!        api-key               the first API key, for the CLI of this machine
 //!        ssh-host-ed25519-key  what `ssh` knows this server by
+//!        acme/                 account and certificates of the ACME server
 //!        server.db             the server's store
 //!        secrets.key           what its secrets are sealed with
 //!        log/belljar.log       what `up --detach` says

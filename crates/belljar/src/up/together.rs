@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::Context as _;
 use belljar_node::{Artifacts, DriverSetting, NodeConfig, Shutdown, storage::StorageOptions};
-use belljar_server::{Listeners, Server, ServerConfig, TlsFiles};
+use belljar_server::{Listeners, Server, ServerConfig};
 use belljar_vmm::probe;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -109,7 +109,7 @@ pub async fn prepare(
         sandbox_url_base: public_url(settings, &secure).unwrap_or_else(|| api_url.clone()),
         ingress_domain: settings.ingress_domain.clone(),
         trusted_proxies: settings.trusted_proxies.clone(),
-        tls: settings.tls.as_ref().map(|tls| TlsFiles { certificate: tls.certificate.clone(), key: tls.key.clone() }),
+        tls: settings.tls.as_ref().map(|tls| tls.source.clone()),
         default_image: belljar_image::DEFAULT_IMAGE.to_owned(),
         node_token: None,
     })

@@ -54,10 +54,15 @@ impl LogFilter {
 }
 
 impl Client {
-    /// A client of the server at `base_url` (`http://host[:port][/path]`). Without a key every call but those that
-    /// need none answers 401. Connects lazily: the first call finds out whether anybody is there.
+    /// A client of the server at `base_url` (`http[s]://host[:port][/path]`). Without a key every call but those
+    /// that need none answers 401. Connects lazily: the first call finds out whether anybody is there.
     pub fn new(base_url: &str, key: Option<&str>) -> Result<Self, Error> {
-        Ok(Self { transport: Transport::new(base_url, key)? })
+        Ok(Self { transport: Transport::new(base_url, key, None)? })
+    }
+
+    /// The same, and trusts these certificates (PEM) beside the system's.
+    pub fn with_ca(base_url: &str, key: Option<&str>, ca: &[u8]) -> Result<Self, Error> {
+        Ok(Self { transport: Transport::new(base_url, key, Some(ca))? })
     }
 
     /// The server's address, without a trailing slash.

@@ -28,6 +28,29 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The server's certificate is from somebody whom nobody here knows: it may be another server.
+    #[error(
+        "cannot trust {url}: its certificate is from an issuer that is not known here; trust that issuer's certificate, \
+             too, if it is the right one"
+    )]
+    Untrusted {
+        /// The address.
+        url: String,
+    },
+    /// TLS with the server failed.
+    #[error("cannot speak TLS with {url}: {problem}")]
+    Tls {
+        /// The address.
+        url: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The certificates that are to be trusted cannot be.
+    #[error("the CA certificates cannot be used: {problem}; give certificates as PEM")]
+    Ca {
+        /// What is wrong with them.
+        problem: String,
+    },
     /// The connection broke.
     #[error("lost the connection during {what}")]
     Transport {

@@ -1,12 +1,11 @@
 //! Rust SDK over Belljar's public HTTP API.
 //!
 //! [`Client`] is the control plane: sandboxes, their sleep, snapshots and copies, pools, keys, images, logs. [`Sandbox`] is the data plane of one sandbox:
-//! processes, files, archives, terminals, tunnels. Both share one pool of plain HTTP/1.1 connections and are cheap to
-//! clone.
+//! processes, files, archives, terminals, tunnels. Both share one pool of HTTP/1.1 connections and are cheap to clone.
 //!
-//! It is not privileged: whatever it does, any other client of the API can do. It speaks `http://` only; an
-//! `https://` address is refused with a clear error. It reads no environment and no files: the caller says where the
-//! server is and which key to use.
+//! It is not privileged: whatever it does, any other client of the API can do. Whom an `https://`
+//! server has to convince are the system's root certificates and those that the caller adds ([`Client::with_ca`]). Apart from
+//! the system's it reads no environment and no files: the caller says where the server is and which key to use.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), belljar_client::Error> {
@@ -37,6 +36,7 @@ mod snapshots;
 pub mod sse;
 mod ssh;
 mod states;
+mod tls;
 mod transport;
 mod tunnel;
 mod websocket;

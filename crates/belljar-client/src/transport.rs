@@ -1,4 +1,4 @@
-//! One pool of plain HTTP/1.1 connections: requests out, answers or [`Error`]s in.
+//! One pool of HTTP/1.1 connections, plain or in TLS: requests out, answers or [`Error`]s in.
 //!
 //! It knows addresses, keys, bodies and replays, and no route: those are in [`crate::client`] and [`crate::sandbox`].
 
@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client as Pool, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
@@ -21,6 +22,7 @@ use crate::{
     limits::{
         CONNECT_TIMEOUT, ERROR_ANSWER_MAX, JSON_ANSWER_MAX, REPLAY_FIRST, REPLAY_MAX, REPLAY_TOTAL, REQUEST_TIMEOUT,
     },
+    tls,
 };
 
 /// Body of a request.
@@ -90,7 +92,7 @@ impl<'a> Call<'a> {
 /// A server address with a key, and the connections to it.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
-    pool: Pool<HttpConnector, Body>,
+    pool: Pool<HttpsConnector<HttpConnector>, Body>,
     base: Arc<Base>,
 }
 
@@ -98,17 +100,26 @@ pub(crate) struct Transport {
 struct Base {
     /// As given, without a trailing slash: for errors and for people.
     text: String,
+    https: bool,
     loopback: bool,
     authorization: Option<HeaderValue>,
 }
 
 impl Transport {
-    pub(crate) fn new(base_url: &str, key: Option<&str>) -> Result<Self, Error> {
+    /// `ca` are certificates, PEM, that are trusted beside the system's.
+    pub(crate) fn new(base_url: &str, key: Option<&str>, ca: Option<&[u8]>) -> Result<Self, Error> {
+        let base = Base::parse(base_url, key)?;
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.enforce_http(false);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls::config(base.https, ca)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         let pool = Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Ok(Self { pool, base: Arc::new(Base::parse(base_url, key)?) })
+        Ok(Self { pool, base: Arc::new(base) })
     }
 
     /// The server's address, without a trailing slash.
@@ -200,6 +211,9 @@ impl Transport {
 
     fn failed(&self, error: hyper_util::client::legacy::Error, what: &str) -> Error {
         if error.is_connect() {
+            if let Some(refused) = tls::refusal(&error, &self.base.text) {
+                return refused;
+            }
             let url = self.base.text.clone();
             // The pool's own words ("client error (Connect)") say less than their cause.
             return match std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>()) {
@@ -259,8 +273,7 @@ impl Base {
         let url =
             Url::parse(base_url).map_err(|_| refuse("is not an absolute URL; write it like http://127.0.0.1:8900"))?;
         match url.scheme() {
-            "http" => {}
-            "https" => return Err(refuse("uses https, which this release does not speak; use http://")),
+            "http" | "https" => {}
             _ => return Err(refuse("has an unknown scheme; write it like http://127.0.0.1:8900")),
         }
         if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
@@ -280,7 +293,8 @@ impl Base {
                 Some(value)
             }
         };
-        Ok(Self { text: url.as_str().trim_end_matches('/').to_owned(), loopback, authorization })
+        let https = url.scheme() == "https";
+        Ok(Self { text: url.as_str().trim_end_matches('/').to_owned(), https, loopback, authorization })
     }
 }
 
@@ -304,7 +318,8 @@ mod tests {
         check("http://localhost:8900/", Ok(true));
         check("http://[::1]:8900", Ok(true));
         check("http://10.0.0.5", Ok(false));
-        check("https://belljar.example.com", Err("does not speak"));
+        check("https://belljar.example.com", Ok(false));
+        check("https://localhost:8443", Ok(true));
         check("ftp://x", Err("unknown scheme"));
         check("127.0.0.1:8900", Err("not an absolute URL"));
         check("localhost:8900", Err("unknown scheme"));

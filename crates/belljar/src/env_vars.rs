@@ -4,6 +4,8 @@
 pub const API_URL: &str = "BELLJAR_API_URL";
 /// API key.
 pub const API_KEY: &str = "BELLJAR_API_KEY";
+/// Certificates, PEM, that are trusted beside the system's when the server is reached over HTTPS.
+pub const CA: &str = "BELLJAR_CA";
 /// Configuration file; default `$XDG_CONFIG_HOME/belljar/config.toml` or `~/.config/belljar/config.toml`.
 pub const CONFIG_FILE: &str = "BELLJAR_CONFIG_FILE";
 /// Directory that holds everything of `belljar up`; default `/var/lib/belljar` for root, else

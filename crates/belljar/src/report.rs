@@ -75,6 +75,7 @@ fn client_hints(error: &belljar_client::Error) -> Option<&'static str> {
     use belljar_client::Error as E;
     match error {
         E::Connect { .. } => Some("start it with `belljar up`, or name another server with --api-url"),
+        E::Untrusted { .. } => Some("name the issuer's certificate with --ca or BELLJAR_CA"),
         E::Api { code, .. } => match code.as_str() {
             code::UNAUTHENTICATED => Some("give a key of this server with --api-key or BELLJAR_API_KEY"),
             code::SANDBOX_NOT_FOUND => Some("`belljar ls` lists the sandboxes"),
@@ -100,7 +101,7 @@ fn settings_hint(error: &SettingsError) -> Option<&'static str> {
         }
         SettingsError::NoRemoteKey { .. } => Some("give a key of that server with --api-key or BELLJAR_API_KEY"),
         SettingsError::Config { .. } => Some(
-            "keys: api_url, api_key, data_dir, listen, ssh_listen, kernel, initrd, image_store, public_url, ingress_domain, \
+            "keys: api_url, api_key, ca, data_dir, listen, ssh_listen, kernel, initrd, image_store, public_url, ingress_domain, \
                  tls_cert, tls_key, tls_listen, acme, acme_contact, acme_server, acme_ca, acme_dns_hook, trusted_proxy, spares, network, allow_private, resolvers, templates, \
                  resident_secs, volume_file, volume_size_mb",
         ),

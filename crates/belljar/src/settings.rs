@@ -108,6 +108,8 @@ pub struct ConfigFile {
     pub api_url: Option<String>,
     /// API key.
     pub api_key: Option<String>,
+    /// Certificates that are trusted beside the system's.
+    pub ca: Option<PathBuf>,
     /// Directory of `belljar up`.
     pub data_dir: Option<PathBuf>,
     /// Addresses that `belljar up` listens on.
@@ -167,6 +169,8 @@ pub struct Settings {
     pub api_url: String,
     /// API key, when one was given. See [`Settings::key`].
     pub api_key: Option<String>,
+    /// Certificates, PEM, that are trusted beside the system's for HTTPS.
+    pub ca: Option<PathBuf>,
     /// Directory of `belljar up`.
     pub data_dir: PathBuf,
     /// Where `cargo xtask` puts what it builds.
@@ -317,6 +321,7 @@ impl Settings {
         Self {
             api_url: args.api_url.clone().or(file.api_url.clone()).unwrap_or_else(|| DEFAULT_API_URL.to_owned()),
             api_key: args.api_key.clone().or(file.api_key.clone()),
+            ca: args.ca.clone().or(file.ca.clone()),
             data_dir: args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| around.data_dir()),
             cache_dir: around.cache_dir(),
             ssh_dir: around.config_dir().map(|dir| dir.join("ssh")),

@@ -240,11 +240,31 @@ fn a_mistake_in_the_file_is_named() {
 fn addresses_that_cannot_work_are_refused() {
     let world = World::new();
     world.check(
-        &["--api-key", "k", "--api-url", "https://belljar.example.com", "ls"],
+        &["--api-key", "k", "--api-url", "ftp://belljar.example.com", "ls"],
         &[],
         1,
         "",
-        "error: server address \"https://belljar.example.com\" uses https, which this release does not speak; use http://\n",
+        "error: server address \"ftp://belljar.example.com\" has an unknown scheme; write it like http://127.0.0.1:8900\n",
+    );
+}
+
+#[test]
+fn certificates_that_cannot_be_used_are_named() {
+    let world = World::new();
+    world.check(
+        &["--api-key", "k", "--api-url", "https://localhost:1", "--ca", "/nowhere/ca.pem", "ls"],
+        &[],
+        1,
+        "",
+        "error: cannot read /nowhere/ca.pem, which --ca names\n  caused by: No such file or directory (os error 2)\n",
+    );
+    world.check(
+        &["--api-key", "k", "--api-url", "https://localhost:1", "ls"],
+        &[("BELLJAR_CA", "/dev/null")],
+        1,
+        "",
+        "error: /dev/null is not usable\n  caused by: the CA certificates cannot be used: there is no certificate in it; give \
+         certificates as PEM\n",
     );
 }
 

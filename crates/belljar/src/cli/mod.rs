@@ -66,6 +66,9 @@ pub struct GlobalArgs {
     /// API key [default: the one that `belljar up` made on this machine]
     #[arg(long, global = true, value_name = "KEY", env = env_vars::API_KEY, hide_env_values = true)]
     pub api_key: Option<String>,
+    /// Certificates (PEM) that are trusted beside the system's when the address is https://
+    #[arg(long, global = true, value_name = "FILE", env = env_vars::CA, hide_env_values = true)]
+    pub ca: Option<PathBuf>,
     /// Directory of `belljar up` [default: /var/lib/belljar for root, else ~/.local/share/belljar]
     #[arg(long, global = true, value_name = "DIR", env = env_vars::DATA_DIR, hide_env_values = true)]
     pub data_dir: Option<PathBuf>,

@@ -55,7 +55,10 @@ pub struct Context {
 
 impl Context {
     fn client(&self) -> anyhow::Result<Client> {
-        Ok(Client::new(&self.settings.api_url, Some(&self.settings.key()?))?)
+        let (url, key) = (&self.settings.api_url, self.settings.key()?);
+        let Some(path) = &self.settings.ca else { return Ok(Client::new(url, Some(&key))?) };
+        let ca = std::fs::read(path).with_context(|| format!("cannot read {}, which --ca names", path.display()))?;
+        Client::with_ca(url, Some(&key), &ca).with_context(|| format!("{} is not usable", path.display()))
     }
 }
 

@@ -3,10 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod https;
+
 use std::{fs, path::PathBuf, time::Duration};
 
 use belljar_node::{Artifacts, DriverSetting, NodeConfig, Shutdown};
-use belljar_server::ServerConfig;
+use belljar_server::{Listeners, ServerConfig, TlsFiles, TlsSource};
 use belljar_tests::http::Http;
 use serde_json::{Value, json};
 use tokio::{
@@ -23,6 +25,8 @@ struct System {
     dir: tempfile::TempDir,
     runtime: Runtime,
     address: String,
+    /// Where it speaks HTTPS, under the name `localhost`.
+    secure: String,
     key: String,
     node: Option<(watch::Sender<Shutdown>, NodeTask)>,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
@@ -38,11 +42,15 @@ impl System {
         fs::write(&rootfs, bytes).unwrap();
         let store = belljar_image::Store::open(&dir.path().join("store")).unwrap();
         store.import(belljar_image::DEFAULT_IMAGE, &rootfs, Default::default()).unwrap();
+        let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        fs::write(dir.path().join("cert.pem"), issued.cert.pem()).unwrap();
+        fs::write(dir.path().join("key.pem"), issued.signing_key.serialize_pem()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let mut system = Self {
             dir,
             runtime,
             address: "127.0.0.1:0".into(),
+            secure: "127.0.0.1:0".into(),
             key: String::new(),
             node: None,
             server: None,
@@ -60,22 +68,27 @@ impl System {
             sandbox_url_base: "http://localhost:1".into(),
             ingress_domain: None,
             trusted_proxies: Vec::new(),
-            tls: None,
+            tls: Some(TlsSource::Files(TlsFiles {
+                certificate: self.dir.path().join("cert.pem"),
+                key: self.dir.path().join("key.pem"),
+            })),
             default_image: belljar_image::DEFAULT_IMAGE.into(),
             node_token: Some(self.node_token.clone()),
         };
         let (stop, stopped) = oneshot::channel();
-        let (address, key, task) = self.runtime.block_on(async {
+        let (address, secure, key, task) = self.runtime.block_on(async {
             let listener = TcpListener::bind(&self.address).await.unwrap();
             let address = listener.local_addr().unwrap().to_string();
+            let tls = TcpListener::bind(&self.secure).await.unwrap();
+            let secure = tls.local_addr().unwrap().to_string();
             let server = belljar_server::prepare(config).await.unwrap();
             let key = server.first_key().map(str::to_owned);
             let task = tokio::spawn(async move {
-                server.run(vec![listener], async { drop(stopped.await) }).await;
+                server.run(Listeners { plain: vec![listener], tls: vec![tls] }, async { drop(stopped.await) }).await;
             });
-            (address, key, task)
+            (address, secure, key, task)
         });
-        self.address = address;
+        (self.address, self.secure) = (address, secure);
         self.key = key.unwrap_or_else(|| self.key.clone());
         self.server = Some((stop, task));
     }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod grpc;
 mod https;
 
 use std::{fs, path::PathBuf, time::Duration};
@@ -130,7 +131,11 @@ impl System {
     }
 
     fn create(&self) -> String {
-        let answer = self.http().post("/sandboxes", &json!({}));
+        self.create_with(&json!({}))
+    }
+
+    fn create_with(&self, body: &Value) -> String {
+        let answer = self.http().post("/sandboxes", body);
         assert_eq!(answer.json["status"], "running", "{answer:?}");
         answer.json["sandbox_id"].as_str().unwrap().to_owned()
     }

@@ -232,14 +232,19 @@ impl Given {
     /// Reads the files whenever they change, for as long as it is polled.
     async fn follow(&self) {
         loop {
-            self.changed.notified().await;
-            while tokio::time::timeout(SETTLE, self.changed.notified()).await.is_ok() {}
-            let files = self.files.clone();
-            match tokio::task::spawn_blocking(move || load(&files)).await {
-                Ok(Ok(fresh)) => self.replace(fresh),
-                Ok(Err(error)) => tracing::warn!(%error, "the changed certificate is not used; the old one stays"),
-                Err(error) => tracing::error!(%error, "reading the certificate"),
-            }
+            self.follow_one().await;
+        }
+    }
+
+    /// Waits for a change and reads the files.
+    async fn follow_one(&self) {
+        self.changed.notified().await;
+        while tokio::time::timeout(SETTLE, self.changed.notified()).await.is_ok() {}
+        let files = self.files.clone();
+        match tokio::task::spawn_blocking(move || load(&files)).await {
+            Ok(Ok(fresh)) => self.replace(fresh),
+            Ok(Err(error)) => tracing::warn!(%error, "the changed certificate is not used; the old one stays"),
+            Err(error) => tracing::error!(%error, "reading the certificate"),
         }
     }
 
@@ -288,4 +293,32 @@ fn watch(files: &TlsFiles, changed: Arc<Notify>) -> Result<RecommendedWatcher, T
 /// Reading a file, as we do ourselves, is an event too.
 fn is_change(kind: &EventKind) -> bool {
     !matches!(kind, EventKind::Access(access) if *access != AccessKind::Close(AccessMode::Write))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_no_certificate_changes_nothing() {
+        let dir = tempfile::tempdir().expect("directory");
+        let files = TlsFiles { certificate: dir.path().join("cert.pem"), key: dir.path().join("key.pem") };
+        let issue = || {
+            let issued = rcgen::generate_simple_self_signed(["sb.test".to_owned()]).expect("certificate");
+            fs::write(&files.certificate, issued.cert.pem()).expect("certificate");
+            fs::write(&files.key, issued.signing_key.serialize_pem()).expect("key");
+        };
+        issue();
+        let tls = Tls::open(files.clone()).expect("certificate");
+        let present = || Arc::clone(&tls.certificates.present.read().expect("certificate"));
+        let first = present();
+        fs::write(&files.certificate, "no certificate").expect("certificate");
+        tls.follow_one().await;
+        assert!(Arc::ptr_eq(&first, &present()));
+        issue();
+        tls.follow_one().await;
+        assert_ne!(first.cert, present().cert, "and the next that is one is taken");
+    }
 }

@@ -95,6 +95,11 @@ impl Http {
 
     /// The `data:` of every event of an SSE answer, parsed, until the stream ends.
     pub fn events(&self, method: &str, path: &str, body: &Value) -> Vec<Value> {
+        self.event_stream(method, path, body).collect()
+    }
+
+    /// The same one by one, as they come.
+    pub fn event_stream(&self, method: &str, path: &str, body: &Value) -> impl Iterator<Item = Value> + use<> {
         let with_type = self.clone().header("content-type", "application/json");
         let body = match method {
             "GET" => SendBody::none(),
@@ -105,7 +110,7 @@ impl Http {
         let lines = BufReader::new(response.into_body().into_reader()).lines();
         let data =
             lines.map(|line| line.expect("a line")).filter_map(|line| line.strip_prefix("data:").map(str::to_owned));
-        data.map(|text| serde_json::from_str(&text).expect("JSON")).collect()
+        data.map(|text| serde_json::from_str(&text).expect("JSON"))
     }
 }
 

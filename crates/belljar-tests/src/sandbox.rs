@@ -71,6 +71,16 @@ impl<'w> Sandbox<'w> {
         answer.json
     }
 
+    /// Starts a server, which writes a line when it listens, and waits for that line; answers its description.
+    #[track_caller]
+    pub fn serve(&self, request: &Value) -> Value {
+        let server = self.start(request);
+        let path = format!("/api/v1/processes/{}/output/follow", server["pid"]);
+        let mut events = self.http().event_stream("GET", &path, &Value::Null);
+        assert!(events.any(|event| event["line"].is_string()), "the server has ended without a word: {request}");
+        server
+    }
+
     /// Follows a process's output to its end; answers the lines.
     pub fn follow(&self, process: &str) -> Vec<String> {
         let events = self.http().events("GET", &format!("/api/v1/processes/{process}/output/follow"), &Value::Null);

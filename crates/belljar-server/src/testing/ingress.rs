@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
-    Harness, Reply, check_error,
+    Harness, Reply, check_echo, check_error,
     guest::{CLOSED_PORT, GARBAGE_PORT},
     node::Boot,
 };
@@ -286,14 +286,7 @@ async fn a_websocket_is_spliced() {
     let response = harness.send(request.body(Body::empty()).expect("request")).await;
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     assert_eq!(response.headers()[header::UPGRADE], "websocket");
-    let mut io = TokioIo::new(hyper::upgrade::on(response).await.expect("upgrade"));
-    io.write_all(b"to and fro").await.expect("write");
-    let mut back = [0; 10];
-    io.read_exact(&mut back).await.expect("read");
-    assert_eq!(&back, b"to and fro");
-    // One side closes, the other is told.
-    io.shutdown().await.expect("shutdown");
-    assert_eq!(io.read(&mut back).await.expect("end"), 0);
+    check_echo(response).await;
 }
 
 #[tokio::test]

@@ -34,6 +34,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::oneshot,
     task::JoinHandle,
@@ -221,6 +222,17 @@ pub(super) fn check_error(reply: &Reply, status: StatusCode, code: &str, words: 
     let text = json["error"].as_str().unwrap_or_default();
     assert_eq!((reply.status, json["code"].as_str()), (status.as_u16(), Some(code)), "{text}");
     assert!(text.contains(words), "{text:?} does not say {words:?}");
+}
+
+/// A WebSocket to the test double's guest: it sends back what it gets, and when one side ends the other is told.
+pub(super) async fn check_echo(response: Response<Incoming>) {
+    let mut io = TokioIo::new(hyper::upgrade::on(response).await.expect("upgrade"));
+    io.write_all(b"to and fro").await.expect("write");
+    let mut back = [0; 10];
+    io.read_exact(&mut back).await.expect("read");
+    assert_eq!(&back, b"to and fro");
+    io.shutdown().await.expect("shutdown");
+    assert_eq!(io.read(&mut back).await.expect("end"), 0);
 }
 
 impl Harness {

@@ -13,8 +13,7 @@ use serde_json::json;
 fn exposed_ports_answer_and_others_do_not() {
     let world = World::start();
     let sandbox = world.create(&json!({"exposed_ports": [8123]}));
-    sandbox.start(&json!({"command": "python3", "args": ["-m", "http.server", "8123"], "working_dir": "/etc"}));
-    sandbox.sh("until curl -fs localhost:8123 >/dev/null; do sleep 0.1; done");
+    sandbox.serve(&json!({"command": "python3", "args": ["-um", "http.server", "8123"], "working_dir": "/etc"}));
     let port = |number: &str| sandbox.http().header("x-tensorlake-sandbox-port", number);
     let page = port("8123").get("/hostname?x=1");
     assert_eq!(page.status, 200, "{page:?}");
@@ -36,9 +35,8 @@ fn exposed_ports_answer_and_others_do_not() {
 fn the_key_never_reaches_the_guest() {
     let world = World::start();
     let sandbox = world.create(&json!({"exposed_ports": [8123]}));
-    let script = "import http.server as h\nclass H(h.BaseHTTPRequestHandler):\n def do_GET(s):\n  b=str(s.headers).encode(); s.send_response(200); s.send_header('content-length', str(len(b))); s.end_headers(); s.wfile.write(b)\nh.HTTPServer(('127.0.0.1', 8123), H).serve_forever()";
-    sandbox.start(&json!({"command": "python3", "args": ["-c", script]}));
-    sandbox.sh("until curl -fs localhost:8123 >/dev/null; do sleep 0.1; done");
+    let script = "import http.server as h\nclass H(h.BaseHTTPRequestHandler):\n def do_GET(s):\n  b=str(s.headers).encode(); s.send_response(200); s.send_header('content-length', str(len(b))); s.end_headers(); s.wfile.write(b)\nl=h.HTTPServer(('127.0.0.1', 8123), H)\nprint('listens', flush=True)\nl.serve_forever()";
+    sandbox.serve(&json!({"command": "python3", "args": ["-c", script]}));
     let seen = sandbox
         .http()
         .header("x-tensorlake-sandbox-port", "8123")
@@ -56,14 +54,13 @@ fn the_key_never_reaches_the_guest() {
 fn a_tunnel_leads_to_any_port_of_the_guest() {
     let world = World::start();
     let sandbox = world.create(&json!({}));
-    sandbox.start(&json!({"command": "python3", "args": ["-c", "import socket as s\nl=s.create_server(('127.0.0.1',7000))\nwhile 1:\n c,_=l.accept()\n d=c.recv(99); c.sendall(d[::-1]); c.close()"]}));
+    sandbox.serve(&json!({"command": "python3", "args": ["-c", "import socket as s\nl=s.create_server(('127.0.0.1',7000))\nprint('listens', flush=True)\nwhile 1:\n c,_=l.accept()\n d=c.recv(99); c.sendall(d[::-1]); c.close()"]}));
     let mut tunnel =
         world.command(&["tunnel", &sandbox.id, "7000", "--local", "0"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(tunnel.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let address =
         line.split_whitespace().find(|word| word.contains("127.0.0.1:")).unwrap_or_else(|| panic!("{line:?}"));
-    sandbox.sh("until ss -ltn | grep -q :7000; do sleep 0.1; done");
     for _ in 0..3 {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.write_all(b"hello").unwrap();
@@ -85,7 +82,7 @@ fn a_tunnel_leads_to_any_port_of_the_guest() {
 }
 
 /// Answers with its own words and what it was told of the client.
-const SERVER: &str = "import http.server as h\nclass H(h.BaseHTTPRequestHandler):\n protocol_version = 'HTTP/1.1'\n def do_GET(s):\n  b=(s.path+' '+s.headers['x-forwarded-for']).encode(); s.send_response(200); s.send_header('content-length', str(len(b))); s.end_headers(); s.wfile.write(b)\nh.ThreadingHTTPServer(('127.0.0.1', 8123), H).serve_forever()";
+const SERVER: &str = "import http.server as h\nclass H(h.BaseHTTPRequestHandler):\n protocol_version = 'HTTP/1.1'\n def do_GET(s):\n  b=(s.path+' '+s.headers['x-forwarded-for']).encode(); s.send_response(200); s.send_header('content-length', str(len(b))); s.end_headers(); s.wfile.write(b)\nl=h.ThreadingHTTPServer(('127.0.0.1', 8123), H)\nprint('listens', flush=True)\nl.serve_forever()";
 
 #[test]
 fn a_request_to_an_exposed_port_wakes_a_sandbox() {
@@ -93,8 +90,7 @@ fn a_request_to_an_exposed_port_wakes_a_sandbox() {
     let sandbox = world.create(
         &json!({"name": "web", "exposed_ports": [8123], "allow_unauthenticated_access": true, "timeout_secs": 0}),
     );
-    sandbox.start(&json!({"command": "python3", "args": ["-c", SERVER]}));
-    sandbox.sh("until curl -fs -H x-forwarded-for:x localhost:8123 >/dev/null; do sleep 0.1; done");
+    sandbox.serve(&json!({"command": "python3", "args": ["-c", SERVER]}));
     let boot_id = sandbox.boot_id();
     let url = format!("http://{}/a%2Fb?q=1+2", world.address());
     // Each of curl's protocols, and each time asleep first.

@@ -31,6 +31,7 @@ mod secret_file;
 mod serve;
 mod snapshot;
 mod ssh;
+mod stall;
 mod store;
 mod table;
 mod tls;

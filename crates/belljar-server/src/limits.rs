@@ -130,6 +130,10 @@ pub(crate) const KEEP_ALIVE_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) const KEEP_ALIVE_TRIES: u32 = 3;
 /// The same for one to which bytes were sent that it does not acknowledge.
 pub(crate) const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
+/// How long a client may leave lying what it asked for. The kernel counts less for a whole connection; this is for one stream
+/// of several, which has to wait for its turn.
+pub(crate) const CLIENT_READ_STALL: Duration =
+    if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(60) };
 /// Pause after the operating system refused to accept a connection: it is out of descriptors, and spinning does not help.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Requests that one HTTP/2 connection has under way at once.

@@ -7,7 +7,8 @@
 //!                   \--> anything else  --> HTTP/1.1: one request after the other, upgrades
 //! ```
 //! A client that sends no head, or nothing at all, is let go after a while; so is an HTTP/2 connection without a
-//! request. What it does not read stays where it came from: nothing here holds more than a window of each request.
+//! request. What it does not read stays where it came from: nothing here holds more than a window of each request. Who
+//! takes nothing for too long loses it: [`crate::stall`].
 
 use std::{
     convert::Infallible,
@@ -22,7 +23,7 @@ use axum::{Router, body::Body};
 use bytes::{Buf, Bytes};
 use http::Request;
 use hyper::{
-    body::{Frame, Incoming, SizeHint},
+    body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -41,6 +42,7 @@ use crate::{
         CLIENT_CONNECTION_WINDOW, CLIENT_STREAM_WINDOW, CLIENT_STREAMS_MAX, HEAD_BYTES_MAX, HEADER_READ_TIMEOUT,
         HEADERS_MAX, KEEP_ALIVE_AFTER, STREAM_SEND_BUFFER, UNACKNOWLEDGED_MAX,
     },
+    stall::Answer,
 };
 
 /// What every HTTP/2 connection begins with.
@@ -126,7 +128,7 @@ impl Service {
             let edge = this.edge(Outside { peer, hold, grpc: grpc.clone() });
             async move {
                 let response = edge.serve(request).await;
-                Ok::<_, Infallible>(response.map(|inner| Body::new(Held { inner, _busy: busy })))
+                Ok::<_, Infallible>(response.map(|body| Body::new(Answer::new(body, busy))))
             }
         });
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -180,29 +182,6 @@ impl Service {
                 () = self.abort.cancelled() => return,
             }
         }
-    }
-}
-
-/// A body whose request is under way until it ends.
-struct Held {
-    inner: Body,
-    _busy: Arc<Busy>,
-}
-
-impl hyper::body::Body for Held {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }
 

@@ -29,6 +29,7 @@ use crate::{
     error::ApiError,
     limits::{CLIENT_BODY_STALL, GUEST_ANSWER_TIMEOUT, INTERIM_ANSWERS_MAX, SPLICE_BUFFER},
     node_link::NodeLink,
+    stall::Impatient,
 };
 
 /// One request and its answer.
@@ -275,7 +276,7 @@ fn splice(client: OnUpgrade, guest: OnUpgrade, hold: Hold) {
             Ok(both) => both,
             Err(error) => return tracing::debug!(%error, "an upgrade did not happen"),
         };
-        let (mut client, mut guest) = (TokioIo::new(client), TokioIo::new(guest));
+        let (mut client, mut guest) = (Impatient::new(TokioIo::new(client)), TokioIo::new(guest));
         let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut guest, SPLICE_BUFFER, SPLICE_BUFFER);
         if let Err(error) = copied.await {
             tracing::debug!(%error, "a spliced connection ended");

@@ -146,6 +146,25 @@ async fn a_websocket_over_http2_is_one_for_the_guest() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_not_read_lets_go_of_the_sandbox_and_nothing_else() {
+    let (harness, node) = Harness::with_node().await;
+    let id = harness.create("{}").await;
+    let (client, host) = (Client::connect(&harness).await, format!("{id}.sb.test"));
+    let get = |path| client.send(client.request(Method::GET, &host, path).body(Body::empty()).expect("request"));
+    let mut closed = node.closed.subscribe();
+    // Here it is the guest that has nothing to say, for as long as the other one lies.
+    let mut events = get("/events").await;
+    assert!(events.body_mut().frame().await.expect("frame").is_ok());
+    let unread = get("/many").await;
+    closed.wait_for(|closed| *closed == 1).await.expect("let go");
+    node.end_events.cancel();
+    assert!(events.body_mut().frame().await.expect("frame").is_ok());
+    // Who reads on after all is not told that this was all of it, and the connection serves further requests.
+    assert!(unread.into_body().collect().await.is_err());
+    assert_eq!(client.get(&host, "/").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
     let (harness, _node) = Harness::with_node().await;
     let client = Client::connect(&harness).await;

@@ -45,6 +45,8 @@ pub(crate) struct FakeNode {
     connection: Arc<Mutex<Option<JoinHandle<()>>>>,
     /// Guest connections opened so far.
     pub(super) opened: watch::Sender<usize>,
+    /// Those of them that have ended.
+    pub(super) closed: watch::Sender<usize>,
     pub(super) end_events: CancellationToken,
     /// Attached programs that were left or have ended so far.
     pub(super) left: watch::Sender<usize>,
@@ -80,6 +82,7 @@ impl FakeNode {
             taken: watch::Sender::new(Vec::new()),
             connection: Arc::default(),
             opened: watch::Sender::new(0),
+            closed: watch::Sender::new(0),
             end_events: CancellationToken::new(),
             left: watch::Sender::new(0),
         }
@@ -322,11 +325,12 @@ impl FakeNode {
             }
         }
         self.opened.send_modify(|opened| *opened += 1);
-        let (end_events, left) = (self.end_events.clone(), self.left.clone());
+        let (end_events, left, closed) = (self.end_events.clone(), self.left.clone(), self.closed.clone());
         tokio::spawn(async move {
             if let Ok(io) = hyper::upgrade::on(request).await {
                 guest::serve(io, port, end_events, left).await;
             }
+            closed.send_modify(|closed| *closed += 1);
         });
         Response::new(Body::empty())
     }

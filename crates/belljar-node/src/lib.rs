@@ -19,6 +19,7 @@ mod limits;
 mod logs;
 mod network;
 mod pressure;
+mod program;
 mod record;
 mod registry;
 mod sandbox;
@@ -46,6 +47,7 @@ pub use self::{
     config::{Artifacts, DriverSetting, NodeConfig},
     driver::DriverError,
     network::{NetworkError, NetworkOptions, NetworkSetting, probe as probe_network},
+    program::ProgramError,
 };
 use self::{
     egress::credentials::Safe, fault::Faults, idle::ConnectionSlots, images::Images, network::Network, record::Ending,

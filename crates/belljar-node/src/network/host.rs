@@ -2,18 +2,12 @@
 //!
 //! The rules are the same for every node on a host, so the first and the last to want them make and remove the same.
 
-use std::{
-    fs,
-    io::Write,
-    net::Ipv4Addr,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{fs, net::Ipv4Addr};
 
 use ipnet::IpNet;
 
 use super::NetworkError;
-use crate::limits::{NETWORKS_MAX, PROGRAM_OUTPUT};
+use crate::{limits::NETWORKS_MAX, program};
 
 /// How the host's devices are called, before their number.
 pub(super) const DEVICES: &str = "bjnet";
@@ -62,41 +56,17 @@ pub(super) fn tidy() -> Result<(), NetworkError> {
 
 /// Applies a whole script, or none of it, in the network of the calling thread.
 pub(super) fn nft(script: &str) -> Result<(), NetworkError> {
-    run("nft", &["-f", "-"], script).map(drop)
+    program::run("nft", ["-f", "-"], script)?;
+    Ok(())
 }
 
 /// What `nft` with these arguments writes, in the network of the calling thread.
 pub(super) fn nft_list(arguments: &[&str]) -> Result<Vec<u8>, NetworkError> {
-    run("nft", arguments, "")
+    Ok(program::run("nft", arguments, "")?)
 }
 
 /// Runs a batch of `ip` commands in the network of the calling thread.
 pub(super) fn ip(batch: &str) -> Result<(), NetworkError> {
-    run("ip", &["-batch", "-"], batch).map(drop)
-}
-
-fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<Vec<u8>, NetworkError> {
-    let failed = || NetworkError::io(format!("run `{program}`; install it with: apt install {}", package(program)));
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed())?;
-    // It reads all of it before it says much.
-    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
-    let output = child.wait_with_output().map_err(failed())?;
-    if output.status.success() {
-        return written.map(|()| output.stdout).map_err(failed());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let text: String = text.trim().chars().take(PROGRAM_OUTPUT).collect();
-    Err(NetworkError::Program { program, output: text })
-}
-
-fn package(program: &str) -> &'static str {
-    if Path::new(program) == Path::new("ip") { "iproute2" } else { "nftables" }
+    program::run("ip", ["-batch", "-"], batch)?;
+    Ok(())
 }

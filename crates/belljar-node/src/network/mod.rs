@@ -41,7 +41,7 @@ use serde::Deserialize;
 
 pub(crate) use self::gate::{Gate, GateError, check, words};
 use self::slot::Slot;
-use crate::{Context, blocking, chain, egress::resolver::Upstream, limits::NETWORKS_READY};
+use crate::{Context, blocking, chain, egress::resolver::Upstream, limits::NETWORKS_READY, program::ProgramError};
 
 /// The guest's address and what it is told of its surroundings; those of QEMU's user-mode network, so that a guest need not
 /// know which one it has.
@@ -102,13 +102,8 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// `ip` or `nft`.
-    #[error("`{program}` failed: {output}")]
-    Program {
-        /// Which.
-        program: &'static str,
-        /// The end of what it wrote.
-        output: String,
-    },
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// All numbers are taken.
     #[error("all {0} networks of this host are in use")]
     Exhausted(u32),

@@ -29,6 +29,7 @@ pub(crate) use self::{
     clone::{clone_file, data_ranges},
     usage::dir_usage,
 };
+use crate::program::ProgramError;
 
 /// The file system refused; names the operation and the path.
 #[derive(Debug, thiserror::Error)]
@@ -44,13 +45,8 @@ pub enum StorageError {
         source: io::Error,
     },
     /// A program that makes or mounts the volume failed.
-    #[error("{program} failed: {output}")]
-    Program {
-        /// Its name.
-        program: &'static str,
-        /// The end of what it wrote.
-        output: String,
-    },
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// Less than [`crate::limits::FREE_DISK_MIN`] is left.
     #[error("{free_mb} MiB are free in {path}, at least {needed_mb} are needed; remove sandboxes or files")]
     Full {
@@ -76,7 +72,7 @@ impl StorageError {
             Self::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
-            Self::Program { .. } => false,
+            Self::Program(_) => false,
         }
     }
 }

@@ -7,13 +7,14 @@
 //! node finds it mounted.
 
 use std::{
+    ffi::OsStr,
     fs::{self, OpenOptions},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use super::{StorageError, StorageOptions, clone::free_bytes};
+use crate::program::{self, ProgramError};
 
 /// Share of the free space that the volume may grow to: the rest stays for the host.
 const SHARE_PERCENT: u64 = 80;
@@ -79,10 +80,8 @@ fn make(file: &Path, size: Option<u64>) -> Result<(), StorageError> {
 fn direct_io(file: &Path) -> Result<(), StorageError> {
     let listed = run("losetup", &["--noheadings", "--output", "NAME", "--associated"], &[file])?;
     let Some(device) = listed.lines().next().map(str::trim).filter(|name| name.starts_with("/dev/loop")) else {
-        return Err(StorageError::Program {
-            program: "losetup",
-            output: format!("no loop device for {}", file.display()),
-        });
+        let output = format!("no loop device for {}", file.display());
+        return Err(ProgramError::Failed { program: "losetup", output }.into());
     };
     run("losetup", &["--direct-io=on"], &[Path::new(device)]).map(drop)
 }
@@ -95,12 +94,7 @@ fn is_mount_point(path: &Path) -> Result<bool, StorageError> {
 }
 
 fn run(program: &'static str, options: &[&str], paths: &[&Path]) -> Result<String, StorageError> {
-    let result = Command::new(program).args(options).args(paths).env("LC_ALL", "C").output();
-    let failed = |output: String| StorageError::Program { program, output };
-    let output = result.map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        return Err(failed(text.trim().chars().take(500).collect()));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let options = options.iter().map(OsStr::new);
+    let written = program::run(program, options.chain(paths.iter().map(|path| path.as_os_str())), "")?;
+    Ok(String::from_utf8_lossy(&written).into_owned())
 }

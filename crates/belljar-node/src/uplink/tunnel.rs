@@ -65,7 +65,11 @@ pub(super) async fn open(ctx: Arc<crate::Context>, mut request: Request<Body>) -
 }
 
 /// The server's end of a connection. Of a stream that was reset hyper tells the reader only that nothing more comes, as of
-/// one that was half closed; but a client that is gone must not keep the sandbox awake until the guest says something.
+/// one that was half closed; but a client that is gone must not keep the sandbox awake until the guest says something, and
+/// what was cut off must not look to the guest like an orderly end.
+///
+/// The writing side does learn of a reset, from a task of hyper's own that has to have its turn first. Of an orderly end
+/// there is no second word to wait for; hence a time ([`CUT_GRACE`]), and no event.
 struct Far {
     io: TokioIo<Upgraded>,
     /// Runs since the reader was told so.

@@ -44,7 +44,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
-    config::{Artifacts, DriverSetting, NodeConfig},
+    config::{Artifacts, DriverSetting, NodeConfig, ServerSetting},
     driver::DriverError,
     network::{NetworkError, NetworkOptions, NetworkSetting, probe as probe_network},
     program::ProgramError,
@@ -105,7 +105,7 @@ pub enum NodeError {
 pub(crate) struct Context {
     pub(crate) node_id: String,
     pub(crate) node_token: String,
-    pub(crate) server_address: String,
+    pub(crate) server: ServerSetting,
     pub(crate) capacity: Capacity,
     pub(crate) storage: Storage,
     pub(crate) images: Images,
@@ -226,7 +226,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
     Ok(Context {
         node_id,
         node_token: config.node_token,
-        server_address: config.server_address,
+        server: config.server,
         capacity,
         storage,
         images: Images::new(config.image_store),

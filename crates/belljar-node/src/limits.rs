@@ -61,6 +61,8 @@ pub(crate) const CONNECTIONS_MAX: usize = 3_800;
 pub(crate) const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// First and last pause before a clean-up that failed is tried again.
 pub(crate) const UNDO_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+/// Bytes in each direction of a connection to a server in the same process: as a socket's buffer, some of the largest frames.
+pub(crate) const PIPE: usize = 256 * 1024;
 /// Streams of the connection to the server at once: every proxied connection, and the server's own requests.
 pub(crate) const H2_STREAMS_MAX: u32 = 4_000;
 /// HTTP/2 window of one stream from the server, bytes: what is held here for a guest that does not read.

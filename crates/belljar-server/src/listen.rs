@@ -1,12 +1,17 @@
 //! Accepts connections on every listener, and has them served until the shutdown. What is served lies in
 //! [`crate::serve`].
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    io::DuplexStream,
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -29,11 +34,13 @@ pub struct Listeners {
     pub plain: Vec<TcpListener>,
     /// These speak HTTPS; they need the configuration's source of certificates.
     pub tls: Vec<TcpListener>,
+    /// Ends of pipes in memory, on which this process's own node speaks HTTP.
+    pub pipes: Option<mpsc::Receiver<DuplexStream>>,
 }
 
 impl From<Vec<TcpListener>> for Listeners {
     fn from(plain: Vec<TcpListener>) -> Self {
-        Self { plain, tls: Vec::new() }
+        Self { plain, ..Self::default() }
     }
 }
 
@@ -56,6 +63,9 @@ pub(crate) async fn serve(
     for listener in listeners.tls {
         let (server, acceptor) = (server.clone(), acceptor.clone());
         tasks.spawn(async move { server.accept(listener, acceptor).await });
+    }
+    if let Some(pipes) = listeners.pipes {
+        tasks.spawn(async move { server.take(pipes).await });
     }
     shutdown.cancelled().await;
     tasks.close();
@@ -105,6 +115,21 @@ impl Server {
                 }
                 None => return,
             }
+        }
+    }
+
+    /// What [`Self::accept`] is for sockets.
+    async fn take(self, mut pipes: mpsc::Receiver<DuplexStream>) {
+        loop {
+            let next = async { Some((pipes.recv().await?, Arc::clone(&self.places).acquire_owned().await.ok()?)) };
+            let taken = tokio::select! {
+                () = self.service.shutdown.cancelled() => return,
+                taken = next => taken,
+            };
+            let Some((pipe, place)) = taken else { return };
+            let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_tls: false };
+            let service = self.service.clone();
+            self.tasks.spawn(async move { service.plain(pipe, peer, place).await });
         }
     }
 

@@ -91,7 +91,7 @@ impl Fixture {
         let config = NodeConfig {
             network: crate::NetworkOptions { kind: crate::NetworkSetting::User, ..Default::default() },
             data_dir: path.join("data"),
-            server_address: String::new(),
+            server: crate::ServerSetting::Address(String::new()),
             node_token: String::new(),
             artifacts: Artifacts { kernel: path.join("vmlinux"), initrd: path.join("initrd") },
             image_store: path.join("store"),

@@ -18,14 +18,14 @@ use http_body_util::Empty;
 use hyper::{client::conn::http1, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, duplex},
     net::TcpStream,
 };
 use tower::ServiceExt;
 
 use crate::{
-    Context, chain,
-    limits::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, H2_STREAMS_MAX, REDIAL},
+    Context, ServerSetting, chain,
+    limits::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, H2_STREAMS_MAX, PIPE, REDIAL},
 };
 
 /// Why the server could not be reached.
@@ -33,6 +33,8 @@ use crate::{
 enum UplinkError {
     #[error("cannot connect to {address}")]
     Connect { address: String, source: std::io::Error },
+    #[error("the server in this process has ended")]
+    Gone,
     #[error("the server broke off")]
     Http(#[from] hyper::Error),
     #[error("the server answered {0} to the node's connection; is the node token right?")]
@@ -61,15 +63,31 @@ pub(crate) async fn run(ctx: Arc<Context>) {
 }
 
 async fn connect(ctx: &Arc<Context>) -> Result<(), UplinkError> {
-    let address = ctx.server_address.clone();
-    let stream = TcpStream::connect(&address).await;
-    let stream = stream.map_err(|source| UplinkError::Connect { address: address.clone(), source })?;
-    // A small frame must not wait for a large one's acknowledgement: 40 ms on every hop.
-    stream.set_nodelay(true).map_err(|source| UplinkError::Connect { address: address.clone(), source })?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    match &ctx.server {
+        ServerSetting::Address(address) => {
+            let failed = |source| UplinkError::Connect { address: address.clone(), source };
+            let stream = TcpStream::connect(address).await.map_err(failed)?;
+            // A small frame must not wait for a large one's acknowledgement: 40 ms on every hop.
+            stream.set_nodelay(true).map_err(failed)?;
+            turn_round(ctx, address, stream).await
+        }
+        ServerSetting::Here(server) => {
+            let (near, far) = duplex(PIPE);
+            server.send(far).await.map_err(|_| UplinkError::Gone)?;
+            turn_round(ctx, "localhost", near).await
+        }
+    }
+}
+
+/// Asks for the connection to be turned round, and serves it.
+async fn turn_round<Io>(ctx: &Arc<Context>, host: &str, io: Io) -> Result<(), UplinkError>
+where
+    Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
     let driving = tokio::spawn(connection.with_upgrades());
     let request = Request::post(CONNECT_PATH)
-        .header(header::HOST, &address)
+        .header(header::HOST, host)
         .header(header::AUTHORIZATION, format!("Bearer {}", ctx.node_token))
         .header(header::CONNECTION, "upgrade")
         .header(header::UPGRADE, UPGRADE)

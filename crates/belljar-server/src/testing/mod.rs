@@ -124,7 +124,8 @@ impl Harness {
         let issuer = server.tls.as_ref().and_then(Tls::issuer);
         let tls = TcpListener::bind(tls).await.expect("listener");
         let tls_addr = tls.local_addr().expect("address");
-        let listeners = Listeners { plain: vec![listener], tls: has_tls.then_some(tls).into_iter().collect() };
+        let tls = has_tls.then_some(tls).into_iter().collect();
+        let listeners = Listeners { plain: vec![listener], tls, pipes: None };
         let for_ssh = TcpListener::bind("127.0.0.1:0").await.expect("listener");
         let ssh = for_ssh.local_addr().expect("address");
         let server = server.with_ssh(for_ssh, &dir.path().join("ssh-host-key")).expect("gateway");

@@ -8,7 +8,7 @@ mod https;
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use belljar_node::{Artifacts, DriverSetting, NodeConfig, Shutdown};
+use belljar_node::{Artifacts, DriverSetting, NodeConfig, ServerSetting, Shutdown};
 use belljar_server::{Listeners, ServerConfig, TlsFiles, TlsSource};
 use belljar_tests::http::Http;
 use serde_json::{Value, json};
@@ -99,7 +99,7 @@ impl System {
         let config = NodeConfig {
             network: belljar_node::NetworkOptions { kind: belljar_node::NetworkSetting::User, ..Default::default() },
             data_dir: self.dir.path().join("data"),
-            server_address: self.address.clone(),
+            server: ServerSetting::Address(self.address.clone()),
             node_token: self.node_token.clone(),
             artifacts: Artifacts { kernel: PathBuf::new(), initrd: PathBuf::new() },
             image_store: self.dir.path().join("store"),

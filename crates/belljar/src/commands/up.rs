@@ -73,7 +73,7 @@ async fn run(ctx: &Context, data_dir: &Path, settings: &UpSettings, detached: bo
         }
     }
     let tls = settings.tls.as_ref().map(|tls| &tls.listen[..]).unwrap_or_default();
-    let listeners = Listeners { plain: together::bind(&settings.listen)?, tls: together::bind(tls)? };
+    let listeners = Listeners { plain: together::bind(&settings.listen)?, tls: together::bind(tls)?, pipes: None };
     let ssh = together::bind_ssh(settings.ssh_listen)?;
     let dir = DataDir::open(data_dir)?;
     let _claim = Instance::claim(&dir)?;

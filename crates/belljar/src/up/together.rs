@@ -5,7 +5,7 @@
 //!   \-------\-----------------\--------\-> error: nothing is left running
 //!                                               \----> SIGTERM, SIGHUP: node, server; the VMs go on
 //! ```
-//! They meet as they would on two machines: the node dials the server's listener.
+//! They meet as they would on two machines: the node dials the server, if only through a pipe in memory.
 
 use std::{
     future::Future,
@@ -16,13 +16,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use belljar_node::{Artifacts, DriverSetting, NodeConfig, Shutdown, storage::StorageOptions};
+use belljar_node::{Artifacts, DriverSetting, NodeConfig, ServerSetting, Shutdown, storage::StorageOptions};
 use belljar_server::{Listeners, Server, ServerConfig};
 use belljar_vmm::probe;
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
 };
 
 use super::{
@@ -94,7 +94,7 @@ pub struct Together {
 pub async fn prepare(
     dir: &DataDir,
     settings: &UpSettings,
-    listeners: Listeners,
+    mut listeners: Listeners,
     ssh: Option<TcpListener>,
 ) -> anyhow::Result<Together> {
     let addresses = listeners.plain.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
@@ -122,9 +122,11 @@ pub async fn prepare(
     if let Some(key) = server.first_key() {
         dir.write_key(key)?;
     }
+    let (dial, pipes) = mpsc::channel(1);
+    listeners.pipes = Some(pipes);
     let node = NodeConfig {
         data_dir: dir.path().to_owned(),
-        server_address: first.to_string(),
+        server: ServerSetting::Here(dial),
         node_token: server.node_token().to_owned(),
         artifacts: Artifacts { kernel: settings.kernel.clone(), initrd: settings.initrd.clone() },
         image_store: settings.image_store.clone(),

@@ -28,6 +28,8 @@ pub const ERROR_ANSWER_MAX: usize = 64 * 1024;
 pub const EVENT_MAX: usize = 1024 * 1024;
 /// Bytes read at once from a local file or tunnel socket that is sent on.
 pub const CHUNK: usize = 64 * 1024;
+/// Bytes read at once from a WebSocket: several of the largest messages, because one that lies across two reads is copied.
+pub const READ_BUFFER: usize = 256 * 1024;
 
 /// Pause between pings of a terminal or tunnel, so that a dead connection is noticed.
 pub const PING_EVERY: Duration = Duration::from_secs(15);

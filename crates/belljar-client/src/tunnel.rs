@@ -16,7 +16,7 @@ use std::{
 };
 
 use belljar_api::tunnel::TCP_PATH;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -109,16 +109,18 @@ async fn pump(stream: TcpStream, socket: Socket) -> Result<(), Error> {
     let ends = Ends::default();
     let result = {
         let up = async {
-            let mut buffer = vec![0; CHUNK];
+            let mut chunk = BytesMut::new();
             let mut pings = interval(PING_EVERY);
             pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut open = true;
             loop {
+                // What was sent is let go by then, so that this is the same memory again.
+                chunk.reserve(CHUNK);
                 tokio::select! {
-                    read = from_local.read(&mut buffer), if open => {
+                    read = from_local.read_buf(&mut chunk), if open => {
                         let n = read.map_err(local)?;
                         // An empty message is the end: the guest may still have something to say.
-                        to_guest.send(Message::binary(Bytes::copy_from_slice(&buffer[..n]))).await.map_err(broken)?;
+                        to_guest.send(Message::binary(chunk.split().freeze())).await.map_err(broken)?;
                         if n == 0 {
                             open = false;
                             ends.one();

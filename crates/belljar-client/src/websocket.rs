@@ -11,7 +11,7 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::{Error, Sandbox};
+use crate::{Error, Sandbox, limits::READ_BUFFER};
 
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -42,7 +42,10 @@ impl Sandbox {
         let stream = hyper::upgrade::on(answer)
             .await
             .map_err(|source| Error::Transport { what: what.clone(), source: Box::new(source) })?;
-        let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(MESSAGE_MAX))
+            .max_frame_size(Some(MESSAGE_MAX))
+            .read_buffer_size(READ_BUFFER);
         Ok(WebSocketStream::from_raw_socket(TokioIo::new(stream), Role::Client, Some(config)).await)
     }
 }

@@ -85,7 +85,11 @@ impl System {
             let server = belljar_server::prepare(config).await.unwrap();
             let key = server.first_key().map(str::to_owned);
             let task = tokio::spawn(async move {
-                server.run(Listeners { plain: vec![listener], tls: vec![tls] }, async { drop(stopped.await) }).await;
+                server
+                    .run(Listeners { plain: vec![listener], tls: vec![tls], pipes: None }, async {
+                        drop(stopped.await)
+                    })
+                    .await;
             });
             (address, secure, key, task)
         });

@@ -89,6 +89,14 @@ pub struct GuestNetwork {
     pub gateway: String,
     /// Resolver.
     pub dns: String,
+    /// Longest packet, bytes, that leaves the host in one piece.
+    #[serde(default = "ethernet")]
+    pub mtu: u16,
+}
+
+/// What a device has that was told nothing.
+fn ethernet() -> u16 {
+    1500
 }
 
 /// Answer of `POST /v1/configure`.

@@ -103,6 +103,15 @@ fn switch(socket: &OwnedFd, name: &str, up: bool) -> io::Result<()> {
     }
 }
 
+/// Bounds the packets of the first network device.
+#[expect(unsafe_code, reason = "nix has no interface ioctls")]
+pub(crate) fn set_mtu(mtu: u16) -> io::Result<()> {
+    let mut request = request(ETHERNET);
+    request.ifr_ifru.ifru_mtu = mtu.into();
+    // SAFETY: the kernel reads one `ifreq`, which lives through the call.
+    checked(unsafe { libc::ioctl(control()?.as_raw_fd(), libc::SIOCSIFMTU as libc::Ioctl, &raw const request) })
+}
+
 /// Gives the first network device another hardware address, unless it has it. True if the device had to go down for it,
 /// which costs its routes.
 #[expect(unsafe_code, reason = "nix has no interface ioctls")]

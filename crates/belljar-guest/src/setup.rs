@@ -152,6 +152,8 @@ fn set_addresses(before: Option<&GuestNetwork>, network: &GuestNetwork) -> Resul
     let old_gateway = before.map(|before| parse(&before.gateway)).transpose()?;
     ioctl::configure(address, network.prefix.min(32), gateway, old_gateway)
         .map_err(|(step, source)| SetupError::Step { step, source })?;
+    // With a longer one than the way out takes, only large transfers would hang, and only where errors get lost.
+    warn("MTU of eth0", ioctl::set_mtu(network.mtu));
     warn("/etc/resolv.conf", identity::write_file("/etc/resolv.conf", &format!("nameserver {dns}\n")));
     Ok(())
 }

@@ -46,7 +46,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     config::{Artifacts, DriverSetting, NodeConfig, ServerSetting},
     driver::DriverError,
-    network::{NetworkError, NetworkOptions, NetworkSetting, probe as probe_network},
+    network::{NetworkError, NetworkLimits, NetworkOptions, NetworkSetting, probe as probe_network},
     program::ProgramError,
 };
 use self::{

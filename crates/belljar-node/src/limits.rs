@@ -74,12 +74,14 @@ pub(crate) const H2_CONNECTION_WINDOW: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW;
 pub(crate) const NETWORKS_MAX: u32 = 32 * 1024;
 /// Networks that are made ahead: a create and a wake or two at once wait for none.
 pub(crate) const NETWORKS_READY: usize = 3;
-/// Connections of one sandbox that the kernel keeps track of at once.
+/// Connections of one sandbox that the kernel keeps track of at once, unless somebody wants something else.
 pub(crate) const NETWORK_CONNECTIONS: u32 = 8 * 1024;
 /// How long the proxy of a sandbox waits for one address of a host.
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections that one sandbox may begin in a second.
+/// Connections that one sandbox may begin in a second, unless somebody wants something else.
 pub(crate) const NETWORK_NEW_PER_SECOND: u32 = 500;
+/// Bytes that one `nft` process is told before another one takes its place: it keeps them all in memory.
+pub(crate) const NFT_INPUT: usize = 1024 * 1024;
 /// How long the reader of a log waits for what the kernel has noted last.
 pub(crate) const TELL_PATIENCE: Duration = Duration::from_secs(1);
 /// Characters of what a program wrote that an error message quotes.

@@ -34,6 +34,13 @@ pub enum ProgramError {
     },
 }
 
+/// A program that is to be started with nothing of the node's environment.
+pub(crate) fn command(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().envs([("PATH", PATH), ("LC_ALL", "C")]);
+    command
+}
+
 /// Runs a program with `input` on its stdin; what it wrote on stdout. It inherits nothing but the calling thread's
 /// namespaces.
 pub(crate) fn run(
@@ -42,10 +49,7 @@ pub(crate) fn run(
     input: &str,
 ) -> Result<Vec<u8>, ProgramError> {
     let failed = |source| ProgramError::Run { program, source };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .envs([("PATH", PATH), ("LC_ALL", "C")])
+    let mut child = command(program, arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

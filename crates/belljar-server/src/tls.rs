@@ -311,7 +311,7 @@ mod tests {
             fs::write(&files.key, issued.signing_key.serialize_pem()).expect("key");
         };
         issue();
-        let tls = Tls::open(files.clone()).expect("certificate");
+        let tls = Given::open(files.clone()).expect("certificate");
         let present = || Arc::clone(&tls.certificates.present.read().expect("certificate"));
         let first = present();
         fs::write(&files.certificate, "no certificate").expect("certificate");

@@ -55,6 +55,12 @@ pub const NETWORK: &str = "BELLJAR_NETWORK";
 pub const ALLOW_PRIVATE: &str = "BELLJAR_ALLOW_PRIVATE";
 /// DNS servers of sandboxes, separated by commas.
 pub const RESOLVERS: &str = "BELLJAR_RESOLVERS";
+/// Megabits per second of each sandbox, in each direction.
+pub const NETWORK_BANDWIDTH_MBIT: &str = "BELLJAR_NETWORK_BANDWIDTH_MBIT";
+/// Connections that each sandbox may begin in a second.
+pub const NETWORK_NEW_CONNECTIONS: &str = "BELLJAR_NETWORK_NEW_CONNECTIONS";
+/// Connections that each sandbox may have at once.
+pub const NETWORK_CONNECTIONS: &str = "BELLJAR_NETWORK_CONNECTIONS";
 /// Whether sandboxes begin from golden snapshots: `true` or `false`.
 pub const TEMPLATES: &str = "BELLJAR_TEMPLATES";
 /// Seconds that the memory of a sleeping sandbox is held for a quick wake.

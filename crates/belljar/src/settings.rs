@@ -6,11 +6,12 @@
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use belljar_node::{NetworkOptions, NetworkSetting, NodeConfig};
+use belljar_node::{NetworkLimits, NetworkOptions, NetworkSetting, NodeConfig};
 use belljar_server::{AcmeConfig, LETS_ENCRYPT, TlsFiles, TlsSource};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -152,6 +153,12 @@ pub struct ConfigFile {
     pub allow_private: Option<Vec<IpNet>>,
     /// DNS servers of sandboxes.
     pub resolvers: Option<Vec<IpAddr>>,
+    /// Megabits per second of each sandbox, in each direction.
+    pub network_bandwidth_mbit: Option<u32>,
+    /// Connections that each sandbox may begin in a second.
+    pub network_new_connections: Option<u32>,
+    /// Connections that each sandbox may have at once.
+    pub network_connections: Option<u32>,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: Option<bool>,
     /// Seconds that the memory of a sleeping sandbox is held.
@@ -272,6 +279,16 @@ pub enum SettingsError {
     /// Words for an ACME server that is not asked.
     #[error("{0} is for certificates from an ACME server: give --acme, too, or leave it out")]
     NoAcme(&'static str),
+    /// A number that makes no sense.
+    #[error("{setting}: {value} is not between {} and {}", .range.start(), .range.end())]
+    OutOfRange {
+        /// Which.
+        setting: &'static str,
+        /// What it is.
+        value: u32,
+        /// What it may be.
+        range: RangeInclusive<u32>,
+    },
     /// There is no key.
     #[error("no API key: none was given, and {path} cannot be read")]
     NoKey {
@@ -349,8 +366,29 @@ impl Settings {
 
     /// What `belljar up` runs with.
     pub fn up(&self, args: &UpArgs) -> Result<UpSettings, SettingsError> {
-        let tls = self.tls(args)?;
-        Ok(UpSettings { tls, ..self.combine_up(args, self.current()?) })
+        let (tls, limits) = (self.tls(args)?, self.network_limits(args)?);
+        let mut settings = UpSettings { tls, ..self.combine_up(args, self.current()?) };
+        settings.network.limits = limits;
+        Ok(settings)
+    }
+
+    /// Pure: flags and environment, then file, then default.
+    fn network_limits(&self, args: &UpArgs) -> Result<NetworkLimits, SettingsError> {
+        let (file, default) = (&self.file, NetworkLimits::default());
+        let within = |setting, value: Option<u32>, range: RangeInclusive<u32>| match value {
+            Some(value) if !range.contains(&value) => Err(SettingsError::OutOfRange { setting, value, range }),
+            value => Ok(value),
+        };
+        let megabits = args.network_bandwidth_mbit.or(file.network_bandwidth_mbit);
+        let new = args.network_new_connections.or(file.network_new_connections);
+        let connections = args.network_connections.or(file.network_connections);
+        Ok(NetworkLimits {
+            megabits: within("network_bandwidth_mbit", megabits, NetworkLimits::MEGABITS)?,
+            new_connections: within("network_new_connections", new, NetworkLimits::NEW_CONNECTIONS)?
+                .unwrap_or(default.new_connections),
+            connections: within("network_connections", connections, NetworkLimits::CONNECTIONS)?
+                .unwrap_or(default.connections),
+        })
     }
 
     /// Pure: HTTPS is spoken where there is a source of certificates.
@@ -430,6 +468,7 @@ impl Settings {
                 kind: args.network.or(file.network).unwrap_or_default(),
                 allow_private: args.allow_private.clone().or(file.allow_private.clone()).unwrap_or_default(),
                 resolvers: args.resolvers.clone().or(file.resolvers.clone()).unwrap_or_default(),
+                limits: NetworkLimits::default(),
             },
             templates: args.templates.or(file.templates).unwrap_or(true),
             resident: args.resident_secs.or(file.resident_secs).map_or(NodeConfig::RESIDENT, Duration::from_secs),

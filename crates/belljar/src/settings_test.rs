@@ -94,6 +94,29 @@ fn certificates_come_from_one_place() {
 }
 
 #[test]
+fn limits_of_the_network_have_bounds() {
+    let file = ConfigFile { network_connections: Some(7), network_new_connections: Some(9), ..ConfigFile::default() };
+    let settings = Settings::combine(&GlobalArgs::default(), file, &around());
+    let args = |mbit, new, connections| UpArgs {
+        network_bandwidth_mbit: mbit,
+        network_new_connections: new,
+        network_connections: connections,
+        ..UpArgs::default()
+    };
+    let got = settings.network_limits(&args(Some(1), Some(2), None)).expect("limits");
+    assert_eq!(got, NetworkLimits { megabits: Some(1), new_connections: 2, connections: 7 });
+    assert_eq!(got.to_string(), "1 Mbit/s each way, 2 new connections per second, 7 connections");
+    for (args, error) in [
+        (args(Some(0), None, None), "network_bandwidth_mbit: 0 is not between 1 and 100000"),
+        (args(Some(100_001), None, None), "network_bandwidth_mbit: 100001 is not between 1 and 100000"),
+        (args(None, Some(0), None), "network_new_connections: 0 is not between 1 and 1000000"),
+        (args(None, None, Some(u32::MAX)), "network_connections: 4294967295 is not between 1 and 1000000"),
+    ] {
+        assert_eq!(settings.network_limits(&args).expect_err("refused").to_string(), error);
+    }
+}
+
+#[test]
 fn only_this_machine_gets_the_local_key() {
     for (url, expected) in [
         ("http://127.0.0.1:8900", true),

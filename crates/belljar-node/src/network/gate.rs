@@ -25,7 +25,10 @@ use belljar_api::{
 use ipnet::{IpNet, Ipv4Net};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{GATEWAY, GUEST, NetworkError, PREFIX, PROXY, RESOLVER, TAP, UPLINK, dial::Dialer, host, slot};
+use super::{
+    GATEWAY, GUEST, NetworkError, NetworkLimits, PREFIX, PROXY, RESOLVER, TAP, UPLINK, device, dial::Dialer, host,
+    nft::Nft, slot,
+};
 use crate::{
     Context, blocking, chain,
     egress::{
@@ -34,7 +37,6 @@ use crate::{
         resolver::{Detour, Firewall, Names, ResolveError, Resolver, resolve_names},
         ruleset::{self, Resolved, Wiring},
     },
-    limits::{NETWORK_CONNECTIONS, NETWORK_NEW_PER_SECOND},
 };
 
 /// Port of the resolver.
@@ -47,6 +49,7 @@ pub(crate) struct Gate {
     number: u32,
     /// The VM's file, with the note.
     file: PathBuf,
+    nft: Arc<Nft>,
     mac: [u8; 6],
     resolver: Resolver,
     /// Of a sandbox with secrets.
@@ -87,12 +90,11 @@ impl Gate {
         let path = file.clone();
         let Some(note) = blocking(move || slot::read(&path)).await? else { return Ok(None) };
         let number = note.number;
+        let nft = Arc::new(ctx.network.nft(number));
         let (udp, tcp) = blocking(move || {
             slot::enter(number, || {
-                // It never asks who the guest is, so it cannot be told wrong, nor remember what a rehearsal left.
-                let mac = words(mac);
-                host::ip(&format!("neighbour replace {GUEST} lladdr {mac} dev {TAP} nud permanent\n"))?;
                 let udp = UdpSocket::bind((RESOLVER, DNS)).map_err(NetworkError::io("open the resolver's port"))?;
+                device::introduce(&udp, mac)?;
                 let tcp = TcpListener::bind((RESOLVER, DNS)).map_err(NetworkError::io("open the resolver's port"))?;
                 Ok((udp, tcp))
             })
@@ -101,7 +103,7 @@ impl Gate {
         let stop = CancellationToken::new();
         let allowance = (!secrets.is_empty()).then(|| Allowance::new(ctx.safe.clone(), secrets.to_vec()));
         let detour = allowance.clone().map(|allowance| Arc::new(allowance) as Arc<dyn Detour>);
-        let resolver = Resolver::new(Arc::new(ctx.network.upstream()), Arc::new(Rules { number }), detour);
+        let resolver = Resolver::new(Arc::new(ctx.network.upstream()), Arc::new(Rules { nft: nft.clone() }), detour);
         let proxy = match allowance {
             Some(allowance) => Some(open_proxy(ctx, number, &resolver, allowance, stop.clone()).await?),
             None => None,
@@ -115,9 +117,9 @@ impl Gate {
             }
         };
         ctx.spawn(serving);
-        let gate = Self { number, file, mac, resolver, proxy, asked: wanted.clone(), _serving: stop.drop_guard() };
+        let gate = Self { number, file, nft, mac, resolver, proxy, asked: wanted.clone(), _serving: stop.drop_guard() };
         // A name is resolved when the guest asks for it: nobody waits for that here.
-        let in_force = note.rules.as_ref() == Some(wanted);
+        let in_force = note.rules.is_some_and(|rules| rules == made_from(ctx, wanted));
         gate.apply(ctx, wanted, Names::default(), in_force).await?;
         Ok(Some(gate))
     }
@@ -155,11 +157,18 @@ impl Gate {
         }
         let swap = self.resolver.swap(policy.clone(), names).await;
         if !in_force {
-            let script = self.script(&policy, swap.resolved());
-            let (number, file, rules) = (self.number, self.file.clone(), wanted.clone());
+            let rules = made_from(ctx, wanted);
+            let script = self.script(&policy, swap.resolved(), rules.limits);
+            let (number, nft, file) = (self.number, self.nft.clone(), self.file.clone());
+            let waits = policy.closes_dns();
             blocking(move || {
-                slot::enter(number, || host::nft(&script))?;
-                slot::note(&file, number, Some(rules))
+                nft.run(&script)?;
+                slot::note(&file, number, Some(rules))?;
+                // With names the guest waits for it again and again.
+                if !waits {
+                    nft.release();
+                }
+                Ok::<_, NetworkError>(())
             })
             .await?;
         }
@@ -167,7 +176,7 @@ impl Gate {
         Ok(())
     }
 
-    fn script(&self, policy: &Policy, resolved: &Resolved) -> String {
+    fn script(&self, policy: &Policy, resolved: &Resolved, limits: NetworkLimits) -> String {
         let wiring = Wiring {
             guest: GUEST,
             gateway: GATEWAY,
@@ -177,28 +186,29 @@ impl Gate {
             uplink: UPLINK,
             guest_mac: Some(self.mac),
             generation: generation(),
-            bytes_per_second: None,
-            new_connections_per_second: Some(NETWORK_NEW_PER_SECOND),
-            connections_max: Some(NETWORK_CONNECTIONS),
+            bytes_per_second: limits.bytes_per_second(),
+            new_connections_per_second: Some(limits.new_connections),
+            connections_max: Some(limits.connections),
         };
         ruleset::compile(policy, resolved, &wiring)
     }
 
     /// What was blocked since the last time, in lines for the sandbox's log, and what has passed in all.
     pub(crate) async fn look(&self) -> Result<(Vec<String>, NetworkUse), NetworkError> {
-        let number = self.number;
-        let (drops, counters) = blocking(move || {
-            slot::enter(number, || {
-                let drops = host::nft_list(ruleset::LIST_DROPS)?;
-                host::nft(ruleset::FORGET_DROPS)?;
-                Ok((drops, host::nft_list(ruleset::LIST_COUNTERS)?))
-            })
-        })
-        .await?;
-        let addresses = ruleset::dropped(&drops).into_iter().map(|dropped| dropped.to_string());
+        let nft = self.nft.clone();
+        let noted = blocking(move || {
+            let noted = nft.ask(ruleset::LIST)?;
+            let drops = ruleset::dropped(&noted);
+            if !drops.is_empty() {
+                nft.run(ruleset::FORGET_DROPS)?;
+            }
+            Ok::<_, NetworkError>((drops, ruleset::counts(&noted)))
+        });
+        let (drops, counters) = noted.await?;
+        let addresses = drops.into_iter().map(|dropped| dropped.to_string());
         let names = self.resolver.take_refusals().into_iter().map(|refusal| refusal.to_string());
         let requests = self.proxy.iter().flat_map(Proxy::take_refusals);
-        Ok((addresses.chain(names).chain(requests).collect(), ruleset::counts(&counters)))
+        Ok((addresses.chain(names).chain(requests).collect(), counters))
     }
 }
 
@@ -241,6 +251,15 @@ fn policy(ctx: &Context, wanted: &NetworkConfig) -> Result<Policy, GateError> {
     Policy::new(wanted, &operator).map_err(|error| GateError::Invalid(error.to_string()))
 }
 
+/// What rules are made from now.
+fn made_from(ctx: &Context, wanted: &NetworkConfig) -> slot::Rules {
+    slot::Rules {
+        wanted: wanted.clone(),
+        allow_private: ctx.network.allow_private().to_vec(),
+        limits: ctx.network.options.limits,
+    }
+}
+
 /// Addresses of this host, and those of sandboxes' networks. They may change at any time, so they are asked for.
 fn own() -> Vec<IpNet> {
     let mut all: Vec<IpNet> = [(host::RANGE, host::RANGE_PREFIX), (GATEWAY, PREFIX)]
@@ -266,13 +285,13 @@ pub(crate) fn words(mac: [u8; 6]) -> String {
 
 /// The rules of a network, for the resolver to open and to close.
 struct Rules {
-    number: u32,
+    nft: Arc<Nft>,
 }
 
 impl Rules {
     async fn run(&self, script: String) -> io::Result<()> {
-        let number = self.number;
-        let run = blocking(move || slot::enter(number, || host::nft(&script))).await;
+        let nft = self.nft.clone();
+        let run = blocking(move || nft.run(&script)).await;
         run.map_err(|error| io::Error::other(chain(&error)))
     }
 }

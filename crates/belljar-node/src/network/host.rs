@@ -2,9 +2,13 @@
 //!
 //! The rules are the same for every node on a host, so the first and the last to want them make and remove the same.
 
-use std::{fs, net::Ipv4Addr};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+};
 
 use ipnet::IpNet;
+use nix::sys::socket::{getsockopt, sockopt};
 
 use super::NetworkError;
 use crate::{limits::NETWORKS_MAX, program};
@@ -15,6 +19,9 @@ pub(super) const DEVICES: &str = "bjnet";
 pub(super) const RANGE: Ipv4Addr = Ipv4Addr::new(10, 190, 0, 0);
 pub(super) const RANGE_PREFIX: u8 = 16;
 const _: () = assert!(NETWORKS_MAX as u64 * 2 <= 1 << (32 - RANGE_PREFIX));
+
+/// The shortest packet that every host takes in one piece, and what is longest on an Ethernet, bytes.
+const MTU: (u16, u16) = (576, 1500);
 
 const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -48,6 +55,21 @@ add rule inet belljar_host postrouting ip saddr {RANGE}/{RANGE_PREFIX} oifname !
     ))
 }
 
+/// Longest packet, bytes, that leaves the host in one piece, as far as it knows; never more than a guest's card has anyway.
+///
+/// It may be less where the host itself is in a tunnel or a VPN, and another one than a moment ago.
+pub(crate) fn mtu() -> u16 {
+    // Connecting a datagram socket sends nothing; this address goes the default way.
+    let to = SocketAddrV4::new(Ipv4Addr::new(1, 1, 1, 1), 9);
+    let found = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect(to)?;
+        Ok(getsockopt(&socket, sockopt::IpMtu)?)
+    });
+    // Without a way out it does not matter.
+    let (least, most) = MTU;
+    found.ok().and_then(|mtu| u16::try_from(mtu).ok()).map_or(most, |mtu| mtu.clamp(least, most))
+}
+
 /// Removes the rules if no network is left on the host.
 pub(super) fn tidy() -> Result<(), NetworkError> {
     let left = fs::read_dir(super::slot::CLAIMS).is_ok_and(|mut entries| entries.next().is_some());
@@ -61,12 +83,44 @@ pub(super) fn nft(script: &str) -> Result<(), NetworkError> {
 }
 
 /// What `nft` with these arguments writes, in the network of the calling thread.
-pub(super) fn nft_list(arguments: &[&str]) -> Result<Vec<u8>, NetworkError> {
-    Ok(program::run("nft", arguments, "")?)
+pub(super) fn nft_list(arguments: &[&str]) -> Result<String, NetworkError> {
+    Ok(String::from_utf8_lossy(&program::run("nft", arguments, "")?).into_owned())
 }
 
 /// Runs a batch of `ip` commands in the network of the calling thread.
 pub(super) fn ip(batch: &str) -> Result<(), NetworkError> {
     program::run("ip", ["-batch", "-"], batch)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mtu_is_that_of_the_way_out() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: network namespaces need root");
+            return;
+        }
+        let mtu_with = |batch: &str| {
+            let lookup = || {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+                ip(batch).expect("devices");
+                mtu()
+            };
+            std::thread::scope(|scope| scope.spawn(lookup).join().expect("the thread"))
+        };
+        let device = |mtu: u32| {
+            format!(
+                "link add way type veth peer name there\naddress add 192.0.2.1/24 dev way\nlink set way mtu {mtu} up\n"
+            )
+        };
+        let route = "route add default via 192.0.2.2";
+        assert_eq!(mtu_with(""), 1500, "no way out");
+        assert_eq!(mtu_with(&format!("{}{route}\n", device(1420))), 1420, "a tunnel");
+        assert_eq!(mtu_with(&format!("{}{route} mtu 1400\n", device(1420))), 1400, "a route of its own");
+        assert_eq!(mtu_with(&format!("{}{route}\n", device(9000))), 1500, "longer than a guest's");
+        assert_eq!(mtu_with(&format!("{}{route}\n", device(100))), 576, "shorter than any");
+    }
 }

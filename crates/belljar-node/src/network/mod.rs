@@ -21,15 +21,19 @@
 //! It knows no sandboxes and no policies; [`crate::egress`] says what may pass. Called by [`crate::sandbox::boot`], the
 //! templates and the node's start.
 
+mod device;
 mod dial;
 mod gate;
 mod host;
+mod nft;
 mod slot;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    os::fd::OwnedFd,
     path::Path,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
@@ -37,11 +41,19 @@ use std::{
 
 use belljar_vmm::NetworkSpec;
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-pub(crate) use self::gate::{Gate, GateError, check, words};
-use self::slot::Slot;
-use crate::{Context, blocking, chain, egress::resolver::Upstream, limits::NETWORKS_READY, program::ProgramError};
+pub(crate) use self::{
+    gate::{Gate, GateError, check, words},
+    host::mtu,
+};
+use self::{nft::Nft, slot::Slot};
+use crate::{
+    Context, blocking, chain,
+    egress::resolver::Upstream,
+    limits::{NETWORK_CONNECTIONS, NETWORK_NEW_PER_SECOND, NETWORKS_READY},
+    program::ProgramError,
+};
 
 /// The guest's address and what it is told of its surroundings; those of QEMU's user-mode network, so that a guest need not
 /// know which one it has.
@@ -124,6 +136,45 @@ pub fn probe() -> Result<(), NetworkError> {
     made.and(host::tidy())
 }
 
+/// What one sandbox may take of the host's network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkLimits {
+    /// Megabits per second, in each direction; `None`: as much as there is.
+    pub megabits: Option<u32>,
+    /// Connections that it may begin in a second.
+    pub new_connections: u32,
+    /// Connections that it may have at once.
+    pub connections: u32,
+}
+
+impl NetworkLimits {
+    /// What [`Self::megabits`] may be.
+    pub const MEGABITS: RangeInclusive<u32> = 1..=100_000;
+    /// What [`Self::new_connections`] may be.
+    pub const NEW_CONNECTIONS: RangeInclusive<u32> = 1..=1_000_000;
+    /// What [`Self::connections`] may be. Each takes about 400 bytes of the kernel's memory.
+    pub const CONNECTIONS: RangeInclusive<u32> = 1..=1_000_000;
+
+    fn bytes_per_second(self) -> Option<u64> {
+        self.megabits.map(|megabits| u64::from(megabits) * 1_000_000 / 8)
+    }
+}
+
+impl Default for NetworkLimits {
+    fn default() -> Self {
+        Self { megabits: None, new_connections: NETWORK_NEW_PER_SECOND, connections: NETWORK_CONNECTIONS }
+    }
+}
+
+impl fmt::Display for NetworkLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(megabits) = self.megabits {
+            write!(f, "{megabits} Mbit/s each way, ")?;
+        }
+        write!(f, "{} new connections per second, {} connections", self.new_connections, self.connections)
+    }
+}
+
 /// What the operator decides about networks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkOptions {
@@ -133,6 +184,8 @@ pub struct NetworkOptions {
     pub allow_private: Vec<IpNet>,
     /// DNS servers that sandboxes' questions go to; those of `/etc/resolv.conf` where there are none.
     pub resolvers: Vec<IpAddr>,
+    /// What each sandbox may take.
+    pub limits: NetworkLimits,
 }
 
 /// The networks of a node.
@@ -147,6 +200,8 @@ struct Pool {
     node_id: String,
     /// Made ahead, for the next VMs.
     ready: Mutex<Vec<Slot>>,
+    /// Of networks that are plugged in and whose rules are still to come, so that they come fast.
+    started: Mutex<HashMap<u32, Nft>>,
 }
 
 impl Network {
@@ -162,7 +217,9 @@ impl Network {
         };
         match first() {
             Ok(slot) => {
-                Ok(Self { options, pool: Some(Pool { node_id: node_id.to_owned(), ready: Mutex::new(vec![slot]) }) })
+                let ready = Mutex::new(vec![slot]);
+                let pool = Pool { node_id: node_id.to_owned(), ready, started: Mutex::default() };
+                Ok(Self { options, pool: Some(pool) })
             }
             Err(error) if setting == NetworkSetting::Auto => {
                 tracing::warn!(
@@ -203,6 +260,15 @@ impl Network {
         Some((pool, pool.ready.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
+    fn started(&self) -> Option<std::sync::MutexGuard<'_, HashMap<u32, Nft>>> {
+        Some(self.pool.as_ref()?.started.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What the rules of a network are changed through; only its gate asks.
+    fn nft(&self, number: u32) -> Nft {
+        self.started().and_then(|mut started| started.remove(&number)).unwrap_or_else(|| Nft::of(number))
+    }
+
     /// For which node another one is to be made ahead.
     fn wants_more(&self) -> Option<String> {
         let (pool, ready) = self.pool()?;
@@ -224,12 +290,23 @@ impl Network {
             None => Slot::make(&pool.node_id).map(Some),
         }
     }
+
+    /// A network for the VM that has `file`; gives the queue for its card.
+    fn plug(&self, file: &Path) -> Result<Option<OwnedFd>, NetworkError> {
+        let Some(slot) = self.take()? else { return Ok(None) };
+        let number = slot.number();
+        let (tap, nft) = slot.plug(file)?;
+        if let Some(mut started) = self.started() {
+            started.insert(number, nft);
+        }
+        Ok(Some(tap))
+    }
 }
 
 /// Gives the VM that is about to be started in `home` a network, in which nothing may pass yet.
 pub(crate) async fn plug(ctx: &Arc<Context>, home: &Path) -> Result<NetworkSpec, NetworkError> {
     let (this, file) = (ctx.clone(), home.join(FILE));
-    let plugged = blocking(move || this.network.take()?.map(|slot| slot.plug(&file)).transpose()).await?;
+    let plugged = blocking(move || this.network.plug(&file)).await?;
     let Some(tap) = plugged else { return Ok(NetworkSpec::User { restrict: false }) };
     refill(ctx);
     Ok(NetworkSpec::Tap(Arc::new(tap)))
@@ -252,9 +329,10 @@ pub(crate) fn refill(ctx: &Arc<Context>) {
 }
 
 /// Removes the network of the VM of `home`, which has ended; nothing where there is none. Blocking.
-pub(crate) fn unplug(home: &Path) -> Result<(), NetworkError> {
+pub(crate) fn unplug(network: &Network, home: &Path) -> Result<(), NetworkError> {
     let file = home.join(FILE);
     if let Some(note) = slot::read(&file)? {
+        drop(network.nft(note.number));
         slot::remove(note.number)?;
         fs::remove_file(&file).map_err(NetworkError::io(format!("remove {}", file.display())))?;
     }

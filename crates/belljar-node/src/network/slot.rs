@@ -7,20 +7,20 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     net::Ipv4Addr,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     thread,
 };
 
 use belljar_api::sandbox::NetworkConfig;
+use ipnet::IpNet;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
 };
-
 use serde::{Deserialize, Serialize};
 
-use super::{GATEWAY, NetworkError, PREFIX, PROXY, RESOLVER, TAP, UPLINK, host};
+use super::{GATEWAY, NetworkError, NetworkLimits, PREFIX, PROXY, RESOLVER, TAP, UPLINK, device, host, nft::Nft};
 use crate::limits::NETWORKS_MAX;
 
 pub(super) const CLAIMS: &str = "/run/belljar/networks";
@@ -31,6 +31,7 @@ const NAMESPACES: &str = "/run/netns";
 pub(super) struct Slot {
     number: u32,
     tap: OwnedFd,
+    nft: Nft,
 }
 
 impl Slot {
@@ -42,7 +43,7 @@ impl Slot {
     pub(super) fn make(node_id: &str) -> Result<Self, NetworkError> {
         let number = claim(node_id)?;
         match make(number) {
-            Ok(tap) => Ok(Self { number, tap }),
+            Ok((tap, nft)) => Ok(Self { number, tap, nft }),
             Err(error) => {
                 if let Err(error) = remove(number) {
                     tracing::warn!(%error, number, "a network that could not be made stays behind");
@@ -53,14 +54,15 @@ impl Slot {
     }
 
     pub(super) fn discard(self) -> Result<(), NetworkError> {
-        drop(self.tap);
+        drop((self.tap, self.nft));
         remove(self.number)
     }
 
-    /// Notes the number in `file`: from here on it belongs to the VM that has that. Gives the queue for its card.
-    pub(super) fn plug(self, file: &Path) -> Result<OwnedFd, NetworkError> {
+    /// Notes the number in `file`: from here on it belongs to the VM that has that. Gives the queue for its card, and what
+    /// its rules are changed through.
+    pub(super) fn plug(self, file: &Path) -> Result<(OwnedFd, Nft), NetworkError> {
         match note(file, self.number, None) {
-            Ok(()) => Ok(self.tap),
+            Ok(()) => Ok((self.tap, self.nft)),
             Err(error) => {
                 self.discard()?;
                 Err(error)
@@ -74,7 +76,15 @@ impl Slot {
 pub(super) struct Note {
     pub(super) number: u32,
     /// Whose rules the kernel has; `None`: nothing passes.
-    pub(super) rules: Option<NetworkConfig>,
+    pub(super) rules: Option<Rules>,
+}
+
+/// What rules were made from, but for the host's own addresses, which come and go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Rules {
+    pub(super) wanted: NetworkConfig,
+    pub(super) allow_private: Vec<IpNet>,
+    pub(super) limits: NetworkLimits,
 }
 
 /// A VM's note, if it has a network.
@@ -88,7 +98,7 @@ pub(super) fn read(file: &Path) -> Result<Option<Note>, NetworkError> {
 }
 
 /// Replaces a VM's note; it is never half written.
-pub(super) fn note(file: &Path, number: u32, rules: Option<NetworkConfig>) -> Result<(), NetworkError> {
+pub(super) fn note(file: &Path, number: u32, rules: Option<Rules>) -> Result<(), NetworkError> {
     let new = file.with_extension("new");
     let text = serde_json::to_vec(&Note { number, rules });
     let written = text.map_err(io::Error::from).and_then(|text| fs::write(&new, text));
@@ -150,25 +160,26 @@ pub(super) fn addresses(number: u32) -> (Ipv4Addr, Ipv4Addr) {
     (first.into(), (first + 1).into())
 }
 
-fn make(number: u32) -> Result<OwnedFd, NetworkError> {
+fn make(number: u32) -> Result<(OwnedFd, Nft), NetworkError> {
     let path = namespace(number);
     fs::create_dir_all(NAMESPACES).map_err(NetworkError::io(format!("create {NAMESPACES}")))?;
     File::create(&path).map_err(NetworkError::io(format!("create {}", path.display())))?;
     let (_, outer) = names(number);
     let (near, far) = addresses(number);
     // A thread of its own: it never comes back from there.
-    let tap = on_thread(move || {
+    let made = on_thread(move || {
         unshare(CloneFlags::CLONE_NEWNET)
             .map_err(|error| NetworkError::io("make a network namespace")(error.into()))?;
         mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(|error| NetworkError::io(format!("mount {}", path.display()))(error.into()))?;
-        let tap = open_tap()?;
+        let tap = device::open_tap()?;
+        let nft = Nft::start(number)?;
         for (name, value) in [("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")] {
             // A kernel without IPv6 has no switch for it.
             let _ = fs::write(format!("/proc/sys/net/{name}"), value);
         }
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").map_err(NetworkError::io("let the namespace forward"))?;
-        host::nft(LOCKED)?;
+        nft.run(LOCKED)?;
         host::ip(&format!(
             "link set lo up\n\
              address add {GATEWAY}/{PREFIX} dev {TAP}\n\
@@ -181,48 +192,20 @@ fn make(number: u32) -> Result<OwnedFd, NetworkError> {
              route add default via {near}\n",
             std::process::id()
         ))?;
-        Ok(tap)
+        Ok((tap, nft))
     })?;
     let outer = names(number).1;
     // As inside: there is no IPv6.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{outer}/disable_ipv6"), "1");
     host::ip(&format!("address add {near}/31 dev {outer}\nlink set {outer} up\n"))?;
-    Ok(tap)
+    Ok(made)
 }
 
 /// The rules of a namespace whose guest nobody has spoken for.
-const LOCKED: &str = "table inet belljar {
-    chain input { type filter hook input priority 0; policy drop; }
-    chain forward { type filter hook forward priority 0; policy drop; }
-}
+const LOCKED: &str = "add table inet belljar
+add chain inet belljar input { type filter hook input priority 0; policy drop; }
+add chain inet belljar forward { type filter hook forward priority 0; policy drop; }
 ";
-
-/// `TUNSETIFF` of `linux/if_tun.h`: `_IOW('T', 202, int)`.
-const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
-
-/// Makes the tap of the namespace that the thread is in. It is gone when nobody has this open any more.
-#[expect(unsafe_code, reason = "no safe wrapper has this ioctl")]
-fn open_tap() -> Result<OwnedFd, NetworkError> {
-    let operation = "open /dev/net/tun";
-    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(NetworkError::io(operation))?;
-    let mut name = [0; libc::IFNAMSIZ];
-    for (to, from) in name.iter_mut().zip(TAP.bytes()) {
-        *to = from.cast_signed();
-    }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    let request = libc::ifreq {
-        ifr_name: name,
-        ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_flags: flags.to_le_bytes().first_chunk().map_or(0, |bytes| i16::from_le_bytes(*bytes)),
-        },
-    };
-    // SAFETY: the kernel reads and writes a `struct ifreq`, which `request` is.
-    let made = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, &raw const request) };
-    if made < 0 {
-        return Err(NetworkError::io("make a tap")(io::Error::last_os_error()));
-    }
-    Ok(tun.into())
-}
 
 /// Removes what belongs to a number, as far as it is there, and frees it.
 pub(super) fn remove(number: u32) -> Result<(), NetworkError> {

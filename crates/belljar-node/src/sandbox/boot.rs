@@ -292,9 +292,10 @@ impl Plan {
 
     async fn launch(&self, devices: Option<PathBuf>) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
         let network = network::plug(&self.ctx, &self.dir).await?;
-        let gate = self.open_gate().await?;
         let vm_spec = vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices, network);
-        let vm: Arc<dyn Vm> = Arc::from(self.ctx.driver.launch(&vm_spec).await?);
+        // Nothing passes before the rules are there.
+        let (gate, vm) = tokio::join!(self.open_gate(), self.ctx.driver.launch(&vm_spec));
+        let (gate, vm): (_, Arc<dyn Vm>) = (gate?, Arc::from(vm?));
         if gate.is_none() && !self.spec.settings.network.allow_internet_access {
             // No user process runs before the guest is configured, so nothing can leave before this.
             vm.set_network(false).await?;
@@ -399,6 +400,7 @@ fn guest_network(ctx: &Context) -> Option<GuestNetwork> {
         prefix: network::PREFIX,
         gateway: network::GATEWAY.to_string(),
         dns: network::RESOLVER.to_string(),
+        mtu: network::mtu(),
     })
 }
 
@@ -487,7 +489,7 @@ async fn console(vm: &dyn Vm) -> String {
 }
 
 /// Ends the VM whose run directory lies in `dir`, if there is one, and removes its network.
-pub(crate) async fn end_vm(ctx: &Context, dir: &Path) -> Result<(), BootError> {
+pub(crate) async fn end_vm(ctx: &Arc<Context>, dir: &Path) -> Result<(), BootError> {
     let run_dir = dir.join(RUN);
     // A boot that failed before it made the directory has started nothing.
     if run_dir.exists()
@@ -495,12 +497,12 @@ pub(crate) async fn end_vm(ctx: &Context, dir: &Path) -> Result<(), BootError> {
     {
         vm.kill().await?;
     }
-    let dir = dir.to_owned();
-    Ok(blocking(move || network::unplug(&dir)).await?)
+    let (this, dir) = (ctx.clone(), dir.to_owned());
+    Ok(blocking(move || network::unplug(&this.network, &dir)).await?)
 }
 
 /// Removes the VM and every file of the sandbox but its record; whatever is not there is fine.
-pub(super) async fn undo(ctx: &Context, dir: &Path) -> Result<(), BootError> {
+pub(super) async fn undo(ctx: &Arc<Context>, dir: &Path) -> Result<(), BootError> {
     // What was given up in the middle must not come back.
     crate::file_work_done().await;
     end_vm(ctx, dir).await?;

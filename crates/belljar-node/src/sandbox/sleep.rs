@@ -206,8 +206,8 @@ impl Task {
         booted.vm.kill().await?;
         self.note_blocked(&booted).await;
         drop(booted);
-        let dir = self.dir.clone();
-        Ok(blocking(move || network::unplug(&dir)).await?)
+        let (ctx, dir) = (self.ctx.clone(), self.dir.clone());
+        Ok(blocking(move || network::unplug(&ctx.network, &dir)).await?)
     }
 
     async fn end_left(&mut self) -> Result<(), BootError> {

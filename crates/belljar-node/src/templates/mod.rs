@@ -245,8 +245,8 @@ async fn build_in(ctx: &Arc<Context>, home: &Path, image: &LocalImage, resources
     }
     .await;
     vm.kill().await?;
-    let home = home.to_owned();
-    blocking(move || network::unplug(&home)).await?;
+    let (this, home) = (ctx.clone(), home.to_owned());
+    blocking(move || network::unplug(&this.network, &home)).await?;
     kept
 }
 

@@ -10,8 +10,9 @@
 //! real public networks, since others are denied to sandboxes; nothing leaves the two namespaces. Both are gone with the
 //! process.
 //!
-//! What there is: TCP on port 80 that says which address was reached and then echoes; TCP on port 9 that never says anything; UDP echo on port 7; HTTPS on port 443; DNS on port 53
-//! of every address, UDP only, for the names of `ZONE`.
+//! What there is: TCP on port 80 that says which address was reached and then echoes; TCP on port 19 that says a lot; TCP on
+//! port 9 that never says anything; UDP echo on port 7; UDP on port 19 that answers a word with a flood; HTTPS on port 443;
+//! DNS on port 53 of every address, UDP only, for the names of `ZONE`.
 
 mod https;
 
@@ -62,6 +63,11 @@ const ZONE: [(&str, &str); 5] = [
     ("rebind.example.", PRIVATE),
     ("metadata.example.", METADATA),
 ];
+
+/// Bytes that port 19 says over TCP.
+pub const A_LOT: usize = 64 << 20;
+/// Datagrams of a flood, and the bytes of each.
+pub const FLOOD: (usize, usize) = (400, 1400);
 
 /// Seconds that an answer holds.
 const TTL: u32 = 5;
@@ -117,6 +123,11 @@ impl Internet {
         std::mem::take(&mut *self.requests.lock().expect("the requests"))
     }
 
+    /// Lets the host send packets of this many bytes at most, on a thread that has entered.
+    pub fn narrow(&self, mtu: u16) {
+        ip(&format!("link set out0 mtu {mtu}"));
+    }
+
     /// What came to port 7, each as text.
     pub fn datagrams(&self) -> Vec<String> {
         self.datagrams.lock().expect("the datagrams").clone()
@@ -146,6 +157,8 @@ fn serve(ready: &Sender<i32>, connected: &Receiver<()>, datagrams: &Seen, https:
         thread::spawn(move || accept(&tcp));
     }
     https();
+    let talker = TcpListener::bind("0.0.0.0:19").expect("port 19");
+    thread::spawn(move || talker.incoming().flatten().for_each(|stream| drop(thread::spawn(|| say_a_lot(stream)))));
     let silent = TcpListener::bind("0.0.0.0:9").expect("port 9");
     thread::spawn(move || silent.incoming().flatten().for_each(std::mem::forget));
     // A socket for each address: an answer has to come from where the question went.
@@ -153,6 +166,8 @@ fn serve(ready: &Sender<i32>, connected: &Receiver<()>, datagrams: &Seen, https:
         let echo = UdpSocket::bind((address, 7)).expect("port 7");
         let datagrams = datagrams.clone();
         thread::spawn(move || echo_datagrams(&echo, &datagrams));
+        let flood = UdpSocket::bind((address, 19)).expect("port 19");
+        thread::spawn(move || answer_with_floods(&flood));
         let dns = UdpSocket::bind((address, 53)).expect("port 53");
         thread::spawn(move || answer_questions(&dns));
     }
@@ -174,6 +189,26 @@ fn talk(mut stream: TcpStream) -> io::Result<()> {
             0 => return Ok(()),
             count => stream.write_all(&buffer[..count])?,
         }
+    }
+}
+
+/// Writes [`A_LOT`] to a connection.
+pub fn say_a_lot(mut stream: TcpStream) -> io::Result<()> {
+    let chunk = [7; 64 * 1024];
+    (0..A_LOT / chunk.len()).try_for_each(|_| stream.write_all(&chunk))
+}
+
+/// Answers each byte of a connection with one.
+pub fn echo(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    io::copy(&mut stream.try_clone()?, &mut stream).map(drop)
+}
+
+fn answer_with_floods(socket: &UdpSocket) {
+    let (count, size) = FLOOD;
+    let datagram = vec![7; size];
+    while let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
+        (0..count).for_each(|_| drop(socket.send_to(&datagram, from)));
     }
 }
 

@@ -18,6 +18,7 @@ mod processes;
 mod pty;
 mod random;
 mod secrets;
+mod share;
 mod sleep;
 mod ssh;
 mod storage;

@@ -88,6 +88,16 @@ pub struct UpArgs {
     /// DNS servers that the questions of sandboxes go to, separated by commas [default: those of /etc/resolv.conf]
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',', env = env_vars::RESOLVERS, hide_env_values = true)]
     pub resolvers: Option<Vec<IpAddr>>,
+    /// Megabits per second that each sandbox may send to the network, and as many that it may receive, 1 to 100000
+    /// [default: as many as there are]
+    #[arg(long, value_name = "MBIT", env = env_vars::NETWORK_BANDWIDTH_MBIT, hide_env_values = true)]
+    pub network_bandwidth_mbit: Option<u32>,
+    /// Connections that each sandbox may begin in a second, 1 to 1000000 [default: 500]
+    #[arg(long, value_name = "N", env = env_vars::NETWORK_NEW_CONNECTIONS, hide_env_values = true)]
+    pub network_new_connections: Option<u32>,
+    /// Connections that each sandbox may have at once, 1 to 1000000 [default: 8192]
+    #[arg(long, value_name = "N", env = env_vars::NETWORK_CONNECTIONS, hide_env_values = true)]
+    pub network_connections: Option<u32>,
     /// Whether sandboxes begin from golden snapshots; without them each one boots [default: true]
     #[arg(long, value_name = "BOOL", env = env_vars::TEMPLATES, hide_env_values = true)]
     pub templates: Option<bool>,

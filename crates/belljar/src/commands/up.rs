@@ -177,6 +177,10 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     flag("--network", settings.network.kind.to_string().into());
     settings.network.allow_private.iter().for_each(|net| flag("--allow-private", net.to_string().into()));
     settings.network.resolvers.iter().for_each(|address| flag("--resolvers", address.to_string().into()));
+    let limits = settings.network.limits;
+    limits.megabits.iter().for_each(|megabits| flag("--network-bandwidth-mbit", megabits.to_string().into()));
+    flag("--network-new-connections", limits.new_connections.to_string().into());
+    flag("--network-connections", limits.connections.to_string().into());
     flag("--templates", settings.templates.to_string().into());
     flag("--resident-secs", settings.resident.as_secs().to_string().into());
     settings.volume_file.iter().for_each(|file| flag("--volume-file", file.into()));

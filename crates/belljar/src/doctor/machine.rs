@@ -10,7 +10,7 @@ use std::{
 use nix::sys::statvfs::statvfs;
 
 use super::Check;
-use crate::table::bytes;
+use crate::{settings::UpSettings, table::bytes};
 
 /// Memory below which not even two small sandboxes fit, bytes.
 const MEMORY_WISH: u64 = 2 * 1024 * 1024 * 1024;
@@ -19,8 +19,8 @@ const DISK_WISH: u64 = 10 * 1024 * 1024 * 1024;
 /// Controllers that limit a sandbox's VM.
 const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 
-pub(super) fn checks(data_dir: &Path) -> Vec<Check> {
-    vec![tun(), nftables(), network(), cgroups(), clones(data_dir), memory(), disk(data_dir), user()]
+pub(super) fn checks(data_dir: &Path, up: &UpSettings) -> Vec<Check> {
+    vec![tun(), nftables(), network(up), cgroups(), clones(data_dir), memory(), disk(data_dir), user()]
 }
 
 fn tun() -> Check {
@@ -43,9 +43,15 @@ fn nftables() -> Check {
     }
 }
 
-fn network() -> Check {
+fn network(up: &UpSettings) -> Check {
     match belljar_node::probe_network() {
-        Ok(()) => Check::ok("network", "a namespace, a tap and rules for each sandbox; egress rules are enforced"),
+        Ok(()) => Check::ok(
+            "network",
+            format!(
+                "a namespace, a tap and rules for each sandbox; egress rules are enforced; each may have {}",
+                up.network.limits
+            ),
+        ),
         Err(error) => Check::warn(
             "network",
             format!(

@@ -88,7 +88,7 @@ pub fn examine(settings: &Settings, up: &UpSettings) -> Report {
     checks.push(image(&up.image_store));
     checks.push(ssh(&settings.data_dir, up));
     checks.push(https(up));
-    checks.extend(machine::checks(&settings.data_dir));
+    checks.extend(machine::checks(&settings.data_dir, up));
     let can_run = checks.iter().all(|check| check.mark != Mark::Missing);
     Report {
         checks,

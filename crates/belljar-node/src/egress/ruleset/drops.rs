@@ -8,12 +8,10 @@ use serde_json::Value;
 use super::rule::Counter;
 use crate::egress::policy::Reason;
 
-/// Arguments of `nft` that list blocked destinations.
-pub(crate) const LIST_DROPS: &[&str] = &["-j", "list", "set", "inet", "belljar", "drops"];
-/// Script that forgets them.
+/// Commands that list blocked destinations and counters.
+pub(crate) const LIST: &str = "list set inet belljar drops; list counters table inet belljar";
+/// Script that forgets blocked destinations.
 pub(crate) const FORGET_DROPS: &str = "flush set inet belljar drops\n";
-/// Arguments of `nft` that list the counters.
-pub(crate) const LIST_COUNTERS: &[&str] = &["-j", "list", "counters", "table", "inet", "belljar"];
 
 /// A destination that was blocked at least once. Prints as a line for the sandbox's log.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -35,8 +33,8 @@ impl fmt::Display for Dropped {
     }
 }
 
-/// The blocked destinations in the answer to [`LIST_DROPS`]. What is not understood is left out.
-pub(crate) fn dropped(json: &[u8]) -> Vec<Dropped> {
+/// The blocked destinations in the answer to [`LIST`]. What is not understood is left out.
+pub(crate) fn dropped(json: &str) -> Vec<Dropped> {
     let objects = objects(json);
     let sets = objects.iter().filter_map(|object| object.get("set")?.get("elem")?.as_array());
     let mut found: Vec<_> = sets.flatten().filter_map(entry).collect();
@@ -57,8 +55,8 @@ fn entry(element: &Value) -> Option<Dropped> {
     })
 }
 
-/// The counters in the answer to [`LIST_COUNTERS`].
-pub(crate) fn counts(json: &[u8]) -> NetworkUse {
+/// The counters in the answer to [`LIST`].
+pub(crate) fn counts(json: &str) -> NetworkUse {
     let objects = objects(json);
     let of = |counter: Counter| {
         let counters = objects.iter().filter_map(|object| object.get("counter"));
@@ -70,11 +68,14 @@ pub(crate) fn counts(json: &[u8]) -> NetworkUse {
     NetworkUse { out: of(Counter::Out), r#in: of(Counter::In), dropped: of(Counter::Dropped) }
 }
 
-fn objects(json: &[u8]) -> Vec<Value> {
-    match serde_json::from_slice::<Value>(json).map(|mut answer| answer.get_mut("nftables").map(Value::take)) {
-        Ok(Some(Value::Array(objects))) => objects,
-        _ => Vec::new(),
-    }
+/// Each command's answer is a line of its own; others are remarks.
+fn objects(json: &str) -> Vec<Value> {
+    let answers = json.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lists = answers.filter_map(|mut answer| match answer.get_mut("nftables").map(Value::take) {
+        Some(Value::Array(objects)) => Some(objects),
+        _ => None,
+    });
+    lists.flatten().collect()
 }
 
 #[cfg(test)]
@@ -83,13 +84,16 @@ mod tests {
 
     #[test]
     fn drops_read_as_log_lines() {
-        let json = br#"{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"set": {"name": "drops", "elem": [
-            {"elem": {"val": {"concat": ["1.2.3.5", "udp", 53, 7]}, "expires": 59}},
+        let elements = r#"{"elem": {"val": {"concat": ["1.2.3.5", "udp", 53, 7]}, "expires": 59}},
             {"elem": {"val": {"concat": ["1.2.3.4", "tcp", 443, 2]}, "expires": 59}},
             {"elem": {"val": {"concat": ["1.2.3.6", "icmp", 0, 3]}, "expires": 59}},
             {"elem": {"val": {"concat": ["1.2.3.7", 200, 0, 9]}, "expires": 59}},
-            {"elem": {"val": {"concat": ["1.2.3.7", "tcp", 0, 99]}}}, {"elem": 7}, null]}}]}"#;
-        let lines: Vec<_> = dropped(json).iter().map(ToString::to_string).collect();
+            {"elem": {"val": {"concat": ["1.2.3.7", "tcp", 0, 99]}}}, {"elem": 7}, null"#;
+        let json = format!(
+            r#"{{"nftables": [{{"metainfo": {{"version": "1.0.6"}}}}, {{"set": {{"name": "drops", "elem": [{}]}}}}]}}"#,
+            elements.replace('\n', " ")
+        );
+        let lines: Vec<_> = dropped(&json).iter().map(ToString::to_string).collect();
         assert_eq!(
             lines,
             [
@@ -99,14 +103,15 @@ mod tests {
                 "blocked: protocol 200 1.2.3.7, only TCP, UDP and ICMP echo leave a sandbox",
             ]
         );
-        assert_eq!(dropped(b"nonsense"), []);
+        assert_eq!(dropped("nonsense\n"), []);
     }
 
     #[test]
     fn counters_are_read_by_name() {
-        let json = br#"{"nftables": [{"counter": {"name": "out", "packets": 2, "bytes": 120}},
-            {"counter": {"name": "dropped", "packets": 1, "bytes": 60}}]}"#;
+        let out = r#"{"nftables": [{"counter": {"name": "out", "packets": 2, "bytes": 120}}]}"#;
+        let dropped = r#"{"nftables": [{"counter": {"name": "dropped", "packets": 1, "bytes": 60}}]}"#;
+        let json = format!("{out}\n{dropped}\nnetlink: Error: Unknown set '__set0' in lookup expression\n");
         let (out, dropped) = (Traffic { packets: 2, bytes: 120 }, Traffic { packets: 1, bytes: 60 });
-        assert_eq!(counts(json), NetworkUse { out, dropped, r#in: Traffic::default() });
+        assert_eq!(counts(&json), NetworkUse { out, dropped, r#in: Traffic::default() });
     }
 }

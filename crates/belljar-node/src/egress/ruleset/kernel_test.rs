@@ -9,7 +9,7 @@ use std::{
 use belljar_api::sandbox::NetworkConfig;
 
 use super::{
-    FORGET_DROPS, LIST_COUNTERS, LIST_DROPS, Wiring, admit, compile, counts, deny, dropped,
+    FORGET_DROPS, LIST, Wiring, admit, compile, counts, deny, dropped,
     golden_test::{WIRING, operator, policy, resolved},
 };
 use crate::egress::policy::{Operator, Policy};
@@ -67,10 +67,10 @@ fn nft_takes_every_script_again_and_again() {
             }
         }
     }
-    let Some(listing) = in_namespace(&format!("{scripts}\nnft {}", LIST_COUNTERS.join(" ")), "") else {
+    let Some(listing) = in_namespace(&format!("{scripts}\nnft -j '{LIST}'"), "") else {
         return;
     };
-    assert_eq!(counts(listing.as_bytes()), belljar_api::network::NetworkUse::default());
+    assert_eq!(counts(&listing), belljar_api::network::NetworkUse::default());
 }
 
 #[test]
@@ -87,15 +87,14 @@ fn a_renewed_address_stays_for_the_new_time() {
 
 #[test]
 fn noted_drops_are_read_back() {
-    let list = LIST_DROPS.join(" ");
     let add = "nft 'add element inet belljar drops { 1.2.3.4 . tcp . 443 . 2, 1.2.3.4 . icmp . 0 . 3 }'";
-    let shell = format!("nft -f -; {add}; nft {list}");
-    let forgetful = format!("{shell} > /dev/null; nft -f - <<'END'\n{FORGET_DROPS}END\nnft {list}");
+    let shell = format!("nft -f -; {add}; nft -j '{LIST}'");
+    let forgetful = format!("{shell} > /dev/null; nft -f - <<'END'\n{FORGET_DROPS}END\nnft -j '{LIST}'");
     let script = compile(&policy(true, &["*.example"], &[], &operator()), &resolved(), &WIRING);
     let Some(listing) = in_namespace(&shell, &script) else { return };
-    let lines: Vec<_> = dropped(listing.as_bytes()).iter().map(ToString::to_string).collect();
+    let lines: Vec<_> = dropped(&listing).iter().map(ToString::to_string).collect();
     assert_eq!(lines, ["blocked: icmp 1.2.3.4, in deny_out", "blocked: tcp 1.2.3.4:443, not in allow_out"]);
-    assert_eq!(in_namespace(&forgetful, &script).map(|listing| dropped(listing.as_bytes())), Some(vec![]));
+    assert_eq!(in_namespace(&forgetful, &script).map(|listing| dropped(&listing)), Some(vec![]));
 }
 
 #[test]

@@ -42,7 +42,7 @@ use std::{
 
 use self::rule::{Chain, DROPS, Set};
 pub(crate) use self::{
-    drops::{FORGET_DROPS, LIST_COUNTERS, LIST_DROPS, counts, dropped},
+    drops::{FORGET_DROPS, LIST, counts, dropped},
     rule::Counter,
 };
 use super::{limits, policy::Policy};

@@ -288,7 +288,7 @@ fn what_passes_and_what_the_guest_is_told_of_the_rest() {
     ] {
         net.check(what, expected);
     }
-    let lines = dropped(net.sandbox.shell("nft -j list set inet belljar drops").as_bytes());
+    let lines = dropped(&net.sandbox.shell("nft -j list set inet belljar drops"));
     let lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
     for line in [
         "blocked: tcp 2.2.2.2:80, in deny_out",
@@ -300,7 +300,7 @@ fn what_passes_and_what_the_guest_is_told_of_the_rest() {
     ] {
         assert!(lines.iter().any(|got| got == line), "{line}: {lines:#?}");
     }
-    let counts = counts(net.sandbox.shell("nft -j list counters table inet belljar").as_bytes());
+    let counts = counts(&net.sandbox.shell("nft -j list counters table inet belljar"));
     assert!(counts.out.packets > 10 && counts.r#in.packets > 10 && counts.dropped.packets > 10, "{counts:?}");
 }
 
@@ -383,7 +383,7 @@ fn swaps_under_traffic_lose_nothing() {
     let sent = told.recv().expect("the thread lives").expect("nothing is lost");
     println!("{sent} datagrams went and came, a swap took {each:?}");
     assert!(sent > 40);
-    let counts = counts(net.sandbox.shell("nft -j list counters table inet belljar").as_bytes());
+    let counts = counts(&net.sandbox.shell("nft -j list counters table inet belljar"));
     assert_eq!(counts.dropped.packets, 0);
 }
 

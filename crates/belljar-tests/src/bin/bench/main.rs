@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: figures of the whole system, each beside the floor it is compared with, taken in one run.
 //!
 //! Without a word: sandboxes that boot, requests, files. With `sleep`: golden snapshots, sleep, snapshots and copies.
-//! With `net`: the way into a sandbox. Prints a table, and the same as one line of JSON. It judges nothing: machines are
+//! With `net`: the ways into a sandbox and out of it. Prints a table, and the same as one line of JSON. It judges nothing: machines are
 //! noisy; ratios within a run hold.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report")]

@@ -36,7 +36,7 @@ pub(crate) fn run(table: &mut Table) {
     burst(table, floor);
 }
 
-fn spares_ready(world: &World, wanted: usize) {
+pub(crate) fn spares_ready(world: &World, wanted: usize) {
     while world.entries("spares").len() < wanted || world.vm_pids().len() < wanted {
         std::thread::yield_now();
     }

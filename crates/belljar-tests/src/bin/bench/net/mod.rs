@@ -1,12 +1,12 @@
-//! `cargo xtask bench net`: what the way into a sandbox costs, each figure beside the bare link's of the same run.
+//! `cargo xtask bench net`: what the ways into a sandbox and out of it cost, each figure beside its floor of the same run.
 //!
-//! It runs on the `process` driver: the agent is a child of this machine, so that its loopback is ours, and server and
-//! client of what is measured lie in this program. The link is then a socket, faster than that of any VM; what tunnels
-//! carry of a real link is measured with a real guest ([`guest`]). What namespaces, taps and a change of the egress policy
-//! cost needs real guests, too, and has its place behind [`run`].
+//! The way in is measured on the `process` driver: the agent is a child of this machine, so that its loopback is ours, and
+//! server and client of what is measured lie in this program. The link is then a socket, faster than that of any VM; what
+//! tunnels carry of a real link is measured with a real guest ([`guest`]), and so is the way out ([`out`]).
 
 mod guest;
 mod load;
+mod out;
 
 use std::{
     path::PathBuf,
@@ -104,6 +104,7 @@ pub(crate) fn run(table: &mut Table) {
     });
     drop(world);
     guest::run(table);
+    out::run(table);
 }
 
 /// One request at a time over a kept connection: through the ingress, and over the bare link to the same server.

@@ -250,6 +250,9 @@ async fn it_goes_back_to_a_snapshot_of_its_own() {
     node.set_work(Work::Hang);
     let reply = harness.call("POST", "/sandboxes/box/rollback", &back(&own)).await;
     assert_eq!((reply.status, &reply.json()["status"]), (202, &json!("suspended")));
+    // What it reports before it has the command is no answer to that.
+    let asked = harness.app.store.sandbox(&id).await.expect("store").expect("row").generation;
+    node.command(|command| command.sandbox_id == id && command.generation == asked).await;
     node.set(&id, NodeState::Running);
     harness.until(&id, |info| info["status"] == "running").await;
 }

@@ -33,6 +33,10 @@ const FORMAT_WORD: &str = "belljar-data";
 const DIR_MODE: u32 = 0o700;
 /// Only for its owner.
 const SECRET_MODE: u32 = 0o600;
+/// How often, and after how long, the lock of a process that has ended is looked at again.
+const FREED_WITHIN: u32 = 200;
+/// See [`FREED_WITHIN`].
+const FREED_LOOK: std::time::Duration = std::time::Duration::from_millis(10);
 /// What may be in a directory that has no format yet.
 const BEFORE_FORMAT: [&str; 2] = ["lock", "lost+found"];
 
@@ -143,13 +147,23 @@ impl DataDir {
 fn lock(path: &Path) -> Result<Flock<File>, DataDirError> {
     let file = path.join("lock");
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(SECRET_MODE).open(&file);
-    let opened = opened.map_err(failed("open", &file))?;
-    match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            Err(DataDirError::Locked { path: path.to_owned(), pid: Instance::read(path).map(|instance| instance.pid) })
+    let mut opened = opened.map_err(failed("open", &file))?;
+    let mut left = FREED_WITHIN;
+    loop {
+        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((again, nix::errno::Errno::EWOULDBLOCK)) => {
+                let owner = Instance::read(path);
+                if left == 0 || owner.is_none_or(Instance::runs) {
+                    return Err(DataDirError::Locked { path: path.to_owned(), pid: owner.map(|owner| owner.pid) });
+                }
+                // It was killed while it started another program, which has its files until that runs: milliseconds. Nothing
+                // tells when, but a lock that would wait for ever.
+                (opened, left) = (again, left - 1);
+                std::thread::sleep(FREED_LOOK);
+            }
+            Err((_, errno)) => return Err(failed("lock", &file)(errno.into())),
         }
-        Err((_, errno)) => Err(failed("lock", &file)(errno.into())),
     }
 }
 

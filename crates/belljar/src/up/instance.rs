@@ -75,6 +75,11 @@ impl Instance {
         Some(Self { pid: words.next()?.parse().ok()?, start_time: words.next()?.parse().ok()? })
     }
 
+    /// Whether the process runs, as far as can be told.
+    pub(super) fn runs(self) -> bool {
+        !matches!(self.handle(), Ok(None))
+    }
+
     /// A handle on the process, if it is the one that was meant and still runs.
     fn handle(self) -> io::Result<Option<OwnedFd>> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };

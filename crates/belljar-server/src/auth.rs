@@ -10,7 +10,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use belljar_api::error::code;
+use belljar_api::{error::code, secret::PLACEHOLDER_PREFIX};
 use http::{HeaderMap, StatusCode, header};
 use rand::{TryRng, rngs::SysRng};
 use sha2::{Digest, Sha256};
@@ -43,6 +43,11 @@ pub(crate) fn new_key_id() -> String {
 /// A fresh node token.
 pub(crate) fn new_node_token() -> Result<String, rand::rngs::SysError> {
     secret(NODE_PREFIX)
+}
+
+/// A fresh placeholder: nobody comes by one by chance, or guesses that of another secret.
+pub(crate) fn new_placeholder() -> Result<String, rand::rngs::SysError> {
+    secret(PLACEHOLDER_PREFIX)
 }
 
 /// What is kept of a secret.

@@ -10,10 +10,10 @@ use belljar_api::{
 
 use super::App;
 use crate::{
+    auth,
     clock::now_ms,
     error::ApiError,
     node_link::NodeLink,
-    secret,
     store::{SecretChange, SecretRow},
 };
 
@@ -35,12 +35,13 @@ impl App {
     }
 
     fn change(&self, mut request: PutSecret, at: i64) -> Result<SecretChange, ApiError> {
-        let internal = |error: &dyn std::error::Error| ApiError::internal(error.to_string());
         request.check().map_err(|error| ApiError::invalid(error.to_string()))?;
-        let seal = |value| self.secrets.seal(&request.name, value).map_err(|error| internal(&error));
+        let seal =
+            |value| self.secrets.seal(&request.name, value).map_err(|error| ApiError::internal(error.to_string()));
         Ok(SecretChange {
             new_id: format!("secret_{}", belljar_api::id::new_id()),
-            new_placeholder: secret::new_placeholder().map_err(|error| internal(&error))?,
+            new_placeholder: auth::new_placeholder()
+                .map_err(|error| ApiError::internal(format!("no randomness: {error}")))?,
             sealed: request.value.as_ref().map(seal).transpose()?,
             name: request.name,
             hosts: request.hosts,

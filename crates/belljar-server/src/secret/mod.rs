@@ -13,16 +13,13 @@ mod seal;
 
 use belljar_api::{
     node::{Credentials, Secret},
-    secret::{PLACEHOLDER_PREFIX, SecretValue},
+    secret::SecretValue,
 };
-use rand::{TryRng, rngs::SysRng};
 
 pub use self::seal::SealError;
-pub(crate) use self::{authority::Authority, seal::Sealer};
+use self::{authority::Authority, seal::Sealer};
 use crate::store::{SecretRow, Store, StoreError};
 
-/// Random characters of a placeholder: nobody comes by one by chance, or guesses that of another.
-const PLACEHOLDER_LEN: usize = 24;
 /// What the authority's key is sealed as; no secret can have that name.
 const AUTHORITY: &str = "authority key";
 
@@ -38,9 +35,6 @@ pub enum SecretError {
     /// The authority could not be made.
     #[error("cannot make the authority that sandboxes trust: {0}")]
     Authority(#[from] rcgen::Error),
-    /// The operating system gives no random bytes.
-    #[error("no randomness: {0}")]
-    Randomness(String),
 }
 
 /// Seals and opens.
@@ -90,13 +84,4 @@ impl Secrets {
             secrets: rows.into_iter().map(open).collect::<Result<_, SealError>>()?,
         })
     }
-}
-
-/// A placeholder that no secret has.
-pub(crate) fn new_placeholder() -> Result<String, SecretError> {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let mut bytes = [0; PLACEHOLDER_LEN];
-    SysRng.try_fill_bytes(&mut bytes).map_err(|error| SecretError::Randomness(error.to_string()))?;
-    let random = bytes.map(|byte| char::from(ALPHABET[usize::from(byte % 32)]));
-    Ok(PLACEHOLDER_PREFIX.chars().chain(random).collect())
 }

@@ -4,7 +4,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -16,8 +15,6 @@ use crate::secret_file;
 
 /// Bytes of the key.
 const KEY_LEN: usize = 32;
-/// Bits of a mode that let others than the owner in.
-const OTHERS: u32 = 0o077;
 
 /// Why nothing can be sealed or opened.
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +69,8 @@ impl Sealer {
         let failed = |operation| move |source| SealError::File { operation, path: path.to_owned(), source };
         let bad = |why: String| SealError::Key { path: path.to_owned(), why };
         let bytes = fs::read(path).map_err(failed("read"))?;
-        let mode = fs::metadata(path).map_err(failed("read"))?.permissions().mode();
-        if mode & OTHERS != 0 {
-            return Err(bad(format!(
-                "others than its owner can read it: its mode is {:o} and must be 600",
-                mode & 0o777
-            )));
+        if let Some(why) = secret_file::exposure(path).map_err(failed("read"))? {
+            return Err(bad(why));
         }
         if bytes.len() != KEY_LEN {
             return Err(bad(format!("it has {} bytes instead of {KEY_LEN}", bytes.len())));
@@ -138,6 +131,8 @@ fn make(path: &Path) -> Result<(), SealError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn value(text: &str) -> SecretValue {

@@ -1,6 +1,6 @@
 //! The server's one host key: made at the first start, and the same ever after.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, io, path::Path};
 
 use rand::{TryRng, rngs::SysRng};
 use russh::keys::{
@@ -13,8 +13,6 @@ use crate::secret_file;
 
 /// What the key's comment says.
 const COMMENT: &str = "belljar";
-/// Bits of a mode that let others than the owner in.
-const OTHERS: u32 = 0o077;
 
 /// Reads the key, or makes one.
 pub(super) fn load_or_make(path: &Path) -> Result<PrivateKey, SshError> {
@@ -36,10 +34,9 @@ fn read(path: &Path) -> Result<Option<PrivateKey>, SshError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed("read")(error)),
     };
-    let mode = fs::metadata(path).map_err(failed("read"))?.permissions().mode();
     let bad = |why: String| SshError::HostKey { path: path.to_owned(), why };
-    if mode & OTHERS != 0 {
-        return Err(bad(format!("others than its owner can read it: its mode is {:o} and must be 600", mode & 0o777)));
+    if let Some(why) = secret_file::exposure(path).map_err(failed("read"))? {
+        return Err(bad(why));
     }
     PrivateKey::from_openssh(text.as_bytes()).map(Some).map_err(|error| bad(error.to_string()))
 }
@@ -59,6 +56,8 @@ fn make(path: &Path) -> Result<PrivateKey, SshError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

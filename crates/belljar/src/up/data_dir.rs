@@ -34,9 +34,9 @@ const DIR_MODE: u32 = 0o700;
 /// Only for its owner.
 const SECRET_MODE: u32 = 0o600;
 /// How often, and after how long, the lock of a process that has ended is looked at again.
-const FREED_WITHIN: u32 = 200;
-/// See [`FREED_WITHIN`].
-const FREED_LOOK: std::time::Duration = std::time::Duration::from_millis(10);
+const FREED_LOOKS: u32 = 200;
+/// See [`FREED_LOOKS`].
+const FREED_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 /// What may be in a directory that has no format yet.
 const BEFORE_FORMAT: [&str; 2] = ["lock", "lost+found"];
 
@@ -148,7 +148,7 @@ fn lock(path: &Path) -> Result<Flock<File>, DataDirError> {
     let file = path.join("lock");
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(SECRET_MODE).open(&file);
     let mut opened = opened.map_err(failed("open", &file))?;
-    let mut left = FREED_WITHIN;
+    let mut left = FREED_LOOKS;
     loop {
         match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
@@ -160,7 +160,7 @@ fn lock(path: &Path) -> Result<Flock<File>, DataDirError> {
                 // It was killed while it started another program, which has its files until that runs: milliseconds. Nothing
                 // tells when, but a lock that would wait for ever.
                 (opened, left) = (again, left - 1);
-                std::thread::sleep(FREED_LOOK);
+                std::thread::sleep(FREED_PAUSE);
             }
             Err((_, errno)) => return Err(failed("lock", &file)(errno.into())),
         }

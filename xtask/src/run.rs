@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::paths;
 
 /// Lines of a failed step's log that are shown.
-const TAIL_LINES: usize = 40;
+const TAIL_LINES: usize = 80;
 /// Bytes of a log that the tail is looked for in.
 const TAIL_BYTES: u64 = 64 << 10;
 /// How often a terminal shows the elapsed time of a step, and how often a log file of this run does.

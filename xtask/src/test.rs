@@ -94,7 +94,9 @@ fn sdk() -> Result<Vec<Check>> {
 
 /// `cargo nextest run`, or `cargo test` where it is not installed.
 fn tests(name: &'static str, which: &[&str]) -> Check {
-    let runner: &[&str] = if cargo::has_nextest() { &["nextest", "run"] } else { &["test"] };
+    // What a failed test said stands last in the log, where a failed check shows it.
+    let runner: &[&str] =
+        if cargo::has_nextest() { &["nextest", "run", "--failure-output", "final"] } else { &["test"] };
     let mut command = cargo(runner);
     command.args(which).args(["--no-fail-fast", "--color", "never"]);
     Check { name, command, counts: true }

@@ -24,15 +24,17 @@ impl Count {
 
 /// Sums up a log of `cargo nextest run` or `cargo test`.
 pub(crate) fn of_log(log: &str) -> Count {
+    // What nextest shows of a failed test is the output of libtest, which has its own count of it.
+    let by_nextest = log.lines().any(|line| nextest(line.trim()).is_some());
     let mut count = Count::default();
     for line in log.lines().map(str::trim) {
         if let Some((ran, passed)) = nextest(line) {
             count.passed += passed;
             count.failed += ran.saturating_sub(passed);
-        } else if let Some((passed, failed)) = libtest(line) {
+        } else if let Some((passed, failed)) = libtest(line).filter(|_| !by_nextest) {
             count.passed += passed;
             count.failed += failed;
-        } else if let Some(name) = failed_name(line) {
+        } else if let Some(name) = failed_name(line, by_nextest) {
             let reason = format!("failed: {name}");
             // Runners name a failed test again at the end.
             if !count.reasons.contains(&reason) {
@@ -60,15 +62,18 @@ fn libtest(line: &str) -> Option<(usize, usize)> {
     Some((number("passed")?, number("failed")?))
 }
 
-/// `FAIL [   0.005s] ( 1/29) crate module::test` or `test module::test ... FAILED`
-fn failed_name(line: &str) -> Option<&str> {
+/// nextest: `FAIL [   0.005s] ( 1/29) crate module::test`; libtest: `test module::test ... FAILED`
+fn failed_name(line: &str, by_nextest: bool) -> Option<&str> {
+    if !by_nextest {
+        return line.strip_prefix("test ")?.strip_suffix(" ... FAILED");
+    }
     for verdict in ["FAIL [", "TIMEOUT [", "SIGABRT [", "SIGSEGV ["] {
         if let Some(rest) = line.strip_prefix(verdict) {
             let (_, name) = rest.split_once(']')?;
             return Some(name.rsplit_once(") ").map_or(name, |(_, name)| name).trim());
         }
     }
-    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
+    None
 }
 
 #[cfg(test)]
@@ -91,6 +96,12 @@ mod tests {
             0,
             2,
             &["belljar-image a::b", "belljar-vm c"],
+        );
+        check(
+            "  FAIL [   0.005s] (1/2) belljar-image a::b\n    test a::b ... FAILED\n    test result: FAILED. 0 passed; 1 failed; 0 ignored\nSummary [ 1s] 2 tests run: 1 passed, 1 failed, 0 skipped",
+            1,
+            1,
+            &["belljar-image a::b"],
         );
     }
 

@@ -60,10 +60,19 @@ fn answer(stream: TcpStream, config: Arc<ServerConfig>, seen: &Mutex<Vec<String>
             count => head.extend_from_slice(&buffer[..count]),
         }
     }
-    let head = String::from_utf8_lossy(&head).to_lowercase();
+    let head = lower_names(&String::from_utf8_lossy(&head));
     let body = if head.contains("\r\nauthorization:") { "with a credential" } else { "without a credential" };
     seen.lock().expect("what came").push(head);
     write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())?;
     stream.conn.send_close_notify();
     stream.flush()
+}
+
+/// Names of headers compare without case; what is in them does not.
+fn lower_names(head: &str) -> String {
+    let lower = |line: &str| match line.split_once(": ") {
+        Some((name, value)) => format!("{}: {value}", name.to_lowercase()),
+        None => line.to_owned(),
+    };
+    head.split("\r\n").map(lower).collect::<Vec<_>>().join("\r\n")
 }

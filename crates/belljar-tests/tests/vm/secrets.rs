@@ -52,7 +52,7 @@ fn sent(internet: &Internet) -> Vec<String> {
 #[track_caller]
 fn check(internet: &Internet, sandbox: &Sandbox<'_>, program: &str, when: &str) {
     assert_eq!(sandbox.sh(program).trim(), "with a credential", "{when}: {program}");
-    assert_eq!(sent(internet), [format!("bearer {VALUE}")], "{when}: {program}");
+    assert_eq!(sent(internet), [format!("Bearer {VALUE}")], "{when}: {program}");
 }
 
 #[test]

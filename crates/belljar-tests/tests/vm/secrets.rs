@@ -105,6 +105,8 @@ fn a_placeholder_that_strays_goes_nowhere() {
     assert!(other.contains("header x-other, to which it is not bound"), "{other}");
     let url = curl("\"https://one.example/?key=$KEY\"");
     assert!(url.contains("in the URL"), "{url}");
+    let trace = curl("-X TRACE -H \"Authorization: $KEY\" https://one.example/");
+    assert!(trace.contains("TRACE is not possible here"), "{trace}");
     // One name for the proxy, and another one for whoever is behind it.
     let other = curl("-H \"Host: two.example\" -H \"Authorization: $KEY\" https://one.example/");
     assert!(other.contains("names another host"), "{other}");

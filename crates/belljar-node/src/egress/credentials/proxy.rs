@@ -252,8 +252,10 @@ impl Shared {
         switch: &Switch,
         mut request: Request<Incoming>,
     ) -> Result<Response<Body>, Refusal> {
-        if request.method() == Method::CONNECT {
-            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not possible here"));
+        // An answer to TRACE is the request, the secret with it.
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+            let words = format!("{} is not possible here", request.method());
+            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, words));
         }
         check_authority(&request, host)?;
         let is_upgrade = is_upgrade(request.version(), request.headers());

@@ -34,14 +34,15 @@ const IDLE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let mut table = Table::default();
-    match std::env::args().nth(1).as_deref() {
-        None => run(&mut table),
-        Some("net") => net::run(&mut table),
-        Some("sleep") => sleep::run(&mut table),
-        Some(other) => {
-            eprintln!(
-                "error: there is no benchmark {other:?}\nhint: `cargo xtask bench`, or one of `net`, `sleep` behind it"
-            );
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => run(&mut table),
+        ["net"] => net::run(&mut table, None),
+        ["net", part @ ("in" | "guest" | "out")] => net::run(&mut table, Some(part)),
+        ["sleep"] => sleep::run(&mut table),
+        other => {
+            let hint = "`cargo xtask bench`, or `net`, `net in`, `net guest`, `net out` or `sleep` behind it";
+            eprintln!("error: there is no benchmark {:?}\nhint: {hint}", other.join(" "));
             return ExitCode::FAILURE;
         }
     }

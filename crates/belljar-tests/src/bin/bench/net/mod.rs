@@ -87,7 +87,21 @@ fn agent() -> PathBuf {
     agent.expect("BELLJAR_DRIVER is not process:AGENT: run this with `cargo xtask bench net`").into()
 }
 
-pub(crate) fn run(table: &mut Table) {
+/// All of it, or the part of this name.
+pub(crate) fn run(table: &mut Table, part: Option<&str>) {
+    let wanted = |name| part.is_none_or(|part| part == name);
+    if wanted("in") {
+        way_in(table);
+    }
+    if wanted("guest") {
+        guest::run(table);
+    }
+    if wanted("out") {
+        out::run(table);
+    }
+}
+
+fn way_in(table: &mut Table) {
     let world = World::start();
     let runtime = Runtime::new().expect("a runtime");
     runtime.block_on(async {
@@ -102,9 +116,6 @@ pub(crate) fn run(table: &mut Table) {
         drop(bare);
         sandbox.delete();
     });
-    drop(world);
-    guest::run(table);
-    out::run(table);
 }
 
 /// One request at a time over a kept connection: through the ingress, and over the bare link to the same server.

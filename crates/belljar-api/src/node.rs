@@ -19,13 +19,16 @@
 //! | `PUT /v1/credentials` | [`Credentials`] -> `{}`: all that there are, kept in memory only; before any command, and after every change |
 //! | `POST /v1/logs` | [`LogQuery`] -> [`crate::log::LogPage`] |
 //! | `GET /v1/logs/{sandbox_id}/processes` | -> [`crate::log::LogProcessList`] |
-//! | `CONNECT {sandbox_id}:{port}` | 200, then the stream's bytes are the guest connection's; else 4xx/5xx [`crate::error::ErrorBody`] |
+//! | `POST /v1/streams/{sandbox_id}/{port}` | 200, then the two bodies are the bytes of a connection to that port of the guest; else 4xx/5xx [`crate::error::ErrorBody`] |
 //!
 //! Commands are delivered at least once, in order of `seq`. A node ignores a command whose generation is not newer than
 //! what it has, and answers a repeated one with the same acknowledgement. (`Terminate` of an ended sandbox is the one
 //! that is taken again: it lets the node forget.)
 //!
-//! A `CONNECT` to a sleeping sandbox wakes it, when its settings allow that: the node is the one place that knows
+//! The end of a body is the end of that direction, and the other goes on; what was cut off is reset with `INTERNAL_ERROR`.
+//! (It is no `CONNECT`, because the library tells those who read an upgraded connection of a reset as of an orderly end.)
+//!
+//! A stream to a sleeping sandbox wakes it, when its settings allow that: the node is the one place that knows
 //! whether it sleeps *now*. It puts an idle one to sleep by itself, too; the server learns of both by report.
 
 use serde::{Deserialize, Serialize};

@@ -2,22 +2,33 @@
 //! guest opens a stream for everyone who connects there. The wire is in [`belljar_api::tunnel`].
 //!
 //! ```text
-//! listening (101) -> serve: CONNECT -> dial the service -> 200, pump both ways, each direction ends for itself
+//! listening (101) -> serve: POST -> dial the service -> 200, pump both ways, each direction ends for itself
 //!                                              \-> cannot: 502, the guest's program sees a reset
 //!                    -> the sandbox sleeps, ends, or cannot be reached any more: serve returns
 //! ```
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, io, sync::Arc};
 
 use belljar_api::tunnel::{
     PORT_HEADER, REVERSE_CONNECTIONS_MAX, REVERSE_FRAME, REVERSE_PATH, REVERSE_UPGRADE, REVERSE_WINDOW,
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Empty;
-use hyper::{body::Incoming, server::conn::http2, service::service_fn, upgrade::Upgraded};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http2,
+    service::service_fn,
+    upgrade::Upgraded,
+};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -75,17 +86,18 @@ impl ReverseTunnel {
         let service = service_fn(move |request: Request<Incoming>| {
             let (to, failed, tasks, ended) = (Arc::clone(&to), Arc::clone(&failed), tasks.clone(), ended.clone());
             async move {
-                let mut response = Response::new(Empty::<Bytes>::new());
-                *response.status_mut() = match dial(&request, &to).await {
+                let (sender, body) = body();
+                let mut response = Response::new(body);
+                match dial(&request, &to).await {
                     Ok(stream) => {
-                        tasks.spawn(async move { ended.run_until_cancelled(carry(request, stream)).await });
-                        StatusCode::OK
+                        let carried = carry(request.into_body(), stream, sender);
+                        tasks.spawn(async move { ended.run_until_cancelled(carried).await });
                     }
                     Err(error) => {
                         failed(error);
-                        StatusCode::BAD_GATEWAY
+                        *response.status_mut() = StatusCode::BAD_GATEWAY;
                     }
-                };
+                }
                 Ok::<_, Infallible>(response)
             }
         });
@@ -105,7 +117,7 @@ impl ReverseTunnel {
 }
 
 async fn dial(request: &Request<Incoming>, to: &(String, u16)) -> Result<TcpStream, Error> {
-    if request.method() != Method::CONNECT {
+    if request.method() != Method::POST {
         return Err(Error::protocol(WHAT, format!("a {} from the sandbox", request.method())));
     }
     let (host, port) = to;
@@ -117,9 +129,47 @@ async fn dial(request: &Request<Incoming>, to: &(String, u16)) -> Result<TcpStre
     Ok(stream)
 }
 
-async fn carry(request: Request<Incoming>, mut stream: TcpStream) {
-    // Whoever broke off, the other side sees it: its end is dropped with both.
-    if let Ok(upgraded) = hyper::upgrade::on(request).await {
-        let _ = tokio::io::copy_bidirectional_with_sizes(&mut TokioIo::new(upgraded), &mut stream, CHUNK, CHUNK).await;
-    }
+/// Bytes, or the end.
+type Part = Option<Bytes>;
+
+/// A body, and where its parts go in. It fails when that is dropped before the end.
+fn body() -> (mpsc::Sender<Part>, StreamBody<impl Stream<Item = io::Result<Frame<Bytes>>>>) {
+    let (sender, mut parts) = mpsc::channel::<Part>(1);
+    let parts = stream::poll_fn(move |cx| {
+        parts.poll_recv(cx).map(|part| match part {
+            Some(part) => part.map(|bytes| Ok(Frame::data(bytes))),
+            None => Some(Err(io::ErrorKind::ConnectionAborted.into())),
+        })
+    });
+    (sender, StreamBody::new(parts))
+}
+
+/// Carries until both directions have ended. Whoever breaks off, the other side sees no orderly end.
+async fn carry(from_guest: Incoming, mut stream: TcpStream, to_guest: mpsc::Sender<Part>) -> io::Result<()> {
+    // Takes effect when this is dropped, too.
+    stream.set_zero_linger()?;
+    let (mut reader, mut writer) = stream.split();
+    let inward = async {
+        let mut from_guest = from_guest.into_data_stream();
+        while let Some(bytes) = from_guest.next().await {
+            writer.write_all(&bytes.map_err(io::Error::other)?).await?;
+        }
+        writer.shutdown().await
+    };
+    let outward = async {
+        let mut chunk = BytesMut::new();
+        loop {
+            // What was sent is let go by then, so that this is the same memory again.
+            chunk.reserve(CHUNK);
+            let is_over = reader.read_buf(&mut chunk).await? == 0;
+            let part = (!is_over).then(|| chunk.split().freeze());
+            to_guest.send(part).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            if is_over {
+                return Ok(());
+            }
+        }
+    };
+    tokio::try_join!(inward, outward)?;
+    // What was written last may still be on its way.
+    SockRef::from(&stream).set_linger(None)
 }

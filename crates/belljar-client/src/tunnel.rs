@@ -18,6 +18,7 @@ use std::{
 use belljar_api::tunnel::TCP_PATH;
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -100,10 +101,12 @@ impl Tunnel {
     }
 }
 
-async fn pump(stream: TcpStream, socket: Socket) -> Result<(), Error> {
+async fn pump(mut stream: TcpStream, socket: Socket) -> Result<(), Error> {
     let local = |source| Error::Local { what: WHAT.to_owned(), source };
     stream.set_nodelay(true).map_err(local)?;
-    let (mut from_local, mut to_local) = stream.into_split();
+    // What breaks off must not look like an orderly end; takes effect when this is dropped, too.
+    stream.set_zero_linger().map_err(local)?;
+    let (mut from_local, mut to_local) = stream.split();
     let (mut to_guest, mut from_guest) = socket.split();
 
     let ends = Ends::default();
@@ -153,13 +156,17 @@ async fn pump(stream: TcpStream, socket: Socket) -> Result<(), Error> {
         // Whoever breaks off ends the connection; `up` ends only in an error.
         tokio::select! {
             result = up => result,
-            result = down => return result,
-            () = ends.both() => Ok(()),
+            // The peer's Close came before both ends, or there is an error.
+            result = down => result.map(|()| false),
+            () = ends.both() => Ok(true),
         }
     };
-    // Both directions are done; the guest waits for this.
-    to_guest.send(Message::Close(None)).await.map_err(broken)?;
-    result
+    if result? {
+        // Both directions are done; the guest waits for this.
+        to_guest.send(Message::Close(None)).await.map_err(broken)?;
+    }
+    // What was written last may still be on its way.
+    SockRef::from(&stream).set_linger(None).map_err(local)
 }
 
 /// How many directions have ended.

@@ -30,7 +30,6 @@ use crate::{
     reaper::Reaper,
     reverse,
     sync::lock,
-    tunnel,
 };
 
 /// Version that health, info and configure tell.
@@ -44,6 +43,8 @@ pub(crate) struct Agent {
     pub(crate) table: Arc<Table>,
     pub(crate) terminals: Arc<pty::Sessions>,
     pub(crate) logs: Arc<Logs>,
+    /// Connections for whoever listens through us.
+    pub(crate) reverse: reverse::Waiting,
     /// Permits for archive threads.
     pub(crate) archives: Arc<Semaphore>,
     /// What stands still; held while that, or the configuration, changes.
@@ -77,6 +78,7 @@ impl Agent {
             reaper,
             cgroups,
             logs,
+            reverse: reverse::Waiting::default(),
             archives: Arc::new(Semaphore::new(ARCHIVES_MAX)),
             frozen: tokio::sync::Mutex::default(),
             configured: Mutex::default(),
@@ -130,7 +132,6 @@ pub(crate) fn router(agent: &Arc<Agent>) -> Router {
         .merge(archive::routes())
         .merge(pty_api::routes())
         .merge(exec::routes())
-        .merge(tunnel::routes())
         .merge(reverse::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)

@@ -1,10 +1,11 @@
-//! Connections to the guest's own TCP ports: for the link's other ports, for tunnels and for health checks.
+//! Connections to the guest's own TCP ports: for the link's other ports and for health checks.
 
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
     net::TcpStream,
@@ -27,8 +28,11 @@ pub(crate) async fn connect_local(port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Carries bytes both ways until both directions have ended.
-pub(crate) async fn splice(mut link: impl AsyncRead + AsyncWrite + Unpin, mut tcp: TcpStream) {
-    // Whoever broke off, the other side learns it from its closed connection.
-    let _ = copy_bidirectional_with_sizes(&mut link, &mut tcp, SPLICE_BUFFER, SPLICE_BUFFER).await;
+/// Carries bytes both ways until both directions have ended. When the link breaks off, or this is dropped, the local
+/// program sees a reset; when the program does, the link's end is the caller's to drop.
+pub(crate) async fn splice(link: &mut (impl AsyncRead + AsyncWrite + Unpin), mut tcp: TcpStream) -> io::Result<()> {
+    tcp.set_zero_linger()?;
+    copy_bidirectional_with_sizes(link, &mut tcp, SPLICE_BUFFER, SPLICE_BUFFER).await?;
+    // What was written last may still be on its way.
+    SockRef::from(&tcp).set_linger(None)
 }

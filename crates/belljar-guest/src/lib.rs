@@ -13,7 +13,7 @@
 //! is the node's to guard. It protects nothing from the sandbox's own root, and it trusts the node.
 //!
 //! Modules, from the outside in: `init` and `hosted` make the place, `port`, `vsock` and `serve` the
-//! connection; `system`, `process_api`, `pty_api`, `exec`, `files`, `archive`, `tunnel` and `reverse` answer;
+//! connection; `system`, `process_api`, `pty_api`, `exec`, `files`, `archive` and `reverse` answer;
 //! `process`, `managed` and `pty` hold what runs; `launch`, `spawn`, `reaper` and `cgroup` start and end it;
 //! `sftp` is a program of its own in the same file;
 //! `setup` with `identity` and `sockets` makes the machine a sandbox, `freeze` and `settle` ready it for a snapshot.
@@ -57,7 +57,6 @@ mod sse;
 mod sync;
 mod system;
 mod trust;
-mod tunnel;
 mod uevent;
 mod upload;
 mod user;

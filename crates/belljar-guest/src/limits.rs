@@ -121,17 +121,8 @@ pub(crate) const SFTP_DATA_MAX: usize = SFTP_PACKET_MAX - 1024;
 pub(crate) const SFTP_HANDLES_MAX: usize = 512;
 /// Entries of a directory in one SFTP answer.
 pub(crate) const SFTP_NAMES: usize = 128;
-/// Bytes of one message of a tunnel: with the head of its frame as many as the link takes at once. A few more would need a
-/// turn of their own each time.
-pub(crate) const TUNNEL_CHUNK: usize = belljar_link::limits::TX_BUFFER - TUNNEL_HEAD;
-/// Head of a WebSocket frame of that size from a server, bytes.
-const TUNNEL_HEAD: usize = 10;
 /// How long the client of a reverse tunnel may take to reach its service.
 pub(crate) const REVERSE_ANSWER: Duration = Duration::from_secs(30);
-/// Pause between two pings of the client of a reverse tunnel…
-pub(crate) const REVERSE_PING: Duration = Duration::from_secs(15);
-/// …and how long it may take to answer one; then it is gone, and the listener with it.
-pub(crate) const REVERSE_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause after a failed accept: it fails for want of descriptors.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of each direction's buffer of a forwarded port.
@@ -159,7 +150,6 @@ const _: () = assert!(LINE_BYTES_MAX >= LOG_LINE_MAX && OUTPUT_BYTES_SQUEEZED >=
 const _: () = assert!(UPLOAD_BLOCK.is_multiple_of(UPLOAD_ALIGNMENT));
 const _: () = assert!(EXEC_CHUNK < belljar_api::limits::WS_MESSAGE_MAX);
 const _: () = assert!(READ_CHUNK < belljar_api::limits::PTY_REPLAY_BYTES);
-const _: () = assert!(TUNNEL_CHUNK <= belljar_api::limits::WS_MESSAGE_MAX);
 
 /// Bytes of a refused upload that are read and thrown away before the answer; who sends more sees the connection close.
 pub(crate) const REFUSED_BODY_MAX: usize = 1024 * 1024 * 1024;

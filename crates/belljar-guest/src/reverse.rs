@@ -1,53 +1,92 @@
-//! `GET /api/v1/tunnels/reverse?port=N`: a listener on the guest's loopback whose connections are the client's to serve.
+//! Listeners on the guest's loopback whose connections the server takes: what reverse tunnels and `ssh -R` need. The wire is
+//! in [`belljar_api::tunnel`].
 //!
 //! ```text
-//! request --> listener bound --101 (x-belljar-port)--> HTTP/2 with the roles turned round: the guest is the client
-//!   guest program --connects--> listener --CONNECT--> 200: bytes both ways, each direction ends for itself
-//!                                             \-----> anything else: the connection is reset
-//! client gone, or a new link (sleep, restore) --> the listener and all connections are closed
+//! GET reverse?port=N --> bound --101 (x-belljar-port)--> a line for each connection that waits, without end
+//!   guest program --connects--> waits --GET reverse/{id}--> 101: its bytes both ways, each direction ends for itself
+//!                                 \--nobody comes--> reset
+//! server gone, or a new link (sleep, restore) --> the listener and all connections are closed
 //! ```
-//! HTTP/2 gives every connection its own flow control, and pings show that the other side is there.
 
 use std::{
+    collections::HashMap,
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use axum::{
     Router,
     body::Body,
-    extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    extract::{Path, Request, State},
+    http::{HeaderValue, StatusCode, header},
     response::Response,
     routing::get,
 };
 use belljar_api::{
     error::code,
-    tunnel::{PORT_HEADER, REVERSE_CONNECTIONS_MAX, REVERSE_FRAME, REVERSE_PATH, REVERSE_UPGRADE, REVERSE_WINDOW},
+    tunnel::{Offer, PORT_HEADER, REVERSE_CONNECTIONS_MAX, REVERSE_PATH, REVERSE_UPGRADE},
 };
-use hyper::{client::conn::http2, upgrade::OnUpgrade};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::JoinSet,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent::Agent,
     connect::splice,
     error::{ApiError, Params},
-    limits::{ACCEPT_PAUSE, REVERSE_ANSWER, REVERSE_PING, REVERSE_PING_TIMEOUT},
+    limits::{ACCEPT_PAUSE, REVERSE_ANSWER},
+    serve::Polite,
+    sync::lock,
 };
 
-type Sender = http2::SendRequest<Body>;
-
-/// The route.
+/// The routes.
 pub(crate) fn routes() -> Router<Arc<Agent>> {
-    Router::new().route(REVERSE_PATH, get(reverse))
+    Router::new().route(REVERSE_PATH, get(listen)).route(&format!("{REVERSE_PATH}/{{id}}"), get(take))
+}
+
+/// Connections that nobody has taken yet, of all listeners.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    last_id: AtomicU64,
+    by_id: Mutex<HashMap<u64, Accepted>>,
+}
+
+/// A connection that was made to a listener.
+struct Accepted {
+    stream: TcpStream,
+    /// Cancelled with its listener.
+    over: CancellationToken,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Waiting {
+    fn add(&self, accepted: Accepted) -> u64 {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        lock(&self.by_id).insert(id, accepted);
+        id
+    }
+
+    fn take(&self, id: u64) -> Option<Accepted> {
+        lock(&self.by_id).remove(&id)
+    }
+
+    /// Resets one that is still there: an orderly end would look like a service that had nothing to say.
+    fn reset(&self, id: u64) {
+        if let Some(accepted) = self.take(id) {
+            let _ = accepted.stream.set_zero_linger();
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -57,30 +96,33 @@ struct ReverseQuery {
 }
 
 /// Binds first: 101 means that the guest's programs can connect.
-async fn reverse(
-    State(_): State<Arc<Agent>>,
+async fn listen(
+    State(agent): State<Arc<Agent>>,
     Params(query): Params<ReverseQuery>,
     mut request: Request,
 ) -> Result<Response, ApiError> {
     let port = query.port.parse::<u16>();
     let port = port.map_err(|_| ApiError::invalid(format!("port: `{}` is not between 0 and 65535", query.port)))?;
-    if !asks(request.headers()) {
-        return Err(ApiError::invalid(format!("this wants `Connection: upgrade` and `Upgrade: {REVERSE_UPGRADE}`")));
-    }
+    let mut response = switch(&request)?;
     let listener = bind(port).await.map_err(|error| refused(port, &error))?;
     let port = listener.local_addr().map_err(|error| refused(port, &error))?.port();
-    tokio::spawn(serve(hyper::upgrade::on(&mut request), listener));
+    tokio::spawn(serve(agent, listener, hyper::upgrade::on(&mut request)));
+    response.headers_mut().insert(PORT_HEADER, HeaderValue::from(port));
+    Ok(response)
+}
+
+/// The answer to a request that asks for the change of protocol.
+fn switch(request: &Request) -> Result<Response, ApiError> {
+    let wanted = request.headers().get(header::UPGRADE);
+    if !wanted.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(REVERSE_UPGRADE.as_bytes())) {
+        return Err(ApiError::invalid(format!("this wants `Connection: upgrade` and `Upgrade: {REVERSE_UPGRADE}`")));
+    }
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static(REVERSE_UPGRADE));
-    headers.insert(PORT_HEADER, HeaderValue::from(port));
     Ok(response)
-}
-
-fn asks(headers: &HeaderMap) -> bool {
-    headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(REVERSE_UPGRADE.as_bytes()))
 }
 
 async fn bind(port: u16) -> io::Result<TcpListener> {
@@ -96,65 +138,62 @@ fn refused(port: u16, error: &io::Error) -> ApiError {
     }
 }
 
-/// Carries connections until the client is gone.
-async fn serve(upgrade: OnUpgrade, listener: TcpListener) {
+/// Offers every connection, until the server is gone.
+async fn serve(agent: Arc<Agent>, listener: TcpListener, upgrade: OnUpgrade) {
     let Ok(upgraded) = upgrade.await else { return };
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(REVERSE_WINDOW)
-        .initial_connection_window_size(REVERSE_WINDOW * REVERSE_CONNECTIONS_MAX)
-        .max_frame_size(REVERSE_FRAME)
-        .max_send_buf_size(REVERSE_WINDOW as usize)
-        .keep_alive_interval(REVERSE_PING)
-        .keep_alive_timeout(REVERSE_PING_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .handshake(upgraded)
-        .await;
-    let Ok((sender, connection)) = connection else { return };
-    tokio::select! {
-        ended = connection => if let Err(error) = ended {
-            tracing::debug!("a reverse tunnel broke off: {error}");
-        },
-        () = accept(listener, sender) => {}
-    }
-}
-
-/// Offers every connection to the client, for as long as it is polled.
-async fn accept(listener: TcpListener, sender: Sender) {
-    let places = Arc::new(Semaphore::new(REVERSE_CONNECTIONS_MAX as usize));
-    // Dropped with us, and every connection with it.
-    let mut carried = JoinSet::new();
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        while carried.try_join_next().is_some() {}
-        let Ok((stream, peer)) = listener.accept().await else {
-            // Out of descriptors; they come back when something closes.
-            sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let sender = sender.clone();
-        carried.spawn(async move {
-            carry(stream, peer, sender).await;
-            drop(place);
-        });
-    }
-}
-
-async fn carry(stream: TcpStream, peer: SocketAddr, mut sender: Sender) {
-    let _ = stream.set_nodelay(true);
-    let offered = async {
-        let request =
-            hyper::Request::builder().method(Method::CONNECT).uri(peer.to_string()).body(Body::empty()).ok()?;
-        sender.ready().await.ok()?;
-        let answer = sender.send_request(request).await.ok()?;
-        if !answer.status().is_success() {
-            return None;
+    let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
+    // Whatever still waits or is carried ends with us.
+    let over = CancellationToken::new();
+    let _guard = over.clone().drop_guard();
+    let offers = async {
+        let places = Arc::new(Semaphore::new(REVERSE_CONNECTIONS_MAX as usize));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let Ok((stream, peer)) = listener.accept().await else {
+                // Out of descriptors; they come back when something closes.
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let id = agent.reverse.add(Accepted { stream, over: over.clone(), _place: place });
+            tokio::spawn(expire(Arc::clone(&agent), id, over.clone()));
+            let Ok(mut line) = serde_json::to_vec(&Offer { id, peer: peer.to_string() }) else { return };
+            line.push(b'\n');
+            if writer.write_all(&line).await.is_err() {
+                return;
+            }
         }
-        hyper::upgrade::on(answer).await.ok()
     };
-    match timeout(REVERSE_ANSWER, offered).await.ok().flatten() {
-        Some(upgraded) => splice(TokioIo::new(upgraded), stream).await,
-        // An orderly end would look like a service that had nothing to say.
-        None => drop(stream.set_zero_linger()),
+    tokio::select! {
+        () = offers => {}
+        // It says nothing; this is its end.
+        _ = reader.read_u8() => {}
+    }
+}
+
+/// Resets a connection that nobody comes for.
+async fn expire(agent: Arc<Agent>, id: u64, over: CancellationToken) {
+    let _ = timeout(REVERSE_ANSWER, over.cancelled()).await;
+    agent.reverse.reset(id);
+}
+
+async fn take(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<u64>,
+    mut request: Request,
+) -> Result<Response, ApiError> {
+    let response = switch(&request)?;
+    let gone = || ApiError::new(StatusCode::NOT_FOUND, code::NOT_FOUND, format!("connection {id} does not wait here"));
+    let accepted = agent.reverse.take(id).ok_or_else(gone)?;
+    tokio::spawn(carry(hyper::upgrade::on(&mut request), accepted));
+    Ok(response)
+}
+
+async fn carry(upgrade: OnUpgrade, accepted: Accepted) {
+    let Accepted { stream, over, _place } = accepted;
+    let Some(mut link) = upgrade.await.ok().and_then(Polite::of) else { return drop(stream.set_zero_linger()) };
+    match over.run_until_cancelled(splice(&mut link, stream)).await {
+        Some(Ok(())) => {}
+        Some(Err(_)) | None => link.cut(),
     }
 }

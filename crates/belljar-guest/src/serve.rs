@@ -11,7 +11,7 @@ use std::{
 use axum::{Extension, Router};
 use belljar_api::{guest::SYSTEM_PORT, limits::AGENT_PORT};
 use belljar_link::{Incoming, LinkStream};
-use hyper::server::conn::http1;
+use hyper::{server::conn::http1, upgrade::Upgraded};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -77,7 +77,11 @@ impl Service {
             }
             AGENT_PORT => serve_http(incoming.accept(), self.public).await,
             port => match connect_local(port).await {
-                Ok(tcp) => splice(incoming.accept(), tcp).await,
+                Ok(tcp) => {
+                    if let Err(error) = splice(&mut incoming.accept(), tcp).await {
+                        tracing::debug!("a connection to port {port} broke off: {error}");
+                    }
+                }
                 Err(_) => incoming.refuse(belljar_link::RefuseCode::Refused),
             },
         }
@@ -89,7 +93,7 @@ async fn serve_http(stream: LinkStream, router: Router) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .half_close(true)
-        .serve_connection(TokioIo::new(Polite(stream)), service)
+        .serve_connection(TokioIo::new(Polite::new(stream)), service)
         .with_upgrades();
     if let Err(error) = connection.await {
         tracing::debug!("a connection broke off: {error}");
@@ -98,24 +102,46 @@ async fn serve_http(stream: LinkStream, router: Router) {
 
 /// A stream that ends like a socket when it is dropped: what was written is still sent. A bare [`LinkStream`] takes a
 /// drop for a failure and is reset, and a WebSocket's Close would be lost with it.
-struct Polite(LinkStream);
+pub(crate) struct Polite {
+    stream: LinkStream,
+    is_cut: bool,
+}
+
+impl Polite {
+    fn new(stream: LinkStream) -> Self {
+        Self { stream, is_cut: false }
+    }
+
+    /// The stream of a request that changed the protocol; `None` when bytes of the new one came before it was answered.
+    pub(crate) fn of(upgraded: Upgraded) -> Option<Self> {
+        let parts = upgraded.downcast::<TokioIo<Self>>().ok()?;
+        parts.read_buf.is_empty().then(|| parts.io.into_inner())
+    }
+
+    /// Drops it as one that broke off.
+    pub(crate) fn cut(mut self) {
+        self.is_cut = true;
+    }
+}
 
 impl Drop for Polite {
     fn drop(&mut self) {
-        // Only marks the end and never waits. A stream that has already failed has nothing to send.
-        let _ = Pin::new(&mut self.0).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        if !self.is_cut {
+            // Only marks the end and never waits. A stream that has already failed has nothing to send.
+            let _ = Pin::new(&mut self.stream).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
     }
 }
 
 impl AsyncRead for Polite {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Polite {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -123,18 +149,18 @@ impl AsyncWrite for Polite {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, parts)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -44,9 +44,6 @@ pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) const WAKE_PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes per direction and proxied connection that the node holds; bounds its memory.
 pub(crate) const SPLICE_BUFFER: usize = 128 * 1024;
-/// How long after the last byte from the server it may take to show whether its stream has ended in good order or was cut
-/// off: many turns of a task on a busy machine, and a delay of an end that nobody notices.
-pub(crate) const CUT_GRACE: Duration = Duration::from_millis(20);
 /// Commands that wait for one sandbox's task.
 pub(crate) const MAILBOX: usize = 16;
 /// Commands that wait for a sandbox to run: more than a server sends before it hears of one.

@@ -10,4 +10,3 @@ mod process;
 mod pty;
 mod reverse;
 mod system;
-mod tunnel;

@@ -172,7 +172,6 @@ async fn what_served_the_former_life_ends_with_it() {
     assert_eq!(far.read(&mut [0; 8]).await.expect("the end"), 0);
     agent.reconnect().await;
     agent.configure(&configuration()).await;
-    far.write_all(b"to nobody").await.expect("sent");
     let gone = timeout(PATIENCE, async {
         while far.write_all(b"to nobody").await.is_ok() {
             tokio::task::yield_now().await;

@@ -35,6 +35,8 @@ use super::{driver::Guest, machine::Machine};
 pub(super) const ECHO: u16 = 8000;
 /// Reads to the end, and then neither says anything nor ends.
 pub(super) const SILENT: u16 = 8001;
+/// Says half of something and breaks off when it gets a byte.
+pub(super) const BROKEN: u16 = 8002;
 
 /// Serves one connection of the host, when those before it have ended.
 pub(super) async fn serve(machine: Arc<Machine>, io: UnixStream) {
@@ -123,6 +125,11 @@ async fn connection(machine: Arc<Machine>, incoming: Incoming) {
             let mut stream = incoming.accept();
             let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
             std::future::pending().await
+        }
+        BROKEN => {
+            let mut stream = incoming.accept();
+            let _ = stream.write_all(b"half").await;
+            let _ = stream.read_u8().await;
         }
         _ => incoming.refuse(RefuseCode::Refused),
     }

@@ -1,27 +1,54 @@
 //! Connections of the server to the ports of sandboxes.
 
+use std::io;
+
+use axum::body::Body;
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http2::{self, SendRequest};
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use hyper::{
+    body::Incoming,
+    client::conn::http2::{self, SendRequest},
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
     time::{Instant, sleep},
 };
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    guest::{ECHO, SILENT},
+    guest::{BROKEN, ECHO, SILENT},
     *,
 };
 use crate::uplink;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-type Stream = TokioIo<hyper::upgrade::Upgraded>;
+/// A connection to a port: the two bodies.
+#[derive(Debug)]
+struct Stream {
+    to_guest: mpsc::Sender<io::Result<Bytes>>,
+    from_guest: Incoming,
+}
+
+impl Stream {
+    async fn send(&self, bytes: &'static [u8]) {
+        self.to_guest.send(Ok(Bytes::from_static(bytes))).await.expect("sent");
+    }
+
+    async fn next(&mut self) -> Option<hyper::Result<Bytes>> {
+        Some(self.from_guest.frame().await?.map(|frame| frame.into_data().expect("bytes")))
+    }
+
+    /// Goes without a word, as a client does that is killed.
+    fn cut(self) {
+        let _ = self.to_guest.try_send(Err(io::ErrorKind::ConnectionAborted.into()));
+    }
+}
 
 /// A server that is connected to the node.
-struct Server(SendRequest<Empty<Bytes>>);
+struct Server(SendRequest<Body>);
 
 impl Server {
     async fn connect(it: &Fixture) -> Self {
@@ -36,23 +63,22 @@ impl Server {
 
     /// Opens a connection to a port; where that fails, the answer.
     async fn open(&self, id: &str, port: u16) -> Result<Stream, (StatusCode, String)> {
-        let request = Request::builder().method(Method::CONNECT).uri(format!("{id}:{port}"));
-        let request = request.body(Empty::new()).expect("a request");
+        let (to_guest, parts) = mpsc::channel(4);
+        let request = Request::post(format!("http://node/v1/streams/{id}/{port}"));
+        let request = request.body(Body::from_stream(ReceiverStream::new(parts))).expect("a request");
         let response = self.0.clone().send_request(request).await.expect("an answer");
         if response.status() != StatusCode::OK {
             let status = response.status();
             let body = response.into_body().collect().await.expect("a body").to_bytes();
             return Err((status, String::from_utf8_lossy(&body).into_owned()));
         }
-        Ok(TokioIo::new(hyper::upgrade::on(response).await.expect("a stream")))
+        Ok(Stream { to_guest, from_guest: response.into_body() })
     }
 }
 
 async fn echo(stream: &mut Stream) {
-    stream.write_all(b"hello").await.expect("written");
-    let mut answer = [0; 5];
-    stream.read_exact(&mut answer).await.expect("read");
-    assert_eq!(&answer, b"hello");
+    stream.send(b"hello").await;
+    assert_eq!(stream.next().await.expect("an answer").expect("bytes"), "hello");
 }
 
 #[tokio::test(start_paused = true)]
@@ -73,7 +99,8 @@ async fn a_connection_wakes_what_sleeps() {
         // Only a connection keeps it awake.
         sleep(SECOND * 1000).await;
         echo(&mut one).await;
-        drop((one, two));
+        drop(one);
+        two.cut();
         let begun = Instant::now();
         it.wait(&id, |state| *state == NodeState::Suspended).await;
         assert_eq!(begun.elapsed().as_secs(), 60);
@@ -87,17 +114,44 @@ async fn a_connection_counts_until_its_client_is_gone() {
     let it = Fixture::new().await;
     let server = Server::connect(&it).await;
     let id = it.run(named(60)).await;
-    let stream = server.open(&id, SILENT).await.expect("a stream");
-    sleep(SECOND * 1000).await;
-    drop(stream);
-    let begun = Instant::now();
-    it.wait(&id, |state| *state == NodeState::Suspended).await;
-    assert_eq!(begun.elapsed().as_secs(), 60);
+    for orderly in [true, false] {
+        let stream = server.open(&id, SILENT).await.expect("a stream");
+        sleep(SECOND * 1000).await;
+        if orderly {
+            drop(stream)
+        } else {
+            stream.cut()
+        }
+        let begun = Instant::now();
+        it.wait(&id, |state| *state == NodeState::Suspended).await;
+        assert_eq!(begun.elapsed().as_secs(), 60);
+    }
     // One that only says no more may still hear something.
-    let mut stream = server.open(&id, SILENT).await.expect("a stream");
-    stream.shutdown().await.expect("half closed");
+    let Stream { to_guest, mut from_guest } = server.open(&id, SILENT).await.expect("a stream");
+    drop(to_guest);
     sleep(SECOND * 1000).await;
     assert_eq!(it.report(&id).state, NodeState::Running);
+    // Until the sandbox sleeps: that is no orderly end.
+    it.suspend(&id).await;
+    assert!(from_guest.frame().await.expect("a word").is_err());
+    it.finish().await;
+}
+
+/// Also when the other direction has ended long since.
+#[tokio::test(start_paused = true)]
+async fn what_the_guest_breaks_off_does_not_end_in_good_order() {
+    let it = Fixture::new().await;
+    let server = Server::connect(&it).await;
+    let id = it.run(named(0)).await;
+    for is_over in [false, true] {
+        let mut stream = server.open(&id, BROKEN).await.expect("a stream");
+        assert_eq!(stream.next().await.expect("an answer").expect("bytes"), "half");
+        stream.send(b"go").await;
+        let Stream { to_guest, mut from_guest } = stream;
+        let kept = (!is_over).then_some(to_guest);
+        assert!(from_guest.frame().await.expect("a word").is_err(), "{is_over}");
+        drop(kept);
+    }
     it.finish().await;
 }
 

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
+use super::tunnel;
 use crate::{
     Context, account, blocking, chain,
     images::is_not_found,
@@ -41,6 +42,7 @@ pub(super) fn router(ctx: Arc<Context>) -> Router {
         .route("/v1/credentials", put(credentials).layer(DefaultBodyLimit::max(CREDENTIALS_MAX)))
         .route("/v1/network/check", post(check_network))
         .route("/v1/network/{id}", get(network_use))
+        .route("/v1/streams/{id}/{port}", post(tunnel::open))
         .route("/v1/logs", post(log_page))
         .route("/v1/logs/{id}/processes", get(log_processes))
         .layer(DefaultBodyLimit::max(COMMAND_MAX))

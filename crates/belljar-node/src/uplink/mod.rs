@@ -8,12 +8,12 @@
 mod api;
 mod tunnel;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::body::Body;
 use belljar_api::node::{CONNECT_PATH, UPGRADE};
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper::{client::conn::http1, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -108,18 +108,8 @@ where
 {
     let router = api::router(ctx.clone());
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let (ctx, router) = (ctx.clone(), router.clone());
-        async move {
-            let request = request.map(Body::new);
-            Ok::<_, Infallible>(if request.method() == Method::CONNECT {
-                tunnel::open(ctx, request).await
-            } else {
-                match router.oneshot(request).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                }
-            })
-        }
+        let router = router.clone();
+        async move { router.oneshot(request.map(Body::new)).await }
     });
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())

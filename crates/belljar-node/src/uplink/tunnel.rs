@@ -1,36 +1,47 @@
-//! `CONNECT {sandbox_id}:{port}`: an HTTP/2 stream becomes a connection to a port of the guest.
+//! `POST /v1/streams/{sandbox_id}/{port}`: the two bodies of an HTTP/2 exchange are a connection to a port of the guest.
+//!
+//! ```text
+//! open --refused--> 4xx, 5xx
+//!   \--> both directions --one ends in good order--> the other goes on --> done
+//!            \--one breaks off, or the sandbox sleeps--> cut: both fail, on both sides
+//! ```
 
 use std::{
-    future::Future,
     io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use axum::{body::Body, response::Response};
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    response::Response,
+};
 use belljar_api::error::code;
 use belljar_link::{LinkStream, OpenError};
-use http::{Request, StatusCode};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
-    time::{Sleep, sleep},
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use http::StatusCode;
+use hyper::body::Frame;
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio_util::{
+    io::ReaderStream,
+    sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned},
 };
 
 use super::api::failure;
 use crate::{
-    limits::{CUT_GRACE, OPEN_TIMEOUT, SPLICE_BUFFER, WAKE_PATIENCE},
+    limits::{OPEN_TIMEOUT, SPLICE_BUFFER, WAKE_PATIENCE},
     sandbox::{Handle, NotAwake, View},
 };
 
-/// Opens the connection, answers, and splices in the background.
-pub(super) async fn open(ctx: Arc<crate::Context>, mut request: Request<Body>) -> Response {
-    let target = request.uri().authority().and_then(|it| Some((it.host().to_owned(), it.port_u16()?)));
-    let Some((id, port)) = target else {
-        return failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, "CONNECT wants {sandbox_id}:{port}");
-    };
+/// Opens the connection, answers, and carries in the background.
+pub(super) async fn open(
+    State(ctx): State<Arc<crate::Context>>,
+    Path((id, port)): Path<(String, u16)>,
+    body: Body,
+) -> Response {
     if port == belljar_api::guest::SYSTEM_PORT {
         return failure(StatusCode::FORBIDDEN, code::FORBIDDEN, "the system port is the node's own");
     }
@@ -42,69 +53,83 @@ pub(super) async fn open(ctx: Arc<crate::Context>, mut request: Request<Body>) -
     let Ok(slot) = ctx.connections.clone().try_acquire_owned() else {
         return failure(StatusCode::TOO_MANY_REQUESTS, code::TOO_MANY, "too many connections on this node");
     };
-    let mut stream = match connect(&handle, &id, port).await {
+    let stream = match connect(&handle, &id, port).await {
         Ok(stream) => stream,
         Err(response) => return response,
     };
-    let upgrade = hyper::upgrade::on(&mut request);
+    let (reader, writer) = tokio::io::split(stream);
+    let (cut, outward_over) = (CancellationToken::new(), CancellationToken::new());
+    let outward = Outward::new(reader, &cut, &outward_over);
     let mut view = handle.view.clone();
     tokio::spawn(async move {
-        if let Ok(upgraded) = upgrade.await {
-            let mut upgraded = Far { io: TokioIo::new(upgraded), ended: None };
-            let copied = copy_bidirectional_with_sizes(&mut upgraded, &mut stream, SPLICE_BUFFER, SPLICE_BUFFER);
-            tokio::select! {
-                // Either side's failure is seen by the other as its end; there is nobody else to tell.
-                _ = copied => {}
-                // What a client now sends would not wake it; a new connection does.
-                _ = view.wait_for(View::is_suspended) => {}
-            }
+        tokio::select! {
+            () = cut.cancelled() => {}
+            () = both(body, writer, &outward_over) => {}
+            // What a client now sends would not wake it; a new connection does.
+            _ = view.wait_for(View::is_suspended) => {}
         }
+        // Where both have ended nobody hears it.
+        cut.cancel();
         drop((active, slot));
     });
-    Response::new(Body::empty())
+    Response::new(Body::new(outward))
 }
 
-/// The server's end of a connection. Of a stream that was reset hyper tells the reader only that nothing more comes, as of
-/// one that was half closed; but a client that is gone must not keep the sandbox awake until the guest says something, and
-/// what was cut off must not look to the guest like an orderly end.
-///
-/// The writing side does learn of a reset, from a task of hyper's own that has to have its turn first. Of an orderly end
-/// there is no second word to wait for; hence a time ([`CUT_GRACE`]), and no event.
-struct Far {
-    io: TokioIo<Upgraded>,
-    /// Runs since the reader was told so.
-    ended: Option<Pin<Box<Sleep>>>,
-}
-
-impl AsyncRead for Far {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ended.is_none() {
-            let before = buf.filled().len();
-            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-            if buf.filled().len() > before || buf.remaining() == 0 {
-                return Poll::Ready(Ok(()));
+/// Carries to the guest, then waits for the end of the other direction; returns at once when the server breaks off.
+async fn both(body: Body, mut writer: WriteHalf<LinkStream>, outward_over: &CancellationToken) {
+    let mut body = body.into_data_stream();
+    loop {
+        match body.next().await {
+            Some(Ok(bytes)) if writer.write_all(&bytes).await.is_ok() => {}
+            // Who takes no more may still have something to say.
+            Some(Ok(_)) => break,
+            Some(Err(_)) => return,
+            None => {
+                let _ = writer.shutdown().await;
+                break;
             }
         }
-        ready!(self.ended.get_or_insert_with(|| Box::pin(sleep(CUT_GRACE))).as_mut().poll(cx));
-        // The writing side does know of a reset. Where it is not ready there was none.
-        match Pin::new(&mut self.io).poll_flush(cx) {
-            Poll::Ready(flushed) => Poll::Ready(flushed),
-            Poll::Pending => Poll::Ready(Ok(())),
+    }
+    drop(body);
+    outward_over.cancelled().await;
+}
+
+/// What comes from the guest.
+struct Outward {
+    bytes: ReaderStream<ReadHalf<LinkStream>>,
+    is_cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Cuts the connection when this is dropped before its end: the client is gone.
+    cut: Option<DropGuard>,
+    over: CancellationToken,
+}
+
+impl Outward {
+    fn new(reader: ReadHalf<LinkStream>, cut: &CancellationToken, over: &CancellationToken) -> Self {
+        Self {
+            bytes: ReaderStream::with_capacity(reader, SPLICE_BUFFER),
+            is_cut: Box::pin(cut.clone().cancelled_owned()),
+            cut: Some(cut.clone().drop_guard()),
+            over: over.clone(),
         }
     }
 }
 
-impl AsyncWrite for Far {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
+impl hyper::body::Body for Outward {
+    type Data = Bytes;
+    type Error = io::Error;
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.is_cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into())));
+        }
+        match ready!(Pin::new(&mut self.bytes).poll_next(cx)) {
+            Some(bytes) => Poll::Ready(Some(bytes.map(Frame::data))),
+            None => {
+                self.cut.take().map(DropGuard::disarm);
+                self.over.cancel();
+                Poll::Ready(None)
+            }
+        }
     }
 }
 

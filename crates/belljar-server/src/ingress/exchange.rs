@@ -10,7 +10,7 @@ use belljar_api::{error::code, limits::AGENT_PORT};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::{
     body::{Body as _, Incoming},
-    upgrade::{OnUpgrade, Upgraded},
+    upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     body::{ClientBody, GuestBody, Lease, Progress, Stalled},
     forwarded::{Origin, forwarded},
+    grpc,
     guest::{self, Http1},
     headers,
     pool::Route,
@@ -28,7 +29,7 @@ use crate::{
     app::App,
     error::ApiError,
     limits::{CLIENT_BODY_STALL, GUEST_ANSWER_TIMEOUT, INTERIM_ANSWERS_MAX, SPLICE_BUFFER},
-    node_link::NodeLink,
+    node_link::{BodyStream, NodeLink},
     stall::Impatient,
 };
 
@@ -62,7 +63,7 @@ impl Exchange<'_> {
         }
         let switch = headers::upgrade(request.headers())
             .map(|_| Switch { client: hyper::upgrade::on(&mut request), is_extended });
-        let is_grpc = self.port != AGENT_PORT && guest::is_grpc(request.version(), request.headers());
+        let is_grpc = self.port != AGENT_PORT && grpc::is_grpc(request.version(), request.headers());
         let progress = Progress::new();
         let forwarded = forwarded(outside.peer, host.as_ref(), request.headers(), &self.app.trusted_proxies);
         let origin = Origin { forwarded, host, key_used };
@@ -161,7 +162,7 @@ impl Exchange<'_> {
         Lease::Http1(sender, self.app.live.guests.clone(), self.route.clone(), self.port)
     }
 
-    async fn open(&self) -> Result<Upgraded, ApiError> {
+    async fn open(&self) -> Result<BodyStream, ApiError> {
         connect(&self.link, &self.sandbox_id, self.port).await
     }
 

@@ -9,39 +9,28 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use http::{HeaderMap, Version, header};
-use hyper::{
-    client::conn::{http1, http2},
-    upgrade::Upgraded,
-};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use super::body::GuestBody;
-use crate::limits::{
-    CLIENT_CONNECTION_WINDOW, CLIENT_STREAM_WINDOW, GUEST_IDLE, HEAD_BYTES_MAX, HEADERS_MAX, NODE_PING,
-    NODE_PING_TIMEOUT, STREAM_SEND_BUFFER,
+use crate::{
+    limits::{
+        CLIENT_CONNECTION_WINDOW, CLIENT_STREAM_WINDOW, GUEST_IDLE, HEAD_BYTES_MAX, HEADERS_MAX, NODE_PING,
+        NODE_PING_TIMEOUT, STREAM_SEND_BUFFER,
+    },
+    node_link::BodyStream,
 };
-
-/// The media type of a gRPC call; a `+proto` may follow.
-const GRPC: &[u8] = b"application/grpc";
 
 /// A connection on which requests are sent one after the other.
 pub(super) type Http1 = http1::SendRequest<GuestBody>;
 
-/// Whether a request has to reach the guest as HTTP/2.
-pub(super) fn is_grpc(version: Version, headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-    // Not gRPC-Web, which is made for HTTP/1.1.
-    let is_whole = matches!(kind.get(GRPC.len()), None | Some(b'+' | b';' | b' '));
-    version == Version::HTTP_2
-        && is_whole
-        && kind.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
-}
-
 /// Speaks HTTP/1.1 on a fresh stream.
-pub(super) async fn http1(stream: Upgraded) -> hyper::Result<Http1> {
-    let (sender, connection) =
-        http1::Builder::new().max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX).handshake(stream).await?;
+pub(super) async fn http1(stream: BodyStream) -> hyper::Result<Http1> {
+    let (sender, connection) = http1::Builder::new()
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .handshake(TokioIo::new(stream))
+        .await?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "a guest connection ended");
@@ -55,7 +44,7 @@ pub(super) async fn http1(stream: Upgraded) -> hyper::Result<Http1> {
 pub(super) struct Grpc(Arc<http2::SendRequest<GuestBody>>);
 
 impl Grpc {
-    async fn open(stream: Upgraded) -> hyper::Result<Self> {
+    async fn open(stream: BodyStream) -> hyper::Result<Self> {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(CLIENT_STREAM_WINDOW)
@@ -64,7 +53,7 @@ impl Grpc {
             .max_send_buf_size(STREAM_SEND_BUFFER)
             .keep_alive_interval(NODE_PING)
             .keep_alive_timeout(NODE_PING_TIMEOUT)
-            .handshake(stream)
+            .handshake(TokioIo::new(stream))
             .await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -107,32 +96,11 @@ impl GrpcConnections {
     }
 
     /// Speaks HTTP/2 on a fresh stream and remembers it.
-    pub(super) async fn open(&self, sandbox_id: &str, port: u16, stream: Upgraded) -> hyper::Result<Grpc> {
+    pub(super) async fn open(&self, sandbox_id: &str, port: u16, stream: BodyStream) -> hyper::Result<Grpc> {
         let connection = Grpc::open(stream).await?;
         let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shared.retain(|_, sender| sender.strong_count() > 0);
         shared.insert((sandbox_id.to_owned(), port), Arc::downgrade(&connection.0));
         Ok(connection)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_grpc_over_http2_goes_on_as_http2() {
-        for (version, kind, expected) in [
-            (Version::HTTP_2, "application/grpc", true),
-            (Version::HTTP_2, "Application/gRPC+proto", true),
-            (Version::HTTP_2, "application/grpc-web", false),
-            (Version::HTTP_2, "application/json", false),
-            (Version::HTTP_2, "application/grp", false),
-            (Version::HTTP_11, "application/grpc", false),
-        ] {
-            let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, kind.parse().expect("value"))]);
-            assert_eq!(is_grpc(version, &headers), expected, "{version:?} {kind}");
-        }
-        assert!(!is_grpc(Version::HTTP_2, &HeaderMap::new()));
     }
 }

@@ -7,20 +7,22 @@
 mod body;
 mod exchange;
 mod forwarded;
+pub(crate) mod grpc;
 mod guest;
 mod headers;
 mod pool;
 mod proxy;
-#[cfg_attr(not(test), expect(dead_code, reason = "the SSH gateway's `-R` uses it"))]
-pub(crate) mod reverse;
+mod reverse;
 mod target;
+mod tunnel;
 mod websocket;
 
 pub(crate) use self::{
     forwarded::Peer,
     guest::GrpcConnections,
     pool::Pool,
-    proxy::{Hold, Outside, allow_origin, forward, open},
+    proxy::{Hold, Outside, allow_origin, forward, listen, open},
+    reverse::{GuestConnection, GuestListener, Offered},
     target::{Target, below, find, host},
     websocket::is_extended as is_websocket,
 };

@@ -6,18 +6,28 @@ use axum::body::Body;
 use belljar_api::{
     error::{ErrorBody, code},
     id::is_id,
+    limits::AGENT_PORT,
+    tunnel::{REVERSE_PATH, TCP_PATH},
 };
 use http::{HeaderValue, Request, Response, StatusCode, header};
-use hyper::{body::Incoming, upgrade::Upgraded};
+use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{exchange::Exchange, forwarded::Peer, guest::GrpcConnections, pool::Route, target::Target};
+use super::{
+    exchange::Exchange,
+    forwarded::Peer,
+    guest::GrpcConnections,
+    pool::Route,
+    reverse::{self, GuestListener},
+    target::Target,
+    tunnel,
+};
 use crate::{
     app::App,
     error::ApiError,
     life::{Phase, Reported, SandboxRow},
     limits::{NODE_WAIT, READY_WAIT},
-    node_link::{NodeError, NodeLink},
+    node_link::{BodyStream, NodeError, NodeLink},
     serve::Busy,
 };
 
@@ -60,12 +70,17 @@ pub(crate) async fn forward(
         return Err(ApiError::new(StatusCode::FORBIDDEN, code::PORT_NOT_EXPOSED, words));
     }
     let link = node(app, &row).await?;
+    match request.uri().path() {
+        TCP_PATH if target.is_agent() => return tunnel::answer(&link, &row.id, outside.hold, request).await,
+        REVERSE_PATH if target.is_agent() => return reverse::answer(link, &row.id, outside.hold, request).await,
+        _ => {}
+    }
     let exchange = Exchange { app, link, sandbox_id: row.id.clone(), route, port: target.port };
     exchange.run(outside, host, !open, request).await
 }
 
 /// A sandbox that is up, or that its node wakes, and the way there; for those who have seen to it that they may.
-pub(super) async fn reach(app: &App, target: &Target) -> Result<(Arc<SandboxRow>, Arc<NodeLink>), ApiError> {
+async fn reach(app: &App, target: &Target) -> Result<(Arc<SandboxRow>, Arc<NodeLink>), ApiError> {
     let Some(mut route) = app.routed(&target.sandbox) else { return Err(absent(app, target).await) };
     let row = ready(&mut route, target).await?;
     let link = node(app, &row).await?;
@@ -79,12 +94,19 @@ async fn node(app: &App, row: &SandboxRow) -> Result<Arc<NodeLink>, ApiError> {
 
 /// Opens a byte stream to a port of a sandbox, for a caller whose right to it was checked. As for a request, a sandbox
 /// that sleeps is woken and one that boots is waited for; an open stream keeps it awake.
-pub(crate) async fn open(app: &App, target: &Target) -> Result<Upgraded, ApiError> {
+pub(crate) async fn open(app: &App, target: &Target) -> Result<BodyStream, ApiError> {
     let (row, link) = reach(app, target).await?;
     connect(&link, &row.id, target.port).await
 }
 
-pub(super) async fn connect(link: &NodeLink, sandbox_id: &str, port: u16) -> Result<Upgraded, ApiError> {
+/// Listens on a port on 127.0.0.1 of a sandbox, or on any when it is 0; the same conditions hold.
+pub(crate) async fn listen(app: &App, sandbox: &str, port: u16) -> Result<GuestListener, ApiError> {
+    let target = Target { sandbox: sandbox.to_owned(), port: AGENT_PORT };
+    let (row, link) = reach(app, &target).await?;
+    GuestListener::bind(link, &row.id, port).await
+}
+
+pub(super) async fn connect(link: &NodeLink, sandbox_id: &str, port: u16) -> Result<BodyStream, ApiError> {
     link.connect(sandbox_id, port).await.map_err(|error| match error {
         NodeError::Transport(_) => ApiError::unreachable(link.id()),
         NodeError::Answer { status, body: ErrorBody { error, code } } => ApiError::new(status, &code, error),

@@ -19,11 +19,12 @@ use belljar_api::{
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use hyper::{body::Incoming, client::conn::http2::SendRequest, upgrade::Upgraded};
+use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::stream::{self, BodyStream};
 use crate::{
     error::ApiError,
     limits::{GUEST_CONNECT_TIMEOUT, IMAGE_NAMES_MAX, NODE_ANSWER_MAX, NODE_CALL_TIMEOUT, NODE_WORK_TIMEOUT},
@@ -263,19 +264,16 @@ impl NodeLink {
     }
 
     /// Opens a byte stream to a port of a sandbox.
-    pub(crate) async fn connect(&self, sandbox_id: &str, port: u16) -> Result<Upgraded, NodeError> {
-        let request = Request::builder()
-            .method(Method::CONNECT)
-            .uri(format!("{sandbox_id}:{port}"))
-            .body(Body::empty())
-            .map_err(|error| NodeError::Transport(error.to_string()))?;
+    pub(crate) async fn connect(&self, sandbox_id: &str, port: u16) -> Result<BodyStream, NodeError> {
+        let (writer, body) = stream::channel();
+        let request = request(Method::POST, &format!("/v1/streams/{sandbox_id}/{port}"), Body::new(body))?;
         let open = async {
             let response = self.caller.send(request).await?;
             let status = response.status();
             if !status.is_success() {
                 return Err(refusal(status, &read(response).await?));
             }
-            hyper::upgrade::on(response).await.map_err(|error| NodeError::Transport(error.to_string()))
+            Ok(BodyStream::new(response.into_body(), writer))
         };
         let late =
             || NodeError::Transport(format!("port {port} was not open in {} s", GUEST_CONNECT_TIMEOUT.as_secs()));

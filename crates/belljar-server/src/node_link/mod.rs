@@ -11,9 +11,11 @@
 mod link;
 mod registry;
 mod session;
+mod stream;
 
 pub(crate) use self::{
     link::{NodeError, NodeLink},
     registry::Nodes,
     session::accept,
+    stream::{BodyStream, channel},
 };

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use belljar_api::exec::{ExecExit, ExecProgram, StartExec, TerminalSize};
-use hyper_util::rt::TokioIo;
 use russh::server::Handle;
 use tokio::sync::mpsc;
 
@@ -118,7 +117,7 @@ impl Opened {
 /// Leads a session to a port: its stdin and stdout are the connection.
 async fn lead(app: &App, target: Target, inbox: &Inbox, outbox: &Outbox) -> Result<ExecExit, String> {
     let stream = ingress::open(app, &target).await.map_err(ApiError::told)?;
-    match bridge::carry(inbox, outbox, TokioIo::new(stream)).await {
+    match bridge::carry(inbox, outbox, stream).await {
         Ok(()) => Ok(ExecExit { exit_code: Some(0), ..ExecExit::default() }),
         Err(error) => Err(format!("the connection to port {} broke off: {error}", target.port)),
     }

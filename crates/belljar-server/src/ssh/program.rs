@@ -12,8 +12,6 @@ use futures_util::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use russh::Sig;
 use tokio::sync::mpsc;
 use tokio_tungstenite::{
@@ -28,12 +26,13 @@ use super::{
 use crate::{
     app::App,
     ingress::{self, Target},
+    node_link::BodyStream,
 };
 
 /// The agent's address as it sees it.
 const URL: &str = "ws://localhost/api/v1/exec";
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
+type Socket = WebSocketStream<BodyStream>;
 
 /// What a client wants beside sending bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +80,7 @@ async fn attach(app: &App, sandbox: &str, start: &StartExec) -> Result<Socket, P
     let target = Target { sandbox: sandbox.to_owned(), port: AGENT_PORT };
     let stream = ingress::open(app, &target).await.map_err(|error| ProgramError::Refused(error.told()))?;
     let limits = WebSocketConfig::default().max_message_size(Some(EXEC_START_MAX)).max_frame_size(Some(EXEC_START_MAX));
-    let attached = client_async_with_config(URL, TokioIo::new(stream), Some(limits)).await;
+    let attached = client_async_with_config(URL, stream, Some(limits)).await;
     let (mut socket, _) = attached.map_err(|error| match error {
         tungstenite::Error::Http(answer) => refused(answer.body().as_deref().unwrap_or_default()),
         other => other.into(),

@@ -36,6 +36,7 @@ use super::{
 use crate::{
     app::App,
     clock::now_ms,
+    error::ApiError,
     ingress::{self, Target},
     limits::{SSH_CHANNELS_MAX, SSH_FORWARD_PATIENCE, SSH_FORWARDS_MAX, SSH_OFFERS_MAX},
 };
@@ -333,16 +334,17 @@ impl Handler for Connection {
         if self.forwards.len() >= SSH_FORWARDS_MAX {
             return Ok(false);
         }
-        let listening = timeout(SSH_FORWARD_PATIENCE, reverse::listen(&self.app, user.sandbox, wanted)).await;
-        let tunnel = match listening.unwrap_or_else(|_| Err("the sandbox does not answer".to_owned())) {
-            Ok(tunnel) => tunnel,
+        let listening = timeout(SSH_FORWARD_PATIENCE, ingress::listen(&self.app, &user.sandbox, wanted)).await;
+        let late = |_| Err("the sandbox does not answer".to_owned());
+        let listener = match listening.map_or_else(late, |listener| listener.map_err(ApiError::told)) {
+            Ok(listener) => listener,
             Err(error) => {
                 tracing::debug!(error, port = wanted, "a port of a sandbox was not forwarded");
                 return Ok(false);
             }
         };
-        *port = u32::from(tunnel.port);
-        let serving = tokio::spawn(tunnel.serve(address.to_owned(), session.handle()));
+        *port = u32::from(listener.port());
+        let serving = tokio::spawn(reverse::serve(listener, address.to_owned(), session.handle()));
         self.forwards.insert((address.to_owned(), *port), AbortOnDropHandle::new(serving));
         Ok(true)
     }
@@ -402,7 +404,6 @@ async fn forward(
     match ingress::open(app, &target).await {
         Ok(stream) => {
             reply.accept().await;
-            let stream = hyper_util::rt::TokioIo::new(stream);
             if let Err(error) = bridge::carry(inbox, outbox, stream).await {
                 tracing::debug!(%error, "a forwarded connection broke off");
             }

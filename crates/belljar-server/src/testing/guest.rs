@@ -6,25 +6,28 @@ use std::{
 };
 
 use axum::body::Body;
-use belljar_api::error::{ErrorBody, code};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, service::service_fn, upgrade::Upgraded};
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     sync::{mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{hostile, program};
+use crate::node_link::BodyStream;
 
 /// Nobody listens here.
 pub(super) const CLOSED_PORT: u16 = 9;
 /// Speaks no HTTP.
 pub(super) const GARBAGE_PORT: u16 = 7777;
+
+/// Breaks off in the middle of an answer, when it gets a byte.
+pub(super) const CUT_PORT: u16 = 6;
 
 /// Sends back what it gets.
 pub(super) const ECHO_PORT: u16 = 7;
@@ -33,28 +36,35 @@ pub(super) const ECHO_PORT: u16 = 7;
 pub(super) const SINK_PORT: u16 = 8;
 
 /// Serves one connection to a guest port.
-pub(super) async fn serve(io: Upgraded, port: u16, end_events: CancellationToken, left: watch::Sender<usize>) {
+pub(super) async fn serve(io: BodyStream, port: u16, end_events: CancellationToken, left: watch::Sender<usize>) {
     if port == ECHO_PORT {
-        let (mut read, mut write) = tokio::io::split(TokioIo::new(io));
+        let (mut read, mut write) = tokio::io::split(io);
         let _ = tokio::io::copy(&mut read, &mut write).await;
         let _ = write.shutdown().await;
         return;
     }
     if port == SINK_PORT {
-        let (mut read, mut write) = tokio::io::split(TokioIo::new(io));
+        let (mut read, mut write) = tokio::io::split(io);
         let _ = write.shutdown().await;
         let got = tokio::io::copy(&mut read, &mut tokio::io::sink()).await.unwrap_or(0);
         left.send_modify(|left| *left += usize::try_from(got).unwrap_or(0));
         return;
     }
+    if port == CUT_PORT {
+        let mut io = io;
+        let _ = io.write_all(b"HTTP/1.0 200 OK\r\n\r\nhalf").await;
+        // Once the client has heard it, which it says.
+        let _ = io.read_u8().await;
+        return;
+    }
     if port == GARBAGE_PORT {
-        let mut io = TokioIo::new(io);
+        let mut io = io;
         let _ = io.write_all(b"\x00\x01garbage\r\n\r\n").await;
         let _ = io.shutdown().await;
         return;
     }
     if let Some(bytes) = hostile::script(port) {
-        return hostile::play(TokioIo::new(io), bytes).await;
+        return hostile::play(io, bytes).await;
     }
     let service = service_fn(move |request| {
         let (end_events, left) = (end_events.clone(), left.clone());
@@ -67,46 +77,7 @@ pub(super) async fn serve(io: Upgraded, port: u16, end_events: CancellationToken
     });
     // As a gRPC server with a port for both would.
     let both = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    let _ = both.serve_connection_with_upgrades(io, service).await;
-}
-
-/// Two programs of the guest connect to a listener there, one after the other.
-fn reverse(mut request: Request<Incoming>) -> Response<Body> {
-    if request.uri().query() == Some("port=99") {
-        let words = ErrorBody::new(code::CONFLICT, "99 is taken");
-        return crate::error::json(StatusCode::CONFLICT, &words);
-    }
-    let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        let Ok(io) = upgrade.await else { return };
-        let client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-        let Ok((send, connection)) = client.handshake::<_, Body>(io).await else { return };
-        tokio::spawn(async move {
-            for peer in ["127.0.0.1:1", "127.0.0.1:2"] {
-                let connect = Request::connect(peer).body(Body::empty()).expect("request");
-                let answer = send.clone().send_request(connect).await.expect("answer");
-                if answer.status() != StatusCode::OK {
-                    continue;
-                }
-                let mut io = TokioIo::new(hyper::upgrade::on(answer).await.expect("stream"));
-                io.write_all(peer.as_bytes()).await.expect("write");
-                io.shutdown().await.expect("half close");
-                let mut back = String::new();
-                tokio::io::AsyncReadExt::read_to_string(&mut io, &mut back).await.expect("read");
-                assert_eq!(back, format!("hello {peer}"));
-            }
-            // Stays until the other side goes.
-            std::future::pending::<()>().await;
-        });
-        let _ = connection.await;
-    });
-    Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(header::CONNECTION, "upgrade")
-        .header(header::UPGRADE, "belljar-reverse")
-        .header("x-belljar-port", "4321")
-        .body(Body::empty())
-        .expect("response")
+    let _ = both.serve_connection_with_upgrades(TokioIo::new(io), service).await;
 }
 
 /// Answers as a gRPC server does: what came, and how it went in the trailers.
@@ -143,7 +114,6 @@ async fn answer(
 ) -> Result<Response<Body>, std::io::Error> {
     let path = request.uri().path().to_owned();
     Ok(match path.as_str() {
-        "/api/v1/tunnels/reverse" => reverse(request),
         "/pkg.Echo/Echo" => grpc(request),
         "/echo" => Response::new(Body::new(request.into_body())),
         "/count" => {

@@ -7,14 +7,12 @@ use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     Harness, Reply, check_echo, check_error,
     guest::{CLOSED_PORT, GARBAGE_PORT},
     node::Boot,
 };
-use crate::ingress::reverse::GuestListener;
 
 impl Harness {
     async fn to(&self, sandbox: &str, port: Option<u16>, path: &str) -> Reply {
@@ -287,31 +285,6 @@ async fn a_websocket_is_spliced() {
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     assert_eq!(response.headers()[header::UPGRADE], "websocket");
     check_echo(response).await;
-}
-
-#[tokio::test]
-async fn connections_in_the_guest_come_out_of_a_listener() {
-    let (harness, _node) = Harness::with_node().await;
-    let id = harness.create(r#"{"name":"box"}"#).await;
-    let mut listener = GuestListener::bind(&harness.app, "box", 0).await.expect("listener");
-    assert_eq!(listener.port(), 4321);
-    // One that is not taken is refused, and the next is offered.
-    let first = listener.accept().await.expect("offer");
-    assert_eq!(first.peer, "127.0.0.1:1");
-    drop(first);
-    let second = listener.accept().await.expect("offer");
-    let peer = second.peer.clone();
-    let mut io = second.take().await.expect("stream");
-    let mut seen = String::new();
-    io.read_to_string(&mut seen).await.expect("its end");
-    assert_eq!((seen.as_str(), peer.as_str()), ("127.0.0.1:2", "127.0.0.1:2"));
-    io.write_all(format!("hello {peer}").as_bytes()).await.expect("write");
-    io.shutdown().await.expect("shutdown");
-
-    let taken = GuestListener::bind(&harness.app, &id, 99).await.expect_err("taken");
-    assert_eq!((taken.status, taken.message.as_str()), (StatusCode::CONFLICT, "99 is taken"));
-    let absent = GuestListener::bind(&harness.app, "nope", 0).await.expect_err("absent");
-    assert_eq!(absent.code, code::SANDBOX_NOT_FOUND);
 }
 
 #[tokio::test]

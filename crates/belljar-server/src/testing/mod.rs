@@ -23,6 +23,7 @@ mod snapshot;
 mod speed;
 mod ssh;
 mod tls;
+mod tunnel;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use super::node_state::{Boot, Work};
 use super::{Harness, NODE_TOKEN, guest, node_state::State};
+use crate::node_link::{BodyStream, channel};
 
 pub(super) const NODE_ID: &str = "node-1";
 
@@ -227,7 +228,7 @@ impl FakeNode {
     async fn answer(&self, request: Request<Incoming>, broken: &CancellationToken) -> Response<Body> {
         let path = request.uri().path().to_owned();
         match (request.method(), path.as_str()) {
-            (&Method::CONNECT, _) => self.open(request),
+            (_, path) if path.starts_with("/v1/streams/") => self.open(request),
             (_, "/v1/hello") => json(StatusCode::OK, &self.hello()),
             (_, "/v1/commands") => {
                 let body = request.into_body().collect().await.expect("body").to_bytes();
@@ -312,13 +313,13 @@ impl FakeNode {
     }
 
     fn open(&self, request: Request<Incoming>) -> Response<Body> {
-        let authority = request.uri().authority().expect("authority").clone();
-        let port = authority.port_u16().expect("port");
+        let (id, port) = request.uri().path()["/v1/streams/".len()..].split_once('/').expect("a sandbox and a port");
+        let port = port.parse().expect("port");
         if port == guest::CLOSED_PORT {
             let words = format!("nobody listens on port {port}");
             return json(StatusCode::BAD_GATEWAY, &ErrorBody::new(code::CONNECTION_REFUSED, words));
         }
-        match self.lock().state.wake(authority.host()) {
+        match self.lock().state.wake(id) {
             Ok(reports) => reports.into_iter().for_each(|report| drop(self.reports.send(report))),
             Err(code) => {
                 return json(StatusCode::SERVICE_UNAVAILABLE, &ErrorBody::new(code, "it does not wake by itself"));
@@ -326,13 +327,13 @@ impl FakeNode {
         }
         self.opened.send_modify(|opened| *opened += 1);
         let (end_events, left, closed) = (self.end_events.clone(), self.left.clone(), self.closed.clone());
+        let (writer, body) = channel();
+        let io = BodyStream::new(request.into_body(), writer);
         tokio::spawn(async move {
-            if let Ok(io) = hyper::upgrade::on(request).await {
-                guest::serve(io, port, end_events, left).await;
-            }
+            guest::serve(io, port, end_events, left).await;
             closed.send_modify(|closed| *closed += 1);
         });
-        Response::new(Body::empty())
+        Response::new(Body::new(body))
     }
 }
 

@@ -94,7 +94,8 @@ impl Program {
         };
         if line == "refuse" {
             let body = ErrorBody::new(code::INVALID_ARGUMENT, "working_dir: it is not there");
-            return self.send(opcode::REFUSED, &serde_json::to_vec(&body).expect("JSON")).await;
+            self.send(opcode::REFUSED, &serde_json::to_vec(&body).expect("JSON")).await?;
+            return self.socket.close(None).await.ok();
         }
         self.send(opcode::STARTED, &[0, 0, 0, 7]).await?;
         match line.split_once(' ').unwrap_or((&line, "")) {

@@ -129,6 +129,12 @@ fn check_refusal(status: &Status) {
     assert_eq!(status.metadata().get_bin("x-why-bin").unwrap().to_bytes().unwrap(), &[0, 255][..]);
 }
 
+#[track_caller]
+fn check_ours(status: &Status, code: Code, words: &str) {
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(status.message().contains(words), "{status:?} does not say {words:?}");
+}
+
 /// A client of a port of a sandbox.
 struct Client {
     grpc: tonic::client::Grpc<Channel>,
@@ -193,7 +199,11 @@ fn grpc_goes_through_whole() {
         assert_eq!(words, ["a", "b"]);
         check_refusal(&end.unwrap_err());
 
-        client.key = "no-key".into();
-        client.one("hello").await.unwrap_err();
+        // What the ingress refuses a client of gRPC understands, too.
+        let key = std::mem::replace(&mut client.key, "no-key".into());
+        check_ours(&client.one("hello").await.unwrap_err(), Code::Unauthenticated, "API key");
+        client.key = key;
+        assert_eq!(system.http().delete(&format!("/sandboxes/{id}")).status, 200);
+        check_ours(&client.one("hello").await.unwrap_err(), Code::Unavailable, "has ended");
     });
 }

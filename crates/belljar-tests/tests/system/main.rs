@@ -5,6 +5,7 @@
 
 mod grpc;
 mod https;
+mod tunnel;
 
 use std::{fs, path::PathBuf, time::Duration};
 

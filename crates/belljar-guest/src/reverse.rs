@@ -39,7 +39,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     agent::Agent,
@@ -59,8 +59,11 @@ pub(crate) fn routes() -> Router<Arc<Agent>> {
 #[derive(Default)]
 pub(crate) struct Waiting {
     last_id: AtomicU64,
-    by_id: Mutex<HashMap<u64, Accepted>>,
+    by_id: Mutex<HashMap<u64, (Accepted, Expiry)>>,
 }
+
+/// Ends the wait of a connection, unless it was taken.
+type Expiry = AbortOnDropHandle<()>;
 
 /// A connection that was made to a listener.
 struct Accepted {
@@ -71,14 +74,18 @@ struct Accepted {
 }
 
 impl Waiting {
-    fn add(&self, accepted: Accepted) -> u64 {
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        lock(&self.by_id).insert(id, accepted);
+    fn add(agent: &Arc<Agent>, accepted: Accepted) -> u64 {
+        let this = &agent.reverse;
+        let id = this.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        // Held until it is in, so that it does not expire before.
+        let mut by_id = lock(&this.by_id);
+        let expiry = tokio::spawn(expire(Arc::clone(agent), id, accepted.over.clone()));
+        by_id.insert(id, (accepted, AbortOnDropHandle::new(expiry)));
         id
     }
 
     fn take(&self, id: u64) -> Option<Accepted> {
-        lock(&self.by_id).remove(&id)
+        lock(&self.by_id).remove(&id).map(|(accepted, _)| accepted)
     }
 
     /// Resets one that is still there: an orderly end would look like a service that had nothing to say.
@@ -155,8 +162,7 @@ async fn serve(agent: Arc<Agent>, listener: TcpListener, upgrade: OnUpgrade) {
                 continue;
             };
             let _ = stream.set_nodelay(true);
-            let id = agent.reverse.add(Accepted { stream, over: over.clone(), _place: place });
-            tokio::spawn(expire(Arc::clone(&agent), id, over.clone()));
+            let id = Waiting::add(&agent, Accepted { stream, over: over.clone(), _place: place });
             let Ok(mut line) = serde_json::to_vec(&Offer { id, peer: peer.to_string() }) else { return };
             line.push(b'\n');
             if writer.write_all(&line).await.is_err() {

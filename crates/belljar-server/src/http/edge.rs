@@ -18,7 +18,7 @@ use super::{KeyId, input};
 use crate::{
     app::App,
     error::{ApiError, InternalError, json},
-    ingress::{self, Outside, grpc},
+    ingress::{self, Outside},
     node_link,
     routes::HEALTH_PATH,
 };
@@ -64,10 +64,7 @@ impl Edge {
                 return Ok(preflight(&request));
             }
             let is_agent = target.is_agent();
-            let is_grpc = !is_agent && grpc::is_grpc(request.version(), request.headers());
-            let answer = ingress::forward(&self.app, &target, host, self.outside.clone(), request).await;
-            let refused = if is_grpc { grpc::refusal } else { IntoResponse::into_response };
-            let mut response = answer.unwrap_or_else(refused);
+            let mut response = ingress::forward(&self.app, &target, host, self.outside.clone(), request).await;
             if is_agent {
                 // Ours, also when a guest wrote one.
                 response.headers_mut().remove(REQUEST_ID);

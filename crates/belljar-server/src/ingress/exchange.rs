@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use axum::body::Body;
-use belljar_api::{error::code, limits::AGENT_PORT};
+use belljar_api::error::code;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::{
     body::{Body as _, Incoming},
@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     body::{ClientBody, GuestBody, Lease, Progress, Stalled},
     forwarded::{Origin, forwarded},
-    grpc,
     guest::{self, Http1},
     headers,
     pool::Route,
@@ -40,6 +39,7 @@ pub(super) struct Exchange<'a> {
     pub(super) sandbox_id: String,
     pub(super) route: Route,
     pub(super) port: u16,
+    pub(super) is_grpc: bool,
 }
 
 /// How a client changes the protocol, if it wants to.
@@ -63,13 +63,12 @@ impl Exchange<'_> {
         }
         let switch = headers::upgrade(request.headers())
             .map(|_| Switch { client: hyper::upgrade::on(&mut request), is_extended });
-        let is_grpc = self.port != AGENT_PORT && grpc::is_grpc(request.version(), request.headers());
         let progress = Progress::new();
         let forwarded = forwarded(outside.peer, host.as_ref(), request.headers(), &self.app.trusted_proxies);
         let origin = Origin { forwarded, host, key_used };
-        let outgoing = self.outgoing(&origin, is_grpc, request, progress.clone())?;
+        let outgoing = self.outgoing(&origin, request, progress.clone())?;
         let send = async {
-            match is_grpc {
+            match self.is_grpc {
                 true => self.send_http2(&outside, outgoing).await,
                 false => self.send_http1(outgoing, &progress).await,
             }
@@ -85,17 +84,16 @@ impl Exchange<'_> {
     fn outgoing(
         &self,
         origin: &Origin,
-        is_grpc: bool,
         request: Request<Incoming>,
         progress: Progress,
     ) -> Result<Request<GuestBody>, ApiError> {
         let (parts, body) = request.into_parts();
-        let mut headers = headers::to_guest(&parts.headers, origin, self.port, is_grpc);
+        let mut headers = headers::to_guest(&parts.headers, origin, self.port, self.is_grpc);
         let path = parts.uri.path_and_query().cloned();
         let mut outgoing = Request::new(GuestBody::new(body, progress));
         *outgoing.method_mut() = parts.method;
         *outgoing.uri_mut() = path.map_or_else(Uri::default, Uri::from);
-        if is_grpc {
+        if self.is_grpc {
             // The authority of HTTP/2 stands in the URI; what a header said of it is the same.
             let host = headers.remove(http::header::HOST);
             let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("localhost");

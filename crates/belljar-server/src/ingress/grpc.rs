@@ -19,7 +19,7 @@ const GRPC: &[u8] = b"application/grpc";
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
 /// Whether a request has to reach the guest as HTTP/2.
-pub(crate) fn is_grpc(version: Version, headers: &HeaderMap) -> bool {
+pub(super) fn is_grpc(version: Version, headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     // Not gRPC-Web, which is made for HTTP/1.1.
     let is_whole = matches!(kind.get(GRPC.len()), None | Some(b'+' | b';' | b' '));
@@ -29,7 +29,7 @@ pub(crate) fn is_grpc(version: Version, headers: &HeaderMap) -> bool {
 }
 
 /// The refusal of a call.
-pub(crate) fn refusal(error: ApiError) -> Response {
+pub(super) fn refusal(error: ApiError) -> Response {
     if error.internal.is_some() {
         // The edge makes an answer of it that names the entry in the log.
         return error.into_response();

@@ -7,7 +7,7 @@
 mod body;
 mod exchange;
 mod forwarded;
-pub(crate) mod grpc;
+mod grpc;
 mod guest;
 mod headers;
 mod pool;

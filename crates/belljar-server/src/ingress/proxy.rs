@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::{body::Body, response::IntoResponse};
 use belljar_api::{
     error::{ErrorBody, code},
     id::is_id,
@@ -16,6 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     exchange::Exchange,
     forwarded::Peer,
+    grpc,
     guest::GrpcConnections,
     pool::Route,
     reverse::{self, GuestListener},
@@ -50,12 +51,25 @@ pub(crate) struct Hold {
     pub(crate) _busy: Option<Arc<Busy>>,
 }
 
-/// Serves one request to a sandbox.
+/// Serves one request to a sandbox; a refusal is told as its client understands it.
 pub(crate) async fn forward(
     app: &App,
     target: &Target,
     host: Option<HeaderValue>,
     outside: Outside,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let is_grpc = !target.is_agent() && grpc::is_grpc(request.version(), request.headers());
+    let refused = if is_grpc { grpc::refusal } else { IntoResponse::into_response };
+    pass_on(app, target, host, outside, is_grpc, request).await.unwrap_or_else(refused)
+}
+
+async fn pass_on(
+    app: &App,
+    target: &Target,
+    host: Option<HeaderValue>,
+    outside: Outside,
+    is_grpc: bool,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let route = app.routed(&target.sandbox);
@@ -75,7 +89,7 @@ pub(crate) async fn forward(
         REVERSE_PATH if target.is_agent() => return reverse::answer(link, &row.id, outside.hold, request).await,
         _ => {}
     }
-    let exchange = Exchange { app, link, sandbox_id: row.id.clone(), route, port: target.port };
+    let exchange = Exchange { app, link, sandbox_id: row.id.clone(), route, port: target.port, is_grpc };
     exchange.run(outside, host, !open, request).await
 }
 

@@ -20,11 +20,10 @@ use belljar_api::{
         Offer, PORT_HEADER, REVERSE_CONNECTIONS_MAX, REVERSE_FRAME, REVERSE_PATH, REVERSE_UPGRADE, REVERSE_WINDOW,
     },
 };
-use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::{
-    client::conn::{http1, http2},
+    client::conn::http2,
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -35,7 +34,9 @@ use tokio::{
 };
 
 use super::{
+    body::{GuestBody, Progress},
     exchange::failed,
+    guest,
     proxy::{Hold, connect},
 };
 use crate::{
@@ -120,14 +121,12 @@ impl Agent {
     async fn upgrade(&self, path: &str) -> Result<(Response<()>, GuestConnection), ApiError> {
         let asked = async {
             let stream = connect(&self.link, &self.sandbox_id, AGENT_PORT).await?;
-            let (mut sender, connection) =
-                http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-            tokio::spawn(connection.with_upgrades());
+            let mut sender = guest::http1(stream).await.map_err(|error| failed(&error))?;
             let request = Request::get(path)
                 .header(header::HOST, "localhost")
                 .header(header::CONNECTION, "upgrade")
                 .header(header::UPGRADE, REVERSE_UPGRADE)
-                .body(Empty::<Bytes>::new())
+                .body(GuestBody::empty(Progress::new()))
                 .map_err(|error| ApiError::internal(error.to_string()))?;
             let mut answer = sender.send_request(request).await.map_err(|error| failed(&error))?;
             if answer.status() != StatusCode::SWITCHING_PROTOCOLS {

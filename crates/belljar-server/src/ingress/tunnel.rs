@@ -24,7 +24,7 @@ use futures_util::{
 use http::{Request, Response, StatusCode};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -38,7 +38,12 @@ use super::{
     proxy::{Hold, connect},
     websocket,
 };
-use crate::{error::ApiError, limits::SPLICE_BUFFER, node_link::NodeLink, stall::Impatient};
+use crate::{
+    error::ApiError,
+    limits::SPLICE_BUFFER,
+    node_link::{BodyStream, NodeLink},
+    stall::Impatient,
+};
 
 /// Connects first: 101 means that somebody listens.
 pub(super) async fn answer<B>(
@@ -91,9 +96,9 @@ fn wanted(query: &str) -> Result<(u16, bool), ApiError> {
     }
 }
 
-type Socket<Io> = WebSocketStream<Io>;
+type Socket = WebSocketStream<Impatient<TokioIo<Upgraded>>>;
 
-async fn socket(client: Upgraded) -> Socket<Impatient<TokioIo<Upgraded>>> {
+async fn socket(client: Upgraded) -> Socket {
     let config = WebSocketConfig::default()
         .max_message_size(Some(WS_MESSAGE_MAX))
         .max_frame_size(Some(WS_MESSAGE_MAX))
@@ -113,11 +118,7 @@ enum Ended {
     Gone,
 }
 
-async fn carry<Client, Guest>(socket: Socket<Client>, guest: Guest, half_close: bool)
-where
-    Client: AsyncRead + AsyncWrite + Unpin,
-    Guest: AsyncRead + AsyncWrite,
-{
+async fn carry(socket: Socket, guest: BodyStream, half_close: bool) {
     let (mut sink, mut stream) = socket.split();
     let (mut reader, mut writer) = tokio::io::split(guest);
     let ended = {
@@ -146,15 +147,11 @@ fn close(code: CloseCode, reason: &'static str) -> Message {
     Message::Close(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-async fn from_guest<Client, Guest>(
-    sink: &mut SplitSink<Socket<Client>, Message>,
-    reader: &mut ReadHalf<Guest>,
+async fn from_guest(
+    sink: &mut SplitSink<Socket, Message>,
+    reader: &mut ReadHalf<BodyStream>,
     half_close: bool,
-) -> tungstenite::Result<()>
-where
-    Client: AsyncRead + AsyncWrite + Unpin,
-    Guest: AsyncRead,
-{
+) -> tungstenite::Result<()> {
     let mut chunk = BytesMut::new();
     loop {
         // What was sent is let go by then, so that this is the same memory again.
@@ -168,15 +165,7 @@ where
     }
 }
 
-async fn to_guest<Client, Guest>(
-    stream: &mut SplitStream<Socket<Client>>,
-    writer: &mut WriteHalf<Guest>,
-    half_close: bool,
-) -> Ended
-where
-    Client: AsyncRead + AsyncWrite + Unpin,
-    Guest: AsyncWrite,
-{
+async fn to_guest(stream: &mut SplitStream<Socket>, writer: &mut WriteHalf<BodyStream>, half_close: bool) -> Ended {
     loop {
         let written = match stream.next().await {
             Some(Ok(Message::Binary(bytes))) if bytes.is_empty() && half_close => writer.shutdown().await,

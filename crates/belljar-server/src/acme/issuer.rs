@@ -33,6 +33,7 @@ use super::{
     kept::{Kept, Shelf},
     order,
     proof::{Handshakes, Prover},
+    records::Records,
     subject::{Names, Subject},
 };
 use crate::{
@@ -102,13 +103,17 @@ impl Issuer {
     ) -> Result<Self, AcmeError> {
         config.check()?;
         make_dir(&config.certificates())?;
+        let prover = match config.dns_hook.clone() {
+            Some(program) => Prover::Dns(Records::open(program, config.records())?),
+            None => Prover::Handshake(Handshakes::default()),
+        };
         Ok(Self {
             own: names.own(),
             names,
             shows: Box::new(shows),
             shelf: Shelf::new(config.certificates()),
             registration: Registration::new(config)?,
-            prover: config.dns_hook.clone().map_or_else(|| Prover::Handshake(Handshakes::default()), Prover::Dns),
+            prover,
             state: Mutex::default(),
             orders: Semaphore::new(ACME_ORDERS_MAX),
             stop: CancellationToken::new(),
@@ -147,6 +152,7 @@ impl Issuer {
         if let Err(error) = tokio::task::spawn_blocking(move || shelf.sweep(now_ms())).await {
             tracing::error!(%error, "removing certificates that are over");
         }
+        self.prover.tidy().await;
         join_all(self.own.iter().map(|subject| self.keep(subject))).await;
     }
 
@@ -300,22 +306,11 @@ fn rest_after(failures: u32) -> Duration {
     ACME_RETRY_FIRST.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX)).min(ACME_RETRY_MAX)
 }
 
-fn make_dir(path: &Path) -> Result<(), AcmeError> {
+pub(super) fn make_dir(path: &Path) -> Result<(), AcmeError> {
     let made = fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(path);
     made.map_err(|source| AcmeError::File { operation: "make", path: path.to_owned(), source })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rests_get_longer_up_to_a_limit() {
-        assert_eq!(rest_after(0), ACME_RETRY_FIRST);
-        assert_eq!(rest_after(1), ACME_RETRY_FIRST * 2);
-        assert_eq!(
-            (rest_after(31), rest_after(32), rest_after(u32::MAX)),
-            (ACME_RETRY_MAX, ACME_RETRY_MAX, ACME_RETRY_MAX)
-        );
-    }
-}
+#[path = "issuer_test.rs"]
+mod tests;

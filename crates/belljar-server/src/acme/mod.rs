@@ -12,14 +12,16 @@
 //! asks, and only for sandboxes that there are, since anybody can ask. The server's own names and the wildcard are renewed
 //! when they are due, those of sandboxes when they are due and used.
 //!
-//! [`subject`] decides which names share a certificate, [`order`] gets one, [`proof`] shows what the ACME server looks for,
-//! [`kept`] is a certificate on the disk, [`issuer`] puts them together; [`standing`] says for `belljar doctor` how they stand.
+//! [`subject`] decides which names share a certificate, [`order`] gets one, [`proof`] shows what the ACME server looks for
+//! ([`records`]: in DNS), [`kept`] is a certificate on the disk, [`issuer`] puts them together; [`standing`] says for
+//! `belljar doctor` how they stand.
 
 mod account;
 mod issuer;
 mod kept;
 mod order;
 mod proof;
+mod records;
 mod standing;
 mod subject;
 
@@ -42,6 +44,7 @@ pub(crate) use self::{
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// Below an ACME server's directory.
 const CERTIFICATES: &str = "certificates";
+const RECORDS: &str = "records";
 /// Any of the bits that let a file be run.
 const EXECUTABLE: u32 = 0o111;
 
@@ -168,6 +171,10 @@ impl AcmeConfig {
 
     fn certificates(&self) -> PathBuf {
         self.home().join(CERTIFICATES)
+    }
+
+    fn records(&self) -> PathBuf {
+        self.home().join(RECORDS)
     }
 
     /// Refuses what could never work.

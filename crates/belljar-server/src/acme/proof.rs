@@ -1,13 +1,15 @@
 //! What the ACME server looks at to see that a name is ours: a TLS handshake of its own kind (TLS-ALPN-01, RFC 8737), or a
-//! TXT record that the operator's program adds (DNS-01).
+//! TXT record (DNS-01).
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
-    process::{Output, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use super::{
+    AcmeError,
+    records::{Record, Records},
+};
 use instant_acme::{ChallengeType, KeyAuthorization};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::{
@@ -16,10 +18,6 @@ use rustls::{
     server::ClientHello,
     sign::CertifiedKey,
 };
-use tokio::process::Command;
-
-use super::AcmeError;
-use crate::limits::{ACME_HOOK_TIMEOUT, ACME_HOOK_WORDS_MAX};
 
 /// What a client of TLS-ALPN-01 speaks, and nobody else.
 pub(crate) const ALPN: &[u8] = b"acme-tls/1";
@@ -34,15 +32,15 @@ pub(crate) fn is_validation(hello: &ClientHello<'_>) -> bool {
 pub(super) enum Prover {
     /// In handshakes on our own listeners.
     Handshake(Handshakes),
-    /// By this program.
-    Dns(PathBuf),
+    /// By records.
+    Dns(Records),
 }
 
 /// A proof that can be seen, until it is withdrawn.
 #[derive(Debug)]
 pub(super) enum Proof {
     Handshake { name: String },
-    Record { record: String, value: String },
+    Record(Record),
 }
 
 impl Prover {
@@ -74,24 +72,27 @@ impl Prover {
                 handshakes.show(name, value)?;
                 Ok(Proof::Handshake { name: name.to_owned() })
             }
-            Self::Dns(program) => {
-                let (record, value) = (format!("_acme-challenge.{name}"), value.dns_value());
-                run_hook(program, "add", &record, &value).await?;
-                Ok(Proof::Record { record, value })
+            Self::Dns(records) => {
+                let record = Record { name: format!("_acme-challenge.{name}"), value: value.dns_value() };
+                records.add(&record).await?;
+                Ok(Proof::Record(record))
             }
         }
     }
 
-    /// Takes a proof back. It is of no use to anybody any more, so that a failure is only told.
+    /// Takes a proof back.
     pub(super) async fn withdraw(&self, proof: Proof) {
         match (self, proof) {
             (Self::Handshake(handshakes), Proof::Handshake { name }) => drop(handshakes.lock().remove(&name)),
-            (Self::Dns(program), Proof::Record { record, value }) => {
-                if let Err(error) = run_hook(program, "remove", &record, &value).await {
-                    tracing::warn!(%error, "a DNS record of ACME stays");
-                }
-            }
-            (Self::Handshake(_), Proof::Record { .. }) | (Self::Dns(_), Proof::Handshake { .. }) => {}
+            (Self::Dns(records), Proof::Record(record)) => records.remove(&record).await,
+            (Self::Handshake(_), Proof::Record(_)) | (Self::Dns(_), Proof::Handshake { .. }) => {}
+        }
+    }
+
+    /// Takes back what an earlier server was stopped in the middle of.
+    pub(super) async fn tidy(&self) {
+        if let Self::Dns(records) = self {
+            records.remove_left().await;
         }
     }
 }
@@ -127,59 +128,4 @@ fn certificate(name: &str, digest: &[u8]) -> Result<CertifiedKey, Box<dyn std::e
     // Not `from_der`, which takes no certificate with a critical extension that it does not know.
     let key = ring::default_provider().key_provider.load_private_key(key)?;
     Ok(CertifiedKey::new(vec![certificate.der().clone()], key))
-}
-
-/// `PROGRAM add|remove NAME VALUE`
-async fn run_hook(program: &Path, verb: &'static str, record: &str, value: &str) -> Result<(), AcmeError> {
-    let failed = |why: String| AcmeError::HookFailed { path: program.to_owned(), verb, record: record.to_owned(), why };
-    let mut command = Command::new(program);
-    command.args([verb, record, value]).stdin(Stdio::null()).kill_on_drop(true);
-    match tokio::time::timeout(ACME_HOOK_TIMEOUT, command.output()).await {
-        Err(_) => Err(failed(format!("it did not end within {} s", ACME_HOOK_TIMEOUT.as_secs()))),
-        Ok(Err(error)) => Err(failed(error.to_string())),
-        Ok(Ok(output)) if output.status.success() => Ok(()),
-        Ok(Ok(output)) => Err(failed(last_words(&output))),
-    }
-}
-
-/// How a program ended, and the end of what it wrote.
-fn last_words(output: &Output) -> String {
-    let text = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
-    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(ACME_HOOK_WORDS_MAX)..]);
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if text.is_empty() { output.status.to_string() } else { format!("{}: {text}", output.status) }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
-
-    use super::*;
-
-    /// Runs a hook with this text and gives its complaint.
-    async fn check(text: &str) -> Result<(), String> {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("hook");
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("hook");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
-        run_hook(&path, "add", "_acme-challenge.sb.test", "v_-1").await.map_err(|error| error.to_string())
-    }
-
-    #[tokio::test]
-    async fn a_hook_is_told_what_to_do_and_its_last_words_are_kept() {
-        check(r#"[ "$*" = "add _acme-challenge.sb.test v_-1" ]"#).await.expect("told");
-        for (text, words) in [
-            ("echo the provider >&2; echo says no >&2; exit 3", "exit status: 3: the provider says no"),
-            ("echo on stdout; exit 1", "exit status: 1: on stdout"),
-            ("kill -9 $$", "signal: 9"),
-            ("head -c 100000 /dev/zero | tr '\\0' x; exit 1", "xxx"),
-        ] {
-            let complaint = check(text).await.expect_err(words);
-            assert!(
-                complaint.contains(words) && complaint.contains("TXT record _acme-challenge.sb.test"),
-                "{complaint}"
-            );
-            assert!(complaint.len() < 2000, "{}", complaint.len());
-        }
-    }
 }

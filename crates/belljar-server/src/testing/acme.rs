@@ -207,6 +207,27 @@ async fn one_wildcard_serves_everything_with_a_dns_hook() {
 }
 
 #[tokio::test]
+async fn a_record_that_a_stopped_server_left_is_removed_by_the_next_one() {
+    let pebble = Pebble::start(LONG).await;
+    let hook = pebble.hook();
+    hook.set_stuck(true);
+    let first = start(&pebble, Some(&hook)).await;
+    hook.told().await;
+    let (dir, key) = first.stop().await;
+    hook.set_stuck(false);
+    let acme = AcmeConfig { dns_hook: Some(hook.path.clone()), ..pebble.config(dir.path()) };
+    let second = on(dir, acme, Some(key), &pebble.tls()).await;
+    got(&second).await;
+    let record = "_acme-challenge.sb.test";
+    let calls = hook.calls();
+    assert_eq!(calls[..3], [format!("add {record}"), format!("remove {record}"), format!("add {record}")]);
+    assert_eq!(calls.iter().filter(|call| call.starts_with("add")).count(), 3);
+    assert_eq!(calls.iter().filter(|call| call.starts_with("remove")).count(), 3);
+    let own = fs::read_dir(second.dir.path().join("acme")).expect("list").next().expect("one server").expect("entry");
+    assert_eq!(fs::read_dir(own.path().join("records")).expect("list").count(), 0, "notes are left");
+}
+
+#[tokio::test]
 async fn a_renewal_that_fails_leaves_the_old_certificate() {
     let pebble = Pebble::start(DUE_SOON).await;
     let hook = pebble.hook();

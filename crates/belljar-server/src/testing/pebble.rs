@@ -119,6 +119,7 @@ impl Pebble {
             r#"#!/bin/sh
 if [ -e {at}/broken ]; then echo "the provider says no" >&2; exit 3; fi
 echo "$1 $2" >> {at}/calls
+if [ -e {at}/stuck ]; then exec sleep 60; fi
 case "$1" in
     add) exec curl -fsS -d "{{\"host\":\"$2.\",\"value\":\"$3\"}}" {management}/set-txt ;;
     remove) exec curl -fsS -d "{{\"host\":\"$2.\"}}" {management}/clear-txt ;;
@@ -140,8 +141,24 @@ pub(super) struct Hook {
 impl Hook {
     /// Whether it fails.
     pub(super) fn set_broken(&self, broken: bool) {
-        let flag = self.dir.path().join("broken");
-        if broken { fs::write(flag, "").expect("flag") } else { fs::remove_file(flag).expect("flag") }
+        self.set("broken", broken);
+    }
+
+    /// Whether it hangs, and does not what it is told.
+    pub(super) fn set_stuck(&self, stuck: bool) {
+        self.set("stuck", stuck);
+    }
+
+    /// Waits until it is told something.
+    pub(super) async fn told(&self) {
+        while !self.dir.path().join("calls").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn set(&self, flag: &str, set: bool) {
+        let flag = self.dir.path().join(flag);
+        if set { fs::write(flag, "").expect("flag") } else { fs::remove_file(flag).expect("flag") }
     }
 
     /// What it was told since the last time.

@@ -50,8 +50,17 @@ pub use self::{
     program::ProgramError,
 };
 use self::{
-    egress::credentials::Safe, fault::Faults, idle::ConnectionSlots, images::Images, network::Network, record::Ending,
-    registry::Registry, snapshots::Snapshots, storage::Storage, templates::Templates, vault::Vault,
+    egress::credentials::Safe,
+    fault::Faults,
+    idle::ConnectionSlots,
+    images::Images,
+    network::{Network, Owner},
+    record::Ending,
+    registry::Registry,
+    snapshots::Snapshots,
+    storage::Storage,
+    templates::Templates,
+    vault::Vault,
 };
 
 /// How a node stops.
@@ -222,7 +231,11 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
     let vault = Vault::open(storage.root())?;
     let snapshots = Snapshots::new(vault, registry.changes());
     let node_id = node_id(&config.data_dir)?;
-    let network = Network::open(config.network, driver.capabilities().tap_network, &node_id)?;
+    let node_id_file = node_id_file(&config.data_dir);
+    let node_id_file =
+        std::path::absolute(&node_id_file).map_err(|source| NodeError::Io { path: node_id_file, source })?;
+    let owner = Owner { node_id: node_id.clone(), node_id_file };
+    let network = Network::open(config.network, driver.capabilities().tap_network, owner)?;
     Ok(Context {
         node_id,
         node_token: config.node_token,
@@ -255,8 +268,12 @@ fn check_artifact(what: &'static str, path: &Path, task: &'static str) -> Result
 }
 
 /// The node's stable id, made on its first start.
+fn node_id_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("node-id")
+}
+
 fn node_id(data_dir: &Path) -> Result<String, NodeError> {
-    let path = data_dir.join("node-id");
+    let path = node_id_file(data_dir);
     let failed = |source| NodeError::Io { path: path.clone(), source };
     match fs::read_to_string(&path) {
         Ok(text) if belljar_api::id::is_id(text.trim()) => Ok(text.trim().to_owned()),

@@ -18,6 +18,9 @@ pub(super) const DENIED_RETRY: (Duration, Duration) = (Duration::from_secs(10), 
 
 /// Names that one sandbox's resolver remembers; the one that was not asked for the longest time goes first.
 pub(super) const NAMES_MAX: usize = 4096;
+/// How long a resolver's memory is not written after it has changed, lest a guest that asks and asks has it written and
+/// written.
+pub(super) const KEEP_PAUSE: Duration = Duration::from_secs(1);
 /// Addresses of one name that are remembered over several answers.
 pub(super) const ADDRESSES_PER_NAME_MAX: usize = 64;
 /// Addresses in one answer; more are left out.

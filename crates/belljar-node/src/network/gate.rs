@@ -34,7 +34,7 @@ use crate::{
     egress::{
         credentials::{self, Allowance, Proxy},
         policy::{Operator, Policy},
-        resolver::{Detour, Firewall, Names, ResolveError, Resolver, resolve_names},
+        resolver::{Detour, Firewall, Names, ResolveError, Resolver, Since, resolve_names},
         ruleset::{self, Resolved, Wiring},
     },
 };
@@ -104,6 +104,10 @@ impl Gate {
         let allowance = (!secrets.is_empty()).then(|| Allowance::new(ctx.safe.clone(), secrets.to_vec()));
         let detour = allowance.clone().map(|allowance| Arc::new(allowance) as Arc<dyn Detour>);
         let resolver = Resolver::new(Arc::new(ctx.network.upstream()), Arc::new(Rules { nft: nft.clone() }), detour);
+        let in_force = note.rules.is_some_and(|rules| rules == made_from(ctx, wanted));
+        let since = if in_force { Since::RanOn } else { Since::StoodStill };
+        let (remembering, names) = (resolver.clone(), home.join(super::NAMES));
+        blocking(move || remembering.remember(&names, since)).await;
         let proxy = match allowance {
             Some(allowance) => Some(open_proxy(ctx, number, &resolver, allowance, stop.clone()).await?),
             None => None,
@@ -119,9 +123,13 @@ impl Gate {
         ctx.spawn(serving);
         let gate = Self { number, file, nft, mac, resolver, proxy, asked: wanted.clone(), _serving: stop.drop_guard() };
         // A name is resolved when the guest asks for it: nobody waits for that here.
-        let in_force = note.rules.is_some_and(|rules| rules == made_from(ctx, wanted));
         gate.apply(ctx, wanted, Names::default(), in_force).await?;
         Ok(Some(gate))
+    }
+
+    /// What answers the guest.
+    pub(crate) fn resolver(&self) -> &Resolver {
+        &self.resolver
     }
 
     /// Whether these are other rules than those last asked for.
@@ -209,6 +217,13 @@ impl Gate {
         let names = self.resolver.take_refusals().into_iter().map(|refusal| refusal.to_string());
         let requests = self.proxy.iter().flat_map(Proxy::take_refusals);
         Ok((addresses.chain(names).chain(requests).collect(), counters))
+    }
+}
+
+impl Drop for Gate {
+    /// The home may be removed from here on.
+    fn drop(&mut self) {
+        self.resolver.forget_place();
     }
 }
 

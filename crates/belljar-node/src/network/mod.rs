@@ -46,6 +46,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::{
     gate::{Gate, GateError, check, words},
     host::mtu,
+    slot::Owner,
 };
 use self::{nft::Nft, slot::Slot};
 use crate::{
@@ -69,6 +70,8 @@ pub(crate) const UPLINK: &str = "up0";
 
 /// File in a VM's home that holds the number of its network.
 pub(crate) const FILE: &str = "network";
+/// File beside it: which names the open addresses belong to. Also in the directory of a standstill.
+pub(crate) const NAMES: &str = "network.names";
 
 /// What the operator wants; as text `auto`, `namespaces` or `user`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -131,7 +134,7 @@ impl NetworkError {
 /// Makes a network as those of sandboxes, and removes it: whether that works is hard to tell otherwise. Blocking.
 pub fn probe() -> Result<(), NetworkError> {
     host::prepare(&[])?;
-    let made = Slot::make("probe").and_then(|slot| slot.discard());
+    let made = Slot::make(&Owner::this_process()).and_then(|slot| slot.discard());
     // Both are tried; the first error tells more.
     made.and(host::tidy())
 }
@@ -197,7 +200,7 @@ pub(crate) struct Network {
 
 struct Pool {
     /// Whose the numbers are.
-    node_id: String,
+    owner: Owner,
     /// Made ahead, for the next VMs.
     ready: Mutex<Vec<Slot>>,
     /// Of networks that are plugged in and whose rules are still to come, so that they come fast.
@@ -206,19 +209,19 @@ struct Pool {
 
 impl Network {
     /// Finds out what can be had, by making one. Blocking.
-    pub(crate) fn open(options: NetworkOptions, has_tap: bool, node_id: &str) -> Result<Self, NetworkError> {
+    pub(crate) fn open(options: NetworkOptions, has_tap: bool, owner: Owner) -> Result<Self, NetworkError> {
         let setting = options.kind;
         if setting == NetworkSetting::User || !has_tap {
             return Ok(Self { options, pool: None });
         }
         let first = || {
             host::prepare(&options.allow_private)?;
-            Slot::make(node_id)
+            Slot::make(&owner)
         };
         match first() {
             Ok(slot) => {
                 let ready = Mutex::new(vec![slot]);
-                let pool = Pool { node_id: node_id.to_owned(), ready, started: Mutex::default() };
+                let pool = Pool { owner, ready, started: Mutex::default() };
                 Ok(Self { options, pool: Some(pool) })
             }
             Err(error) if setting == NetworkSetting::Auto => {
@@ -270,9 +273,9 @@ impl Network {
     }
 
     /// For which node another one is to be made ahead.
-    fn wants_more(&self) -> Option<String> {
+    fn wants_more(&self) -> Option<Owner> {
         let (pool, ready) = self.pool()?;
-        (ready.len() < NETWORKS_READY).then(|| pool.node_id.clone())
+        (ready.len() < NETWORKS_READY).then(|| pool.owner.clone())
     }
 
     fn add(&self, slot: Slot) {
@@ -287,7 +290,7 @@ impl Network {
         drop(ready);
         match slot {
             Some(slot) => Ok(Some(slot)),
-            None => Slot::make(&pool.node_id).map(Some),
+            None => Slot::make(&pool.owner).map(Some),
         }
     }
 
@@ -316,10 +319,10 @@ pub(crate) async fn plug(ctx: &Arc<Context>, home: &Path) -> Result<NetworkSpec,
 pub(crate) fn refill(ctx: &Arc<Context>) {
     let this = ctx.clone();
     ctx.spawn(async move {
-        while let Some(node_id) = this.network.wants_more() {
+        while let Some(owner) = this.network.wants_more() {
             let that = this.clone();
             // Also where this is given up in the middle, what was made gets into the pool, which a leaving node empties.
-            match blocking(move || Slot::make(&node_id).map(|slot| that.network.add(slot))).await {
+            match blocking(move || Slot::make(&owner).map(|slot| that.network.add(slot))).await {
                 Ok(()) => {}
                 // The next VM tries it again, and tells.
                 Err(error) => return tracing::warn!(error = chain(&error), "cannot keep a network ready"),
@@ -334,12 +337,20 @@ pub(crate) fn unplug(network: &Network, home: &Path) -> Result<(), NetworkError>
     if let Some(note) = slot::read(&file)? {
         drop(network.nft(note.number));
         slot::remove(note.number)?;
-        fs::remove_file(&file).map_err(NetworkError::io(format!("remove {}", file.display())))?;
+        for file in [home.join(NAMES), file] {
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(NetworkError::io(format!("remove {}", file.display()))(error));
+                }
+                _ => {}
+            }
+        }
     }
     Ok(())
 }
 
-/// Removes the networks of this node that no VM of the homes in a directory has. Before any new ones are made. Blocking.
+/// Removes the networks of this node that no VM of the homes in a directory has, and those of nodes that were removed. Before
+/// any new ones are made. Blocking.
 pub(crate) fn sweep(network: &Network, homes: &Path) -> Result<(), NetworkError> {
     let Some((pool, ready)) = network.pool() else { return Ok(()) };
     let mut used: HashSet<u32> = ready.iter().map(Slot::number).collect();
@@ -347,9 +358,17 @@ pub(crate) fn sweep(network: &Network, homes: &Path) -> Result<(), NetworkError>
     for home in fs::read_dir(homes).map_err(failed())? {
         used.extend(slot::read(&home.map_err(failed())?.path().join(FILE))?.map(|note| note.number));
     }
-    for number in slot::owned_by(&pool.node_id)? {
+    let (owned, abandoned) = slot::owned_by_or_abandoned(&pool.owner)?;
+    for number in owned {
         if !used.contains(&number) {
             slot::remove(number)?;
+        }
+    }
+    for number in abandoned {
+        tracing::warn!(number, "removing a network of a node whose data directory is gone");
+        // Another node may be at it.
+        if let Err(error) = slot::remove(number) {
+            tracing::warn!(number, error = chain(&error), "that network stays behind");
         }
     }
     Ok(())

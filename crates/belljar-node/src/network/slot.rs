@@ -1,7 +1,7 @@
 //! One network of the host, by its number.
 //!
-//! A number is claimed by making `/run/belljar/networks/N`, which holds the id of the node that has it, and is free again
-//! when that file is gone; it goes last. All of it is in memory: a reboot leaves nothing.
+//! A number is claimed by making `/run/belljar/networks/N`, which says what node has it, and is free again when that file is
+//! gone; it goes last. All of it is in memory: a reboot leaves nothing.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -27,6 +27,31 @@ pub(super) const CLAIMS: &str = "/run/belljar/networks";
 /// Where `ip netns` looks.
 const NAMESPACES: &str = "/run/netns";
 
+/// The node that has a number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Owner {
+    pub(crate) node_id: String,
+    /// The file that holds this id for as long as there is such a node, which may not be running.
+    pub(crate) node_id_file: PathBuf,
+}
+
+impl Owner {
+    /// Whoever wants a network for a moment: it is gone when this process is.
+    pub(super) fn this_process() -> Self {
+        let node_id_file = PathBuf::from(format!("/proc/{}/comm", std::process::id()));
+        let node_id = fs::read_to_string(&node_id_file).unwrap_or_default().trim().to_owned();
+        Self { node_id, node_id_file }
+    }
+
+    /// Whether that node was removed: nobody will ever ask for its networks.
+    fn is_gone(&self) -> bool {
+        match fs::read_to_string(&self.node_id_file) {
+            Ok(id) => id.trim() != self.node_id,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+}
+
 /// A network that no VM has yet.
 pub(super) struct Slot {
     number: u32,
@@ -40,8 +65,8 @@ impl Slot {
     }
 
     /// Claims a number and makes what belongs to it; on error nothing is left. Blocking, some 30 ms.
-    pub(super) fn make(node_id: &str) -> Result<Self, NetworkError> {
-        let number = claim(node_id)?;
+    pub(super) fn make(owner: &Owner) -> Result<Self, NetworkError> {
+        let number = claim(owner)?;
         match make(number) {
             Ok((tap, nft)) => Ok(Self { number, tap, nft }),
             Err(error) => {
@@ -105,36 +130,39 @@ pub(super) fn note(file: &Path, number: u32, rules: Option<Rules>) -> Result<(),
     written.and_then(|()| fs::rename(&new, file)).map_err(NetworkError::io(format!("write {}", file.display())))
 }
 
-/// The numbers that a node has.
-pub(super) fn owned_by(node_id: &str) -> Result<Vec<u32>, NetworkError> {
+/// The numbers that a node has, and those of nodes that were removed.
+pub(super) fn owned_by_or_abandoned(owner: &Owner) -> Result<(Vec<u32>, Vec<u32>), NetworkError> {
     let failed = || NetworkError::io(format!("list {CLAIMS}"));
     let entries = match fs::read_dir(CLAIMS) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
         entries => entries.map_err(failed())?,
     };
-    let mut numbers = Vec::new();
+    let (mut owned, mut abandoned) = (Vec::new(), Vec::new());
     for entry in entries {
         let entry = entry.map_err(failed())?;
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        if let Some(number) = number
-            && fs::read_to_string(entry.path()).is_ok_and(|owner| owner == node_id)
-        {
-            numbers.push(number);
+        let found = fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice::<Owner>(&text).ok());
+        match (number, found) {
+            (Some(number), Some(found)) if found == *owner => owned.push(number),
+            (Some(number), Some(found)) if found.is_gone() => abandoned.push(number),
+            _ => {}
         }
     }
-    Ok(numbers)
+    Ok((owned, abandoned))
 }
 
 fn claim_file(number: u32) -> PathBuf {
     Path::new(CLAIMS).join(number.to_string())
 }
 
-fn claim(node_id: &str) -> Result<u32, NetworkError> {
+fn claim(owner: &Owner) -> Result<u32, NetworkError> {
+    let text =
+        serde_json::to_vec(owner).map_err(|error| NetworkError::io("name the owner of a network")(error.into()))?;
     fs::create_dir_all(CLAIMS).map_err(NetworkError::io(format!("create {CLAIMS}")))?;
     for number in 0..NETWORKS_MAX {
         match OpenOptions::new().write(true).create_new(true).open(claim_file(number)) {
             Ok(mut file) => {
-                let written = file.write_all(node_id.as_bytes());
+                let written = file.write_all(&text);
                 written.map_err(NetworkError::io(format!("write {}", claim_file(number).display())))?;
                 return Ok(number);
             }
@@ -250,4 +278,36 @@ fn on_thread<T: Send>(work: impl FnOnce() -> Result<T, NetworkError> + Send) -> 
         let thread = thread.map_err(NetworkError::io("start a thread"))?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_its_nodes_until_that_node_is_removed() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: network namespaces need root");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let node = |id: &str, dir: &str| Owner { node_id: id.to_owned(), node_id_file: Path::new(dir).join("node-id") };
+        let here = dir.path().to_str().expect("a path");
+        let (first, second) = (node("first", here), node("second", here));
+        fs::write(&first.node_id_file, "first\n").expect("its id");
+        let slot = Slot::make(&first).expect("a network");
+        let number = slot.number();
+        let of = |owner: &Owner| {
+            let (owned, abandoned) = owned_by_or_abandoned(owner).expect("claims");
+            (owned.contains(&number), abandoned.contains(&number))
+        };
+        assert_eq!((of(&first), of(&second)), ((true, false), (false, false)));
+        // Another node has the directory now; then nobody has.
+        fs::write(&first.node_id_file, "second").expect("another id");
+        assert_eq!(of(&second), (false, true));
+        fs::remove_file(&first.node_id_file).expect("removed");
+        assert_eq!(of(&second), (false, true));
+        slot.discard().expect("removed");
+        assert_eq!(of(&first), (false, false));
+    }
 }

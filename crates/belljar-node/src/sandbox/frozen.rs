@@ -1,4 +1,5 @@
-//! A VM at a standstill as three files in a directory: `memory`, `devices`, `disk`.
+//! A VM at a standstill as three files in a directory: `memory`, `devices`, `disk`. Beside them may lie what its resolver
+//! remembered ([`network::NAMES`]).
 //!
 //! ```text
 //! capture:  clone memory base, flush disk -> freeze guest -> pause VM -> [copy written pages | save devices | clone disk]
@@ -29,6 +30,7 @@ use crate::{
     Context, blocking,
     guest::{self, GuestError},
     limits::PAGE,
+    network,
     storage::{self, Storage, StorageError},
 };
 
@@ -147,12 +149,17 @@ async fn prepare(
     meanwhile: Meanwhile,
 ) -> Result<Vec<u8>, FreezeError> {
     let (ctx, vm, home, into) = (ctx.clone(), booted.vm.clone(), home.to_owned(), into.to_owned());
+    let resolver = booted.gate.as_ref().map(|gate| gate.resolver().clone());
     blocking(move || {
         ctx.faults.point("freeze: prepare")?;
         ctx.storage.check_free()?;
         fs::create_dir_all(&into).map_err(StorageError::io("create", &into))?;
         if parts == Parts::All {
             ctx.storage.clone_disk(&home.join(MEMORY), &into.join(MEMORY), 0)?;
+            if let Some(resolver) = resolver {
+                let names = into.join(network::NAMES);
+                resolver.tell(&names).map_err(StorageError::io("write", &names))?;
+            }
         }
         let room = match (parts, meanwhile) {
             (Parts::All, Meanwhile::GoesOn) => vm.room_for_dirty()?,
@@ -279,14 +286,22 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StorageError> {
     File::open(dir).and_then(|file| file.sync_all()).map_err(StorageError::io("sync the directory", dir))
 }
 
-/// Brings the files of a standstill into a sandbox's directory: memory by link, disk by clone. What lay there is replaced.
+/// Brings the files of a standstill into a sandbox's directory: memory by link, disk by clone, and what its resolver knew.
+/// What lay there is replaced.
 pub(crate) fn bring_in(storage: &Storage, from: &Path, home: &Path) -> Result<(), StorageError> {
     let (memory_to, disk_to) = (home.join(MEMORY), home.join(boot::DISK));
     for old in [&memory_to, &disk_to] {
         remove_file(old)?;
     }
     link(storage, &from.join(MEMORY), &memory_to)?;
-    storage.clone_disk(&from.join(DISK), &disk_to, 0)
+    storage.clone_disk(&from.join(DISK), &disk_to, 0)?;
+    let names = home.join(network::NAMES);
+    remove_file(&names)?;
+    match fs::copy(from.join(network::NAMES), &names) {
+        // Nothing, or not under rules, answered the guest.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        copied => copied.map(drop).map_err(StorageError::io("write", &names)),
+    }
 }
 
 /// A second name for a file that never changes; a clone of it where links end.

@@ -241,19 +241,42 @@ except OSError as error:
     open("/tmp/end", "w").write(repr(error))
 "#;
 
+/// Fails unless the talk in a sandbox goes on.
+fn talk_goes_on(sandbox: &Sandbox<'_>, why: &str) {
+    let count = || {
+        sandbox.sh("until test -e /tmp/count; do sleep 0.05; done; cat /tmp/count").parse::<u64>().expect("a number")
+    };
+    let before = count();
+    sandbox.sh("sleep 0.5");
+    assert!(count() > before, "{why}: {:?}", sandbox.run("cat /tmp/end"));
+}
+
+#[test]
+fn what_a_wildcard_opened_stays_known_to_the_next_node_and_to_copies() {
+    let (_internet, world) = start();
+    let sandbox = world.create(&json!({"name": "box", "network": {"allow_out": ["*.wild.example"]}}));
+    sandbox.start(&json!({"command": "python3", "args": ["-c", TALK, "a.wild.example"]}));
+    talk_goes_on(&sandbox, "open");
+    // It is written a moment later.
+    sandbox.sh("sleep 2");
+    world.kill_server();
+    world.up();
+    talk_goes_on(&sandbox, "adopted");
+    patch(&world, &sandbox, &json!({"allow_out": ["*.wild.example", TWO]}));
+    talk_goes_on(&sandbox, "under another policy");
+    // A program in a copy may know the address already.
+    let knock = format!("timeout 5 bash -c '</dev/tcp/{ONE}/80'");
+    world.copy(&sandbox.id, 1).remove(0).sh(&knock);
+    patch(&world, &sandbox, &json!({"allow_out": [TWO]}));
+    assert_ne!(sandbox.run(&knock).end["exit_code"], 0, "the wildcard is gone, and its address is open");
+}
+
 #[test]
 fn a_change_cuts_what_is_forbidden_and_nothing_else() {
     let (_internet, world) = start();
     let sandbox = world.create(&json!({"name": "box"}));
     sandbox.start(&json!({"command": "python3", "args": ["-c", TALK, ONE]}));
-    let count = || {
-        sandbox.sh("until test -e /tmp/count; do sleep 0.05; done; cat /tmp/count").parse::<u64>().expect("a number")
-    };
-    let goes_on = |why: &str| {
-        let before = count();
-        sandbox.sh("sleep 0.5");
-        assert!(count() > before, "{why}: {:?}", sandbox.run("cat /tmp/end"));
-    };
+    let goes_on = |why: &str| talk_goes_on(&sandbox, why);
     goes_on("open");
     for network in
         [json!({"allow_out": ["45.83.1.0/24"]}), json!({"deny_out": [TWO]}), json!({"allow_out": ["one.example"]})]

@@ -125,7 +125,7 @@ impl Shared {
     ) -> Result<Found, Obstacle> {
         policy.name(name).map_err(Obstacle::Policy)?;
         if new {
-            self.memory().learn(name, &found, now);
+            self.learn(name, &found, now);
         }
         if found.chain.iter().any(|name| policy.denies_name(name)) {
             self.deny(&found.addresses).await.map_err(|()| Obstacle::Firewall)?;
@@ -158,6 +158,7 @@ impl Shared {
         open.hold(&missing, now + time);
         drop(open);
         self.memory().extend(name, &missing, now + time);
+        self.learnt.notify_one();
         Ok(())
     }
 

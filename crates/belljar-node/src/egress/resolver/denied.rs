@@ -67,7 +67,7 @@ impl Shared {
         // No swap while this is done.
         let policy = self.policy.read().await;
         if policy.denies_name(name) {
-            self.memory().learn(name, &found, Instant::now());
+            self.learn(name, &found, Instant::now());
             self.deny(&found.addresses).await.ok()?;
         }
         Some(found.ttl)

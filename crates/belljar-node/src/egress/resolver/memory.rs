@@ -8,7 +8,11 @@ use std::{
 
 use belljar_api::network::HostName;
 
-use super::{lookup::Found, query::Refusal};
+use super::{
+    kept::{KeptName, Moment, Since},
+    lookup::Found,
+    query::Refusal,
+};
 use crate::egress::{
     limits,
     policy::{Mode, Policy},
@@ -83,6 +87,44 @@ impl Memory {
     pub(super) fn extend(&mut self, name: &HostName, addresses: &[Ipv4Addr], until: Instant) {
         if let Some(entry) = self.names.get_mut(name) {
             entry.see(addresses, until);
+        }
+    }
+
+    /// All of it, as it is written.
+    pub(super) fn told(&self, at: Moment) -> Vec<KeptName> {
+        let mut names: Vec<_> = self.names.iter().collect();
+        names.sort_by_key(|(_, entry)| entry.used);
+        let open_until = |(address, until): (&Ipv4Addr, &Instant)| {
+            let ago = at.now.saturating_duration_since(*until);
+            (*address, (at.since_epoch + until.saturating_duration_since(at.now)).saturating_sub(ago).as_secs())
+        };
+        let told = |(name, entry): (&HostName, &Entry)| KeptName {
+            name: name.to_string(),
+            chain: entry.chain.iter().map(ToString::to_string).collect(),
+            open_until: entry.seen.iter().map(open_until).collect(),
+        };
+        names.into_iter().map(told).collect()
+    }
+
+    /// Remembers what was written, as far as it means something yet; every name has to be looked up again.
+    pub(super) fn recall(&mut self, names: Vec<KeptName>, at: Moment, since: Since) {
+        for kept in names {
+            let Ok(name) = kept.name.parse::<HostName>() else { continue };
+            let until = |seconds: u64| {
+                let left = Duration::from_secs(seconds).saturating_sub(at.since_epoch);
+                // A clock that was set must not keep an address open for years.
+                at.now + left.min(open_for(limits::TTL_CEILING))
+            };
+            let mut addresses: Vec<_> = kept.open_until.iter().map(|(address, at)| (*address, until(*at))).collect();
+            addresses.retain(|(_, until)| since == Since::RanOn || *until > at.now);
+            if addresses.is_empty() {
+                continue;
+            }
+            let chain = kept.chain.iter().filter_map(|name| name.parse().ok()).collect();
+            self.learn(&name, &Found { chain, addresses: Vec::new(), ttl: Duration::ZERO }, at.now);
+            for (address, until) in addresses {
+                self.extend(&name, &[address], until);
+            }
         }
     }
 

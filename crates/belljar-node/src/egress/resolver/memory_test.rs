@@ -67,3 +67,37 @@ fn the_firewall_is_never_asked_to_hold_more_than_it_can() {
     held.room(&more, now).expect_err("full");
     held.room(&more, now + Duration::from_secs(91)).expect("all have expired");
 }
+
+#[test]
+fn what_is_written_is_remembered_as_far_as_it_means_something() {
+    let now = Instant::now();
+    let at = |seconds: u64| Moment {
+        now: now + Duration::from_secs(seconds),
+        since_epoch: Duration::from_secs(1_700_000_000 + seconds),
+    };
+    let address = |last: u8| Ipv4Addr::new(1, 1, 1, last);
+    let mut memory = Memory::default();
+    memory.learn(&name("short.example"), &found(&[address(1)], 60), now);
+    memory.learn(&name("long.example"), &found(&[address(2)], 600), now);
+    let told = memory.told(at(0));
+    let recall = |seconds: u64, since: Since| {
+        let mut next = Memory::default();
+        next.recall(told.clone(), at(seconds), since);
+        assert!(next.fresh(&name("long.example"), at(seconds).now).is_none(), "it was taken for an answer");
+        next.under(&listed(), at(seconds).now)
+    };
+    for since in [Since::RanOn, Since::StoodStill] {
+        assert_eq!(recall(10, since), memory.under(&listed(), at(10).now));
+    }
+    // One that ran on may have a connection to what is over.
+    let ran_on = recall(200, Since::RanOn);
+    assert_eq!(ran_on, memory.under(&listed(), at(200).now));
+    assert!(ran_on.carried.contains(&address(1)));
+    let stood_still = recall(200, Since::StoodStill);
+    assert_eq!((stood_still.carried.len(), stood_still.allowed), (0, ran_on.allowed));
+    // A clock that was put back a year.
+    let back = Moment { since_epoch: Duration::from_secs(1_668_000_000), ..at(0) };
+    let mut next = Memory::default();
+    next.recall(told.clone(), back, Since::StoodStill);
+    assert!(next.under(&listed(), back.now).allowed.values().all(|left| *left <= open_for(limits::TTL_CEILING)));
+}

@@ -21,6 +21,7 @@
 
 mod answer;
 mod denied;
+mod kept;
 mod lookup;
 mod memory;
 mod query;
@@ -35,19 +36,24 @@ use std::{
     io,
     net::Ipv4Addr,
     sync::{Arc, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use belljar_api::network::HostName;
-use tokio::sync::{Mutex, RwLock, Semaphore, watch};
+use tokio::sync::{Mutex, Notify, RwLock, Semaphore, watch};
 
-use self::memory::{Held, Memory};
 pub(crate) use self::{
     answer::Unreachable,
+    kept::Since,
     query::Refusal,
     swap::{Names, ResolveError, resolve_names},
     upstream::Upstream,
+};
+use self::{
+    kept::Place,
+    lookup::Found,
+    memory::{Held, Memory},
 };
 use super::{limits, policy::Policy};
 
@@ -79,6 +85,9 @@ struct Shared {
     /// Read while addresses are admitted, written while a policy is swapped.
     policy: RwLock<Arc<Policy>>,
     memory: std::sync::Mutex<Memory>,
+    /// Where that is kept; rings when there is something new.
+    place: Place,
+    learnt: Notify,
     /// Names that are answered with another address than theirs.
     detour: Option<Arc<dyn Detour>>,
     /// What the firewall holds open. Locked while that is changed.
@@ -98,6 +107,8 @@ impl Resolver {
             firewall,
             policy: RwLock::new(Arc::new(Policy::closed())),
             memory: std::sync::Mutex::default(),
+            place: Place::default(),
+            learnt: Notify::new(),
             detour,
             open: Mutex::default(),
             denied: Mutex::default(),
@@ -116,5 +127,10 @@ impl Resolver {
 impl Shared {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn learn(&self, name: &HostName, found: &Found, now: Instant) {
+        self.memory().learn(name, found, now);
+        self.learnt.notify_one();
     }
 }

@@ -22,7 +22,7 @@ struct Desk {
 }
 
 impl Resolver {
-    /// Answers on these sockets, which are bound already, and keeps denied names denied, until `stop`. It has then let go
+    /// Answers on these sockets, which are bound already, keeps denied names denied and its memory on the disk, until `stop`. It has then let go
     /// of the sockets.
     pub(crate) async fn serve(
         &self,
@@ -43,6 +43,7 @@ impl Resolver {
         let served = tokio::select! {
             () = stop.cancelled() => Ok(()),
             () = self.keep_denied() => Ok(()),
+            () = self.keep() => Ok(()),
             result = desk.serve_udp(udp) => result,
             result = desk.serve_tcp(tcp) => result,
         };

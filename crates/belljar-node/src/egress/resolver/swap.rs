@@ -137,11 +137,8 @@ impl Swap<'_> {
     /// The firewall obeys the new policy; now the resolver does too.
     pub(crate) async fn commit(mut self) {
         let shared = &self.resolver.shared;
-        {
-            let mut memory = shared.memory();
-            for (name, found) in &self.names.0 {
-                memory.learn(name, found, self.at);
-            }
+        for (name, found) in &self.names.0 {
+            shared.learn(name, found, self.at);
         }
         shared.open.lock().await.replace(&self.resolved.allowed, self.at);
         shared.denied.lock().await.replace(&self.resolved.denied, self.at);

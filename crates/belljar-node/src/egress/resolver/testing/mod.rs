@@ -4,6 +4,7 @@
 
 mod answers;
 mod garbage;
+mod kept;
 mod swaps;
 mod upstream;
 
@@ -260,20 +261,26 @@ pub(super) fn policy(internet: bool, allow: &[&str], deny: &[&str]) -> Policy {
 impl Scene {
     /// With names upstream, each `name: record, record`, before the policy comes into force.
     pub(super) async fn new(names: &[(&str, &[&str])], policy: Policy) -> Self {
+        let scene = Self::begin(names, |_| {}).await;
+        scene.apply(policy).await.unwrap();
+        scene
+    }
+
+    /// Without a policy, once the resolver is `prepared`.
+    pub(super) async fn begin(names: &[(&str, &[&str])], prepare: impl FnOnce(&Resolver)) -> Self {
         let world = World::new().await;
         for (name, records) in names {
             world.has(name, records);
         }
         let firewall = Arc::new(Recorder::default());
         let resolver = Resolver::new(Arc::new(world.upstream()), firewall.clone(), None);
+        prepare(&resolver);
         let (tcp, udp) = bound().await;
         let (tcp, udp) = (tcp.into_std().unwrap(), udp.into_std().unwrap());
         let (address, stop) = (tcp.local_addr().unwrap(), CancellationToken::new());
         let serving = (resolver.clone(), stop.clone());
         let served = tokio::spawn(async move { serving.0.serve(udp, tcp, serving.1).await });
-        let scene = Self { world, firewall, resolver, address, stop, served };
-        scene.apply(policy).await.unwrap();
-        scene
+        Self { world, firewall, resolver, address, stop, served }
     }
 
     /// Swaps the policy, as the node does; what the firewall is compiled from, in one line.

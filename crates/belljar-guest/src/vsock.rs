@@ -1,4 +1,5 @@
-//! The link over vsock, for the VMMs that have it: the agent listens, the host connects.
+//! The link over vsock, for the VMMs that have it: the agent listens, the host connects. The agent rings on the next port
+//! once it listens, so that the host need not try again and again.
 
 use std::{
     io,
@@ -8,7 +9,10 @@ use std::{
     },
 };
 
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, listen, socket};
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, connect, listen, socket},
+};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     net::UnixStream,
@@ -23,6 +27,7 @@ pub(crate) async fn serve(port: u32, service: Service) -> io::Result<()> {
     let listener = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
     bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port))?;
     listen(&listener, Backlog::new(1)?)?;
+    ring(port + 1);
     let listener = watched(listener)?;
     let mut current: Option<AbortOnDropHandle<()>> = None;
     loop {
@@ -30,6 +35,17 @@ pub(crate) async fn serve(port: u32, service: Service) -> io::Result<()> {
         let service = service.clone();
         drop(current.take());
         current = Some(AbortOnDropHandle::new(tokio::spawn(async move { service.serve_link(connection).await })));
+    }
+}
+
+/// Nobody need be there, and nobody waits for an answer.
+fn ring(port: u32) {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let rung = socket(AddressFamily::Vsock, SockType::Stream, flags, None)
+        .and_then(|bell| connect(bell.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, port)).map(|()| bell));
+    match rung {
+        Ok(_) | Err(Errno::EINPROGRESS) => {}
+        Err(error) => tracing::debug!("nobody hears the bell: {error}"),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio::{io::DuplexStream, sync::mpsc};
 
-use crate::{network::NetworkOptions, storage::StorageOptions};
+use crate::{driver::DriverSetting, network::NetworkOptions, storage::StorageOptions};
 
 /// Everything a node needs to know; see the fields.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct NodeConfig {
     pub image_store: PathBuf,
     /// What runs the sandboxes.
     pub driver: DriverSetting,
+    /// Directory where VM programs are looked for before `PATH`.
+    pub vmm_dir: Option<PathBuf>,
     /// Whether sandboxes begin from golden snapshots; without them each one boots.
     pub templates: bool,
     /// VMs that are kept ready for each golden snapshot.
@@ -59,18 +61,4 @@ pub struct Artifacts {
     pub kernel: PathBuf,
     /// cpio archive that holds the guest agent.
     pub initrd: PathBuf,
-}
-
-/// What runs the sandboxes.
-#[derive(Debug, Clone, Default)]
-pub enum DriverSetting {
-    /// The best that this machine can do.
-    #[default]
-    Auto,
-    /// The guest agent as a plain child: isolates nothing. For tests.
-    #[cfg(feature = "process-driver")]
-    Process {
-        /// The agent's binary.
-        agent: PathBuf,
-    },
 }

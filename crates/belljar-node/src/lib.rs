@@ -44,8 +44,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
-    config::{Artifacts, DriverSetting, NodeConfig, ServerSetting},
-    driver::DriverError,
+    config::{Artifacts, NodeConfig, ServerSetting},
+    driver::{DriverError, DriverSetting, Machine},
     network::{NetworkError, NetworkLimits, NetworkOptions, NetworkSetting, probe as probe_network},
     program::ProgramError,
 };
@@ -162,7 +162,7 @@ impl Context {
 
 /// Runs a node until `shutdown` says otherwise.
 pub async fn run(config: NodeConfig, shutdown: watch::Receiver<Shutdown>) -> Result<(), NodeError> {
-    let driver = driver::open(&config.driver)?;
+    let driver = driver::open(&config.driver, config.vmm_dir.as_deref(), config.network.kind)?;
     run_with(config, driver, shutdown).await
 }
 
@@ -235,7 +235,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
     let node_id_file =
         std::path::absolute(&node_id_file).map_err(|source| NodeError::Io { path: node_id_file, source })?;
     let owner = Owner { node_id: node_id.clone(), node_id_file };
-    let network = Network::open(config.network, driver.capabilities().tap_network, owner)?;
+    let network = Network::open(config.network, driver.capabilities(), owner)?;
     Ok(Context {
         node_id,
         node_token: config.node_token,

@@ -111,7 +111,7 @@ fn open(pid: i32) -> io::Result<OwnedFd> {
 }
 
 #[expect(unsafe_code, reason = "tokio has no safe way to wait for a descriptor of another kind than its own")]
-fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` always names the same open descriptor, and closes it only when dropped.
     unsafe { AsyncFd::register(fd) }.map_err(Into::into)
 }

@@ -2,6 +2,8 @@
 //!
 //! Guest memory is a private mapping of a file. A page that was never written is the file's page, or none yet; the first write
 //! replaces it by a page without a file. The kernel tells which is which in `/proc/PID/pagemap`.
+//!
+//! Or it is memory without a file ([`Origin::Anonymous`]): then every page that is there counts as written.
 
 use crate::driver::DirtyMemory;
 use crate::limits::{COPIERS, COPY_ALONE_BYTES, IOVECS, PIECE_BYTES};
@@ -31,9 +33,18 @@ struct Mapping {
     offset: u64,
 }
 
+/// What guest memory began as, by which it is found in the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The file with this number.
+    File(u64),
+    /// Zeroes.
+    Anonymous,
+}
+
 /// Memory for [`copy`], taken and touched ahead: while the VM stands still, only what was written since has to be found room for.
-pub(crate) fn room(pid: u32, inode: u64, bytes: u64) -> io::Result<Vec<u8>> {
-    let (runs, _) = written(pid, inode, bytes)?;
+pub(crate) fn room(pid: u32, origin: Origin, bytes: u64) -> io::Result<Vec<u8>> {
+    let (runs, _) = written(pid, origin, bytes)?;
     let total: u64 = runs.iter().map(|(_, length)| length).sum();
     let mut room = empty(usize::try_from(total + total / 8).map_err(io::Error::other)?);
     // Writing is what makes the pages ours.
@@ -42,11 +53,10 @@ pub(crate) fn room(pid: u32, inode: u64, bytes: u64) -> io::Result<Vec<u8>> {
     Ok(room)
 }
 
-/// Copies the written pages of process `pid`'s private mapping of the file with number `inode`, which has `bytes`, into
-/// `room`, which grows where it is too small.
+/// Copies the written pages of process `pid`'s guest memory, which has `bytes`, into `room`, which grows where it is too small.
 #[expect(unsafe_code, reason = "what was filled by the kernel was not by us")]
-pub(crate) fn copy(pid: u32, inode: u64, bytes: u64, room: Vec<u8>) -> io::Result<DirtyMemory> {
-    let (runs, addresses) = written(pid, inode, bytes)?;
+pub(crate) fn copy(pid: u32, origin: Origin, bytes: u64, room: Vec<u8>) -> io::Result<DirtyMemory> {
+    let (runs, addresses) = written(pid, origin, bytes)?;
     let total = wide(addresses.iter().map(|(_, length)| length).sum())?;
     let mut data = if room.capacity() < total { empty(total) } else { room };
     data.clear();
@@ -65,11 +75,11 @@ pub(crate) fn copy(pid: u32, inode: u64, bytes: u64, room: Vec<u8>) -> io::Resul
 /// Shows the same to `each`, piece by piece, until it says false.
 pub(crate) fn each(
     pid: u32,
-    inode: u64,
+    origin: Origin,
     bytes: u64,
     each: &mut (dyn FnMut(u64, &[u8]) -> bool + Send),
 ) -> io::Result<Runs> {
-    let (runs, addresses) = written(pid, inode, bytes)?;
+    let (runs, addresses) = written(pid, origin, bytes)?;
     let mut room = Vec::with_capacity(PIECE_BYTES);
     let cut = |pieces: &Runs| shares(pieces, PIECE_BYTES as u64);
     for (places, addresses) in cut(&runs).into_iter().zip(cut(&addresses)) {
@@ -100,11 +110,14 @@ fn refill<'a>(pid: u32, pieces: &[(u64, u64)], room: &'a mut Vec<u8>) -> io::Res
 type Runs = Vec<(u64, u64)>;
 
 /// What was written: by its place in guest memory, and by its place in the process.
-fn written(pid: u32, inode: u64, bytes: u64) -> io::Result<(Runs, Runs)> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let mappings = mappings(&maps, inode);
+fn written(pid: u32, origin: Origin, bytes: u64) -> io::Result<(Runs, Runs)> {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+    let mappings = match origin {
+        Origin::File(inode) => mappings(&read("maps")?, inode),
+        Origin::Anonymous => anonymous(&read("smaps")?, bytes, |address| shows_low_memory(pid, address)),
+    };
     if mappings.iter().map(|mapping| mapping.end - mapping.start).sum::<u64>() != bytes {
-        return Err(io::Error::other("it does not have its memory file mapped as it was started with"));
+        return Err(io::Error::other("its guest's memory is not mapped as it was at its start"));
     }
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
     let mut addresses = Vec::new();
@@ -136,7 +149,6 @@ fn empty(capacity: usize) -> Vec<u8> {
 /// The private writable mappings of a file, in the order of the file, from `/proc/PID/maps`:
 /// `7f26-7f27 rw-p 00000000 fe:00 10051770 /path`. The device number is not looked at: with some file systems it is not the file's.
 fn mappings(maps: &str, inode: u64) -> Vec<Mapping> {
-    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
     let parse = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let (start, end) = words.next()?.split_once('-')?;
@@ -149,6 +161,73 @@ fn mappings(maps: &str, inode: u64) -> Vec<Mapping> {
     let mut found: Vec<Mapping> = maps.lines().filter_map(parse).collect();
     found.sort_by_key(|mapping| mapping.offset);
     found
+}
+
+/// Bytes of guest memory below the hole that is left for devices, where memory is larger than that.
+const LOW_MEMORY: u64 = 3 << 30;
+
+/// What VM programs align guest memory to.
+const ALIGNMENT: u64 = 2 << 20;
+
+/// The mappings of guest memory without a file, from `/proc/PID/smaps`: what is private, writable and not accounted for
+/// (`nr`). Memory above the hole is a mapping of its own, anywhere. `is_low` looks into one.
+fn anonymous(smaps: &str, bytes: u64, is_low: impl Fn(u64) -> bool) -> Vec<Mapping> {
+    let areas = areas(smaps);
+    let mapping = |start: u64, length: u64, offset| Mapping { start, end: start + length, offset };
+    let lower = |size| find(&areas, size, |_| true).or_else(|| find(&areas, size, &is_low));
+    if let Some(whole) = lower(bytes) {
+        return vec![mapping(whole, bytes, 0)];
+    }
+    let Some(rest) = bytes.checked_sub(LOW_MEMORY) else { return Vec::new() };
+    let Some(low) = lower(LOW_MEMORY) else { return Vec::new() };
+    let elsewhere = |start: u64| start + rest <= low || low + LOW_MEMORY <= start;
+    let high = find(&areas, rest, elsewhere);
+    high.map(|high| vec![mapping(low, LOW_MEMORY, 0), mapping(high, rest, LOW_MEMORY)]).unwrap_or_default()
+}
+
+/// Where the only piece of this size is that may be guest memory. A neighbour of the same kind becomes one with it: then it
+/// is at an end of that, aligned.
+fn find(areas: &Runs, size: u64, may_be: impl Fn(u64) -> bool) -> Option<u64> {
+    let only = |places: Vec<u64>| if let [place] = places[..] { Some(place) } else { None };
+    let exact = areas.iter().filter(|(start, length)| *length == size && may_be(*start));
+    only(exact.map(|(start, _)| *start).collect()).or_else(|| {
+        let larger = areas.iter().filter(|(_, length)| *length > size);
+        let ends = larger.flat_map(|(start, length)| [*start, start + length - size]);
+        only(ends.filter(|place| place % ALIGNMENT == 0 && may_be(*place)).collect())
+    })
+}
+
+/// Start and length of areas that may be guest memory. Advice on parts of one splits it; they are put together again.
+fn areas(smaps: &str) -> Runs {
+    let mut areas = Runs::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let Some(first) = words.next() else { continue };
+        if first == "VmFlags:" {
+            if let (Some((start, end)), true) = (current.take(), words.any(|flag| flag == "nr")) {
+                add(&mut areas, start, end - start);
+            }
+        } else if !first.ends_with(':') {
+            // `7f26-7f27 rw-p 00000000 00:00 0`, and a name if it has one.
+            let is_plain = words.next() == Some("rw-p") && words.nth(2) == Some("0") && words.next().is_none();
+            let range = first.split_once('-').and_then(|(start, end)| Some((hex(start)?, hex(end)?)));
+            current = range.filter(|_| is_plain);
+        }
+    }
+    areas
+}
+
+/// Whether guest memory begins here: VM programs put ACPI's root pointer at its place below 1 MiB.
+fn shows_low_memory(pid: u32, address: u64) -> bool {
+    const PLACE: u64 = 0xe_0000;
+    const SIGNATURE: &[u8] = b"RSD PTR ";
+    let mut room = Vec::with_capacity(SIGNATURE.len());
+    refill(pid, &[(address + PLACE, SIGNATURE.len() as u64)], &mut room).is_ok_and(|found| found == SIGNATURE)
+}
+
+fn hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok()
 }
 
 /// Adds pages to the last run, or begins one.

@@ -45,17 +45,17 @@ impl Mapped {
     }
 
     fn copy(&self) -> io::Result<DirtyMemory> {
-        let (pid, inode, bytes) = self.place();
-        copy(pid, inode, bytes, Vec::new())
+        let (pid, origin, bytes) = self.place();
+        copy(pid, origin, bytes, Vec::new())
     }
 
     fn each(&self, show: &mut (dyn FnMut(u64, &[u8]) -> bool + Send)) -> io::Result<Runs> {
-        let (pid, inode, bytes) = self.place();
-        each(pid, inode, bytes, show)
+        let (pid, origin, bytes) = self.place();
+        each(pid, origin, bytes, show)
     }
 
-    fn place(&self) -> (u32, u64, u64) {
-        (std::process::id(), self.file.metadata().unwrap().ino(), (PAGES * PAGE_SIZE) as u64)
+    fn place(&self) -> (u32, Origin, u64) {
+        (std::process::id(), Origin::File(self.file.metadata().unwrap().ino()), (PAGES * PAGE_SIZE) as u64)
     }
 }
 
@@ -159,9 +159,15 @@ fn another_size_or_file_is_refused() {
     let memory = Mapped::new();
     let inode = memory.file.metadata().unwrap().ino();
     for (inode, bytes) in [(inode, PAGE), (u64::MAX, (PAGES * PAGE_SIZE) as u64)] {
-        assert!(copy(std::process::id(), inode, bytes, Vec::new()).unwrap_err().to_string().contains("memory file"));
+        assert!(
+            copy(std::process::id(), Origin::File(inode), bytes, Vec::new())
+                .unwrap_err()
+                .to_string()
+                .contains("not mapped")
+        );
     }
-    assert!(copy(u32::MAX >> 1, inode, PAGE, Vec::new()).is_err());
+    assert!(copy(u32::MAX >> 1, Origin::File(inode), PAGE, Vec::new()).is_err());
+    assert!(copy(std::process::id(), Origin::Anonymous, PAGE * 0x1234_5678, Vec::new()).is_err());
 }
 
 #[test]
@@ -175,4 +181,79 @@ fn maps_are_read() {
     let mapping = |start, end, offset| Mapping { start, end, offset };
     assert_eq!(mappings(maps, 9), [mapping(0x7f00, 0x7f08, 0), mapping(0x7f10, 0x7f18, 8)]);
     assert_eq!(mappings("", 9), []);
+}
+
+/// Memory as a VM process has it that maps no file: not accounted for, aligned, and with ACPI's root pointer.
+#[expect(unsafe_code, reason = "mapping memory")]
+#[test]
+fn memory_without_a_file_is_found() {
+    const LENGTH: usize = 4321 * PAGE_SIZE;
+    const ALIGNED: usize = 2 << 20;
+    let (both, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+    // SAFETY: a new mapping, wherever there is room.
+    let all = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), LENGTH + ALIGNED, both, flags) }.unwrap();
+    let start = all.map_addr(|address| address.next_multiple_of(ALIGNED)).cast::<u8>();
+    let head = start.addr() - all.addr();
+    // SAFETY: what was mapped, before and behind what is used.
+    unsafe {
+        munmap(all, head).ok();
+        munmap(start.add(LENGTH).cast(), ALIGNED - head).unwrap();
+    }
+    for (place, bytes) in
+        [(0, &b"\x01"[..]), (17 * PAGE_SIZE, b"\x02"), (18 * PAGE_SIZE, b"\x03"), (0xe_0000, b"RSD PTR ")]
+    {
+        // SAFETY: inside of the mapping, of which there is no reference.
+        unsafe { std::ptr::copy(bytes.as_ptr(), start.add(place), bytes.len()) };
+    }
+    let found = copy(std::process::id(), Origin::Anonymous, LENGTH as u64, Vec::new()).unwrap();
+    let page = |number: u64, count: u64| (number * PAGE, count * PAGE);
+    assert_eq!(found.runs, [page(0, 1), page(17, 2), page(0xe0, 1)]);
+    let first: Vec<_> = found.data.chunks(PAGE_SIZE).map(|page| page[0]).collect();
+    assert_eq!(first, [1, 2, 3, b'R']);
+    // SAFETY: what was mapped, and nobody uses it any more.
+    unsafe { munmap(start.cast(), LENGTH) }.unwrap();
+}
+
+#[test]
+fn areas_of_memory_are_told_apart() {
+    const GIB: u64 = 1 << 30;
+    let area = |start: u64, length: u64, rest: &str, flags: &str| {
+        format!("{start:x}-{:x} {rest}\nSize: 4 kB\nRss: 0 kB\nVmFlags: rd wr mr {flags}\n", start + length)
+    };
+    let plain = "rw-p 00000000 00:00 0 ";
+    let check = |smaps: &str, bytes: u64, expected: &[(u64, u64, u64)]| {
+        let found: Vec<_> = anonymous(smaps, bytes, |start| start == 0x7000_0000_0000)
+            .iter()
+            .map(|mapping| (mapping.start, mapping.end - mapping.start, mapping.offset))
+            .collect();
+        assert_eq!(found, expected, "{smaps}");
+    };
+    let others = [
+        area(0x1000, GIB, "rw-p 00000000 00:00 0    [heap]", "nr"),
+        area(0x2000_0000_0000, GIB, "rw-p 00000000 fe:00 9 /data/memory", "nr"),
+        area(0x3000_0000_0000, GIB, "---p 00000000 00:00 0 ", "nr"),
+        area(0x4000_0000_0000, GIB, plain, "ac"),
+    ]
+    .concat();
+    check(&others, GIB, &[]);
+    check(&(others.clone() + &area(0x7000_0000_0000, GIB, plain, "nr hg")), GIB, &[(0x7000_0000_0000, GIB, 0)]);
+    // Split by advice.
+    let halves = area(0x7000_0000_0000, GIB / 2, plain, "nr hg") + &area(0x7000_2000_0000, GIB / 2, plain, "nr");
+    check(&(others.clone() + &halves), GIB, &[(0x7000_0000_0000, GIB, 0)]);
+    // Around the hole; where both are of one size, what is in them tells.
+    let low = area(0x7000_0000_0000, LOW_MEMORY, plain, "nr");
+    for high in [GIB, LOW_MEMORY, 5 * GIB] {
+        let both = area(0x6000_0000_0000, high, plain, "nr") + &low;
+        let expected = [(0x7000_0000_0000, LOW_MEMORY, 0), (0x6000_0000_0000, high, LOW_MEMORY)];
+        check(&(others.clone() + &both), LOW_MEMORY + high, &expected);
+    }
+    check(&low, LOW_MEMORY + GIB, &[]);
+    // One with what lies behind it, or before.
+    for start in [0x7000_0000_0000, 0x6fff_fffe_f000] {
+        let merged = area(start, GIB + (0x7000_0000_0000 - start).max(0x1_1000), plain, "nr");
+        check(&(others.clone() + &merged), GIB, &[(0x7000_0000_0000, GIB, 0)]);
+    }
+    // Two that may be it.
+    let two = area(0x6000_0000_0000, GIB + 0x1000, plain, "nr") + &area(0x6100_0000_0000, GIB + 0x1000, plain, "nr");
+    check(&two, GIB, &[]);
 }

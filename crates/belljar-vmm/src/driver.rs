@@ -94,6 +94,8 @@ pub trait Vm: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DriverKind {
+    /// Firecracker, in hardware.
+    Firecracker,
     /// QEMU's `microvm` machine.
     Qemu { accel: Accelerator },
     /// The guest agent as a plain child. Isolates nothing; only with the feature `process-driver`.
@@ -113,6 +115,7 @@ pub enum Accelerator {
 impl fmt::Display for DriverKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Firecracker => "firecracker",
             Self::Qemu { accel: Accelerator::Kvm } => "qemu-kvm",
             Self::Qemu { accel: Accelerator::Tcg } => "qemu-tcg",
             Self::Process => "process",
@@ -129,8 +132,10 @@ pub struct Capabilities {
     pub hardware: bool,
     /// [`NetworkSpec::User`] works.
     pub user_network: bool,
-    /// [`NetworkSpec::Tap`] works.
+    /// Frames may go to a tap, so that rules hold: [`NetworkSpec::Tap`], or [`NetworkSpec::NamedTap`].
     pub tap_network: bool,
+    /// It is [`NetworkSpec::NamedTap`].
+    pub named_tap: bool,
     /// `NetworkSpec::None` and `restrict: true` really keep the guest off the network.
     pub restricts_network: bool,
     /// [`Vm::save_devices`], [`Vm::copy_dirty`], [`Vm::each_dirty`] and [`VmSpec::devices`] work.
@@ -197,6 +202,13 @@ pub enum NetworkSpec {
     /// Frames go to a TAP device (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`) that this is an open queue of: what may leave is up
     /// to whoever made it. The VM process keeps its own copy of the descriptor.
     Tap(Arc<OwnedFd>),
+    /// The same, for VM programs that open the tap themselves: nobody else may have a queue of it open.
+    NamedTap {
+        /// File of the network namespace where it is.
+        namespace: PathBuf,
+        /// Its name there.
+        name: String,
+    },
 }
 
 /// Why a VM ended.

@@ -2,6 +2,7 @@
 
 use crate::limits;
 use crate::qemu::QmpError;
+use crate::rest::RestError;
 use std::io;
 use std::path::PathBuf;
 
@@ -15,6 +16,9 @@ pub enum VmmError {
     /// A file the VM needs cannot be opened.
     #[error("VM {id}: cannot open the {what} {path}")]
     File { id: String, what: &'static str, path: PathBuf, source: io::Error },
+    /// Two VMs would write to it.
+    #[error("VM {id}: the disk {path} is locked: another VM uses it")]
+    DiskInUse { id: String, path: PathBuf },
     /// The run directory cannot be used, or a file in it.
     #[error("cannot {operation} {path}")]
     RunDir { operation: &'static str, path: PathBuf, source: io::Error },
@@ -38,7 +42,7 @@ pub enum VmmError {
     NotReady { program: PathBuf, limit: std::time::Duration, log: String },
     /// The control connection to the VM process failed.
     #[error("control connection to VM process {pid}")]
-    Monitor { pid: u32, source: QmpError },
+    Monitor { pid: u32, source: MonitorError },
     /// The byte stream to the guest cannot be opened.
     #[error("cannot connect to the guest link {path}; has the VM ended?")]
     Link { path: PathBuf, source: io::Error },
@@ -62,7 +66,7 @@ pub enum VmmError {
     Save { pid: u32, path: PathBuf, source: io::Error },
     /// The state of the devices cannot be gone on with.
     #[error(
-        "VM {id}: cannot go on with the device state {path}; it must be whole and of a VM with the same QEMU, cpus, \
+        "VM {id}: cannot go on with the device state {path}; it must be whole and of a VM with the same program, cpus, \
          memory, disk and network card: {reason}"
     )]
     Restore { id: String, path: PathBuf, reason: String },
@@ -75,4 +79,15 @@ pub enum VmmError {
         limits::KILL_ROUNDS
     )]
     Unstoppable { pid: u32 },
+}
+
+/// A control connection that failed, by its protocol.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// QEMU's.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// HTTP, of the other VM programs.
+    #[error(transparent)]
+    Rest(#[from] RestError),
 }

@@ -22,20 +22,33 @@
 //! that the reason and the console can be read, until [`Vm::kill`].
 
 mod child;
+#[cfg(test)]
+mod conformance;
 mod dirty;
 mod driver;
 mod error;
+mod fifo_console;
+pub mod firecracker;
 mod guard;
+mod hybrid;
 pub mod limits;
 mod log;
 mod memory;
+mod namespace;
+mod orphan;
+mod panic_words;
 pub mod probe;
 #[cfg(feature = "process-driver")]
 pub mod process;
 pub mod qemu;
+mod rest;
 mod run_dir;
+mod saved;
+mod shape;
 mod spawn;
+mod spec;
 
 pub use driver::{Accelerator, Capabilities, DirtyMemory, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
-pub use error::VmmError;
+pub use error::{MonitorError, VmmError};
 pub use memory::MemoryUse;
+pub use rest::RestError;

@@ -22,6 +22,24 @@ pub const QMP_LINE_BYTES: usize = 256 * 1024;
 /// for a host that is overloaded.
 pub const QMP_REPLY: Duration = Duration::from_secs(10);
 
+/// Bytes of one answer over a VM process's HTTP interface; the largest are a few KiB.
+pub const REST_BODY_BYTES: usize = 256 * 1024;
+
+/// Characters of a refusal over it that go into an error message.
+pub const REST_WORDS: usize = 1000;
+
+/// How long one call of it may take. Most take a millisecond; loading or saving a state waits for the disk.
+pub const REST_REPLY: Duration = Duration::from_secs(30);
+
+/// Bytes of a hybrid vsock's answer to `CONNECT`, its line end included; `OK 4294967295` is the longest.
+pub const VSOCK_ANSWER_BYTES: u64 = 32;
+
+/// How long that answer may take. It comes from the VM process if nobody listens, else from the guest's kernel.
+pub const VSOCK_ANSWER: Duration = Duration::from_secs(5);
+
+/// How long after a guest rang, or did not, its link is tried again: it rings once, and we may have been away.
+pub const RING_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long a started VM process may take until it is ready to be driven. 50 ms are usual.
 pub const LAUNCH: Duration = Duration::from_secs(30);
 
@@ -33,6 +51,9 @@ pub const CMDLINE_EXTRA_BYTES: usize = 1024;
 
 /// Virtual CPUs of one VM. The guest kernel is built for 64.
 pub const MAX_VCPUS: u32 = 64;
+
+/// The same with Firecracker, which has no more.
+pub const MAX_FIRECRACKER_VCPUS: u32 = 32;
 
 /// Smallest guest memory, MiB: kernel, agent and one shell fit.
 pub const MIN_MEMORY_MIB: u64 = 64;
@@ -80,8 +101,11 @@ pub const PROBE: Duration = Duration::from_secs(2);
 /// hundreds, and it lacks instructions that a kernel needs.
 pub const USABLE_NS_PER_INSTRUCTION: f64 = 20.0;
 
-/// Oldest QEMU (major version) that has what we use.
-pub const MIN_QEMU_MAJOR: u32 = 9;
+/// Oldest QEMU (major and minor version) that has what we use.
+pub const MIN_QEMU: (u32, u32) = (9, 0);
+
+/// Oldest Firecracker that has what we use; the last of it is `/serial`.
+pub const MIN_FIRECRACKER: (u32, u32) = (1, 14);
 
 const _: () = assert!(CONSOLE_BYTES.is_power_of_two());
 const _: () = assert!(QMP_LINE_BYTES > CONSOLE_BYTES / 3 * 4 + 1024);

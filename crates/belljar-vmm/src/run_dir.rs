@@ -1,10 +1,15 @@
 //! The run directory of one VM: what is in it, who the VM process was, and sockets with long paths.
 //!
 //! ```text
-//! run_dir/  link.sock     to the guest agent
+//! run_dir/  link.sock     to the guest agent; a hybrid vsock but for QEMU
+//!           link.sock_1025  where a guest with a vsock rings when its agent listens
 //!           qmp.sock      to QEMU's control interface (QEMU only)
-//!           devices.new   state of the devices that QEMU is saving (QEMU only)
-//!           console.tail  console output that was already fetched from QEMU
+//!           api.sock      to the other programs' control interface
+//!           disk          the disk by another name, which does not change when a directory is renamed (not QEMU)
+//!           kernel, initrd  the same, until they are loaded
+//!           devices.new   state of the devices that is being saved or loaded
+//!           console.fifo  where the console's output waits to be read (not QEMU)
+//!           console.tail  console output that was already read
 //!           vm.json       which process it is: written once it runs, removed last
 //! ```
 //!
@@ -28,11 +33,19 @@ pub(crate) const LINK: &str = "link.sock";
 pub(crate) const QMP: &str = "qmp.sock";
 pub(crate) const DEVICES: &str = "devices.new";
 pub(crate) const CONSOLE: &str = "console.tail";
+pub(crate) const API: &str = "api.sock";
+/// A hybrid vsock's name for connections of the guest to port 1025: [`crate::hybrid`].
+pub(crate) const BELL: &str = "link.sock_1025";
+pub(crate) const DISK: &str = "disk";
+pub(crate) const KERNEL: &str = "kernel";
+pub(crate) const INITRD: &str = "initrd";
+pub(crate) const CONSOLE_FIFO: &str = "console.fifo";
 const RECORD: &str = "vm.json";
 const RECORD_NEW: &str = "vm.json.new";
 
 /// In the order of removal: the record goes last, so that an interrupted removal is finished by the next adoption.
-const ALL: [&str; 6] = [LINK, QMP, DEVICES, CONSOLE, RECORD_NEW, RECORD];
+const ALL: [&str; 12] =
+    [LINK, BELL, QMP, API, DISK, KERNEL, INITRD, DEVICES, CONSOLE_FIFO, CONSOLE, RECORD_NEW, RECORD];
 
 /// Format of `vm.json`; another number is not ours to read.
 const RECORD_VERSION: u32 = 1;
@@ -118,7 +131,7 @@ impl Card {
         match network {
             NetworkSpec::None => Self::None,
             NetworkSpec::User { .. } => Self::User,
-            NetworkSpec::Tap(_) => Self::Tap,
+            NetworkSpec::Tap(_) | NetworkSpec::NamedTap { .. } => Self::Tap,
         }
     }
 }
@@ -198,6 +211,62 @@ impl RunDir {
         tokio::net::UnixStream::connect(self.short(name)).await
     }
 
+    /// Whether there is a file of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.short(name).exists()
+    }
+
+    /// Waits until there is a file of this name.
+    pub(crate) async fn appears(&self, name: &str) -> io::Result<()> {
+        use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+        let there = || std::fs::exists(self.short(name));
+        if there()? {
+            return Ok(());
+        }
+        let events = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        add_watch(&events, self.short("."), WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
+        let events = child::register(events)?;
+        // It may have come before we looked that way.
+        while !there()? {
+            let mut ready = events.readable().await?;
+            let mut buffer = [0_u8; 4096];
+            while rustix::io::read(events.get_ref(), &mut buffer).is_ok() {}
+            ready.clear_ready();
+        }
+        Ok(())
+    }
+
+    /// Gives a file outside a second name in the directory: one that stays the file's when directories are renamed, or, on
+    /// another file system, at least finds it.
+    pub(crate) fn link_in(&self, file: &Path, name: &str) -> Result<(), VmmError> {
+        let to = self.short(name);
+        let linked = std::fs::hard_link(file, &to).or_else(|_| std::os::unix::fs::symlink(file, &to));
+        linked.map_err(|source| self.fail("link a file as", name, source))
+    }
+
+    /// Opens a file in it.
+    pub(crate) fn open_file(&self, name: &str, options: &OpenOptions) -> Result<File, VmmError> {
+        options.open(self.short(name)).map_err(|source| self.fail("open", name, source))
+    }
+
+    /// Makes a pipe with a name.
+    pub(crate) fn make_fifo(&self, name: &str) -> Result<(), VmmError> {
+        let made = rustix::fs::mknodat(
+            rustix::fs::CWD,
+            self.short(name),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_bits_truncate(0o600),
+            0,
+        );
+        made.map_err(|source| self.fail("make a pipe", name, source.into()))
+    }
+
+    /// Both ends of a pipe with a name, for reading without waiting.
+    pub(crate) fn open_fifo(&self, name: &str) -> Result<tokio::net::unix::pipe::Receiver, VmmError> {
+        let open = || tokio::net::unix::pipe::OpenOptions::new().read_write(true).open_receiver(self.short(name));
+        open().map_err(|source| self.fail("open", name, source))
+    }
+
     /// The last `limit` bytes of a file.
     pub(crate) fn tail(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
         let mut file = File::open(self.short(name))?;
@@ -236,6 +305,11 @@ impl RunDir {
     pub(crate) fn read_record(&self) -> Option<Record> {
         let bytes = self.tail(RECORD, RECORD_BYTES).ok()?;
         serde_json::from_slice::<Record>(&bytes).ok().filter(|record| record.version == RECORD_VERSION)
+    }
+
+    /// Whether no VM has left anything.
+    pub(crate) fn is_clear(&self) -> bool {
+        ALL.iter().all(|name| std::fs::symlink_metadata(self.short(name)).is_err())
     }
 
     /// Removes every file a VM may have left. Missing ones are fine.

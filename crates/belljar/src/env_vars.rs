@@ -23,8 +23,10 @@ pub const INITRD: &str = "BELLJAR_INITRD";
 pub const CACHE: &str = "BELLJAR_CACHE";
 /// Directory of the images; default `~/.cache/belljar/store`.
 pub const IMAGE_STORE: &str = "BELLJAR_IMAGE_STORE";
-/// What runs the sandboxes: `auto`, or `process:AGENT` in builds with that test driver.
+/// What runs the sandboxes: `auto`, the name of a driver, or `process:AGENT` in builds with that test driver.
 pub const DRIVER: &str = "BELLJAR_DRIVER";
+/// Directory where VM programs are looked for before `PATH`.
+pub const VMM_DIR: &str = "BELLJAR_VMM_DIR";
 /// Address under which clients reach the data plane; default the first that `belljar up` listens on.
 pub const PUBLIC_URL: &str = "BELLJAR_PUBLIC_URL";
 /// DNS name under which `{id}.` and `{port}-{id}.` lead to the server.

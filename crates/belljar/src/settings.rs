@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_node::{NetworkLimits, NetworkOptions, NetworkSetting, NodeConfig};
+use belljar_node::{DriverSetting, NetworkLimits, NetworkOptions, NetworkSetting, NodeConfig};
 use belljar_server::{AcmeConfig, LETS_ENCRYPT, TlsFiles, TlsSource};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -167,6 +167,10 @@ pub struct ConfigFile {
     pub volume_file: Option<PathBuf>,
     /// Size of the reflink volume when it is made, MiB.
     pub volume_size_mb: Option<u64>,
+    /// What runs the sandboxes.
+    pub driver: Option<DriverSetting>,
+    /// Directory of the VM programs.
+    pub vmm_dir: Option<PathBuf>,
 }
 
 /// What every command needs.
@@ -224,8 +228,10 @@ pub struct UpSettings {
     pub volume_file: Option<PathBuf>,
     /// Size of the reflink volume when it is made, MiB.
     pub volume_size_mb: Option<u64>,
-    /// What runs the sandboxes, when it is not found out.
-    pub driver: Option<String>,
+    /// What runs the sandboxes.
+    pub driver: DriverSetting,
+    /// Where VM programs are looked for before `PATH`.
+    pub vmm_dir: Option<PathBuf>,
 }
 
 /// How HTTPS is spoken.
@@ -474,7 +480,8 @@ impl Settings {
             resident: args.resident_secs.or(file.resident_secs).map_or(NodeConfig::RESIDENT, Duration::from_secs),
             volume_file: args.volume_file.clone().or(file.volume_file.clone()),
             volume_size_mb: args.volume_size_mb.or(file.volume_size_mb),
-            driver: args.driver.clone(),
+            driver: args.driver.clone().or(file.driver.clone()).unwrap_or_default(),
+            vmm_dir: args.vmm_dir.clone().or(file.vmm_dir.clone()),
         }
     }
 

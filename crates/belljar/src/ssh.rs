@@ -175,7 +175,7 @@ mod tests {
         let other = Server::new("http://[::1]:8900", &gateway("ssh-ed25519 BBBB")).expect("server");
         other.remember(&dir).expect("written");
         for key in ["ssh-ed25519 AAAA", "ssh-ed25519 CCCC"] {
-            let server = Server::new("http://box.test:8900/", &gateway(key)).expect("server");
+            let server = Server::new("https://box.test/", &gateway(key)).expect("server");
             server.remember(&dir).expect("written");
             let text = fs::read_to_string(server.known_hosts(&dir)).expect("file");
             assert_eq!(text, format!("[::1]:2222 ssh-ed25519 BBBB\n[box.test]:2222 {key}\n"));

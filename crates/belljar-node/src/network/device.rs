@@ -1,4 +1,4 @@
-//! The two ioctls of a network's tap: that which makes it, and that which tells the kernel who is behind it.
+//! The ioctls of a network's tap: those which make it, and that which tells the kernel who is behind it.
 //!
 //! `ip` can do both, but a process takes longer than all the rest of a network's way into a sandbox.
 
@@ -15,6 +15,8 @@ use super::{GUEST, NetworkError, TAP};
 
 /// `TUNSETIFF` of `linux/if_tun.h`: `_IOW('T', 202, int)`.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+/// `TUNSETPERSIST` of `linux/if_tun.h`: `_IOW('T', 203, int)`.
+const TUNSETPERSIST: libc::Ioctl = 0x4004_54cb;
 /// `ATF_COM` and `ATF_PERM` of `linux/if_arp.h`: the address is known, and stays.
 const KNOWN_FOR_EVER: libc::c_int = 0x02 | 0x04;
 
@@ -45,6 +47,14 @@ pub(super) fn open_tap() -> Result<OwnedFd, NetworkError> {
         return Err(NetworkError::io("make a tap")(io::Error::last_os_error()));
     }
     Ok(tun.into())
+}
+
+/// Lets a tap stay when nobody has it open: it goes with its namespace.
+#[expect(unsafe_code, reason = "no safe wrapper has this ioctl")]
+pub(super) fn keep_tap(tap: &OwnedFd) -> Result<(), NetworkError> {
+    // SAFETY: the kernel takes the number itself.
+    let kept = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETPERSIST, 1 as libc::c_ulong) };
+    if kept < 0 { Err(NetworkError::io("keep a tap")(io::Error::last_os_error())) } else { Ok(()) }
 }
 
 /// Tells the kernel the guest's hardware address, for ever, in the namespace of a socket. Then it never asks who the guest

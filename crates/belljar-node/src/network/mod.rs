@@ -33,13 +33,12 @@ use std::{
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
-    os::fd::OwnedFd,
     path::Path,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use belljar_vmm::NetworkSpec;
+use belljar_vmm::{Capabilities, NetworkSpec};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +47,10 @@ pub(crate) use self::{
     host::mtu,
     slot::Owner,
 };
-use self::{nft::Nft, slot::Slot};
+use self::{
+    nft::Nft,
+    slot::{Slot, Taps},
+};
 use crate::{
     Context, blocking, chain,
     egress::resolver::Upstream,
@@ -134,7 +136,7 @@ impl NetworkError {
 /// Makes a network as those of sandboxes, and removes it: whether that works is hard to tell otherwise. Blocking.
 pub fn probe() -> Result<(), NetworkError> {
     host::prepare(&[])?;
-    let made = Slot::make(&Owner::this_process()).and_then(|slot| slot.discard());
+    let made = Slot::make(&Owner::this_process(), Taps::Named).and_then(|slot| slot.discard());
     // Both are tried; the first error tells more.
     made.and(host::tidy())
 }
@@ -201,6 +203,8 @@ pub(crate) struct Network {
 struct Pool {
     /// Whose the numbers are.
     owner: Owner,
+    /// What the driver takes.
+    taps: Taps,
     /// Made ahead, for the next VMs.
     ready: Mutex<Vec<Slot>>,
     /// Of networks that are plugged in and whose rules are still to come, so that they come fast.
@@ -209,19 +213,20 @@ struct Pool {
 
 impl Network {
     /// Finds out what can be had, by making one. Blocking.
-    pub(crate) fn open(options: NetworkOptions, has_tap: bool, owner: Owner) -> Result<Self, NetworkError> {
+    pub(crate) fn open(options: NetworkOptions, driver: Capabilities, owner: Owner) -> Result<Self, NetworkError> {
         let setting = options.kind;
-        if setting == NetworkSetting::User || !has_tap {
+        if setting == NetworkSetting::User || !driver.tap_network {
             return Ok(Self { options, pool: None });
         }
+        let taps = if driver.named_tap { Taps::Named } else { Taps::Open };
         let first = || {
             host::prepare(&options.allow_private)?;
-            Slot::make(&owner)
+            Slot::make(&owner, taps)
         };
         match first() {
             Ok(slot) => {
                 let ready = Mutex::new(vec![slot]);
-                let pool = Pool { owner, ready, started: Mutex::default() };
+                let pool = Pool { owner, taps, ready, started: Mutex::default() };
                 Ok(Self { options, pool: Some(pool) })
             }
             Err(error) if setting == NetworkSetting::Auto => {
@@ -272,10 +277,10 @@ impl Network {
         self.started().and_then(|mut started| started.remove(&number)).unwrap_or_else(|| Nft::of(number))
     }
 
-    /// For which node another one is to be made ahead.
-    fn wants_more(&self) -> Option<Owner> {
+    /// For which node another one is to be made ahead, and how.
+    fn wants_more(&self) -> Option<(Owner, Taps)> {
         let (pool, ready) = self.pool()?;
-        (ready.len() < NETWORKS_READY).then(|| pool.owner.clone())
+        (ready.len() < NETWORKS_READY).then(|| (pool.owner.clone(), pool.taps))
     }
 
     fn add(&self, slot: Slot) {
@@ -290,12 +295,12 @@ impl Network {
         drop(ready);
         match slot {
             Some(slot) => Ok(Some(slot)),
-            None => Slot::make(&pool.owner).map(Some),
+            None => Slot::make(&pool.owner, pool.taps).map(Some),
         }
     }
 
-    /// A network for the VM that has `file`; gives the queue for its card.
-    fn plug(&self, file: &Path) -> Result<Option<OwnedFd>, NetworkError> {
+    /// A network for the VM that has `file`; gives what its card is connected to.
+    fn plug(&self, file: &Path) -> Result<Option<NetworkSpec>, NetworkError> {
         let Some(slot) = self.take()? else { return Ok(None) };
         let number = slot.number();
         let (tap, nft) = slot.plug(file)?;
@@ -312,17 +317,17 @@ pub(crate) async fn plug(ctx: &Arc<Context>, home: &Path) -> Result<NetworkSpec,
     let plugged = blocking(move || this.network.plug(&file)).await?;
     let Some(tap) = plugged else { return Ok(NetworkSpec::User { restrict: false }) };
     refill(ctx);
-    Ok(NetworkSpec::Tap(Arc::new(tap)))
+    Ok(tap)
 }
 
 /// Makes as many as are to be ready, in the background.
 pub(crate) fn refill(ctx: &Arc<Context>) {
     let this = ctx.clone();
     ctx.spawn(async move {
-        while let Some(owner) = this.network.wants_more() {
+        while let Some((owner, taps)) = this.network.wants_more() {
             let that = this.clone();
             // Also where this is given up in the middle, what was made gets into the pool, which a leaving node empties.
-            match blocking(move || Slot::make(&owner).map(|slot| that.network.add(slot))).await {
+            match blocking(move || Slot::make(&owner, taps).map(|slot| that.network.add(slot))).await {
                 Ok(()) => {}
                 // The next VM tries it again, and tells.
                 Err(error) => return tracing::warn!(error = chain(&error), "cannot keep a network ready"),

@@ -165,7 +165,7 @@ mod tests {
     use super::*;
     use crate::{
         egress::ruleset,
-        network::slot::{Owner, Slot},
+        network::slot::{Owner, Slot, Taps},
     };
 
     /// A network of this host, until the end of the test.
@@ -183,7 +183,7 @@ mod tests {
             println!("skipped: network namespaces need root");
             return;
         }
-        let made = Made(Some(Slot::make(&Owner::this_process()).expect("a network")));
+        let made = Made(Some(Slot::make(&Owner::this_process(), Taps::Open).expect("a network")));
         let nft = Nft::of(made.0.as_ref().expect("made").number());
         let pid = || nft.process.lock().expect("kept").as_ref().and_then(|it| Some(it.child.as_ref()?.id()));
         let chains = || nft.ask("list chains").expect("a list");

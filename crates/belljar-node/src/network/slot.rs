@@ -9,10 +9,12 @@ use std::{
     net::Ipv4Addr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 
 use belljar_api::sandbox::NetworkConfig;
+use belljar_vmm::NetworkSpec;
 use ipnet::IpNet;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -52,10 +54,20 @@ impl Owner {
     }
 }
 
+/// How VM processes come by a tap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taps {
+    /// They are given it open.
+    Open,
+    /// They open it, by its name.
+    Named,
+}
+
 /// A network that no VM has yet.
 pub(super) struct Slot {
     number: u32,
-    tap: OwnedFd,
+    /// `None`: it is to be opened by its name.
+    tap: Option<OwnedFd>,
     nft: Nft,
 }
 
@@ -65,9 +77,9 @@ impl Slot {
     }
 
     /// Claims a number and makes what belongs to it; on error nothing is left. Blocking, some 30 ms.
-    pub(super) fn make(owner: &Owner) -> Result<Self, NetworkError> {
+    pub(super) fn make(owner: &Owner, taps: Taps) -> Result<Self, NetworkError> {
         let number = claim(owner)?;
-        match make(number) {
+        match make(number, taps) {
             Ok((tap, nft)) => Ok(Self { number, tap, nft }),
             Err(error) => {
                 if let Err(error) = remove(number) {
@@ -83,11 +95,15 @@ impl Slot {
         remove(self.number)
     }
 
-    /// Notes the number in `file`: from here on it belongs to the VM that has that. Gives the queue for its card, and what
-    /// its rules are changed through.
-    pub(super) fn plug(self, file: &Path) -> Result<(OwnedFd, Nft), NetworkError> {
+    /// Notes the number in `file`: from here on it belongs to the VM that has that. Gives what its card is connected to, and
+    /// what its rules are changed through.
+    pub(super) fn plug(self, file: &Path) -> Result<(NetworkSpec, Nft), NetworkError> {
         match note(file, self.number, None) {
-            Ok(()) => Ok((self.tap, self.nft)),
+            Ok(()) => {
+                let named = || NetworkSpec::NamedTap { namespace: namespace(self.number), name: TAP.to_owned() };
+                let spec = self.tap.map_or_else(named, |tap| NetworkSpec::Tap(Arc::new(tap)));
+                Ok((spec, self.nft))
+            }
             Err(error) => {
                 self.discard()?;
                 Err(error)
@@ -188,7 +204,7 @@ pub(super) fn addresses(number: u32) -> (Ipv4Addr, Ipv4Addr) {
     (first.into(), (first + 1).into())
 }
 
-fn make(number: u32) -> Result<(OwnedFd, Nft), NetworkError> {
+fn make(number: u32, taps: Taps) -> Result<(Option<OwnedFd>, Nft), NetworkError> {
     let path = namespace(number);
     fs::create_dir_all(NAMESPACES).map_err(NetworkError::io(format!("create {NAMESPACES}")))?;
     File::create(&path).map_err(NetworkError::io(format!("create {}", path.display())))?;
@@ -201,6 +217,9 @@ fn make(number: u32) -> Result<(OwnedFd, Nft), NetworkError> {
         mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(|error| NetworkError::io(format!("mount {}", path.display()))(error.into()))?;
         let tap = device::open_tap()?;
+        if taps == Taps::Named {
+            device::keep_tap(&tap)?;
+        }
         let nft = Nft::start(number)?;
         for (name, value) in [("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")] {
             // A kernel without IPv6 has no switch for it.
@@ -220,7 +239,7 @@ fn make(number: u32) -> Result<(OwnedFd, Nft), NetworkError> {
              route add default via {near}\n",
             std::process::id()
         ))?;
-        Ok((tap, nft))
+        Ok(((taps == Taps::Open).then_some(tap), nft))
     })?;
     let outer = names(number).1;
     // As inside: there is no IPv6.
@@ -295,7 +314,7 @@ mod tests {
         let here = dir.path().to_str().expect("a path");
         let (first, second) = (node("first", here), node("second", here));
         fs::write(&first.node_id_file, "first\n").expect("its id");
-        let slot = Slot::make(&first).expect("a network");
+        let slot = Slot::make(&first, Taps::Named).expect("a network");
         let number = slot.number();
         let of = |owner: &Owner| {
             let (owned, abandoned) = owned_by_or_abandoned(owner).expect("claims");

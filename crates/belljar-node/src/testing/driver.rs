@@ -140,6 +140,7 @@ impl Driver for FakeDriver {
             isolates: true,
             hardware: false,
             user_network: true,
+            named_tap: false,
             tap_network: false,
             restricts_network: true,
             snapshots: true,

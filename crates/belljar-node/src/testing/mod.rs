@@ -96,6 +96,7 @@ impl Fixture {
             artifacts: Artifacts { kernel: path.join("vmlinux"), initrd: path.join("initrd") },
             image_store: path.join("store"),
             driver: DriverSetting::Auto,
+            vmm_dir: None,
             templates: options.templates,
             spares: options.spares,
             resident: options.resident,

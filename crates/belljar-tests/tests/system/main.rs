@@ -109,6 +109,7 @@ impl System {
             artifacts: Artifacts { kernel: PathBuf::new(), initrd: PathBuf::new() },
             image_store: self.dir.path().join("store"),
             driver: DriverSetting::Process { agent: agent() },
+            vmm_dir: None,
             templates: false,
             spares: 0,
             resident: NodeConfig::RESIDENT,

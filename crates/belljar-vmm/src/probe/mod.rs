@@ -1,13 +1,13 @@
-//! What this machine can run VMs with. Probed, not guessed: [`kvm`] executes kernel-mode code and times it, [`qemu`]
-//! asks the program. [`choose`] turns the answers into a decision and into the words for `belljar doctor`.
+//! What this machine can run VMs with. Probed, not guessed: [`kvm`] executes kernel-mode code and times it, [`qemu`] and
+//! [`firecracker`] ask the programs. [`choose`] turns the answers into a decision and into the words for `belljar doctor`.
 
 mod kvm;
-mod qemu;
+mod program;
 
 use crate::driver::{Accelerator, DriverKind};
 use crate::limits::USABLE_NS_PER_INSTRUCTION;
 pub use kvm::kvm;
-pub use qemu::{QemuProblem, QemuProgram, qemu};
+pub use program::{Program, ProgramProblem, firecracker, qemu};
 use std::fmt;
 
 /// What became of trying to execute kernel-mode code with `/dev/kvm`.
@@ -81,31 +81,56 @@ pub struct DriverChoice {
     pub better: Option<String>,
 }
 
-/// Decides from the probes' answers.
+/// What was found of the programs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Programs {
+    /// See [`firecracker`].
+    pub firecracker: Result<Program, ProgramProblem>,
+    /// See [`qemu`].
+    pub qemu: Result<Program, ProgramProblem>,
+}
+
+/// Decides from the probes' answers. `taps`: whether VMs can have taps, which Firecracker needs for a network; why not, if so.
 #[must_use]
-pub fn choose(kvm: &Kvm, qemu: &Result<QemuProgram, QemuProblem>) -> DriverChoice {
+pub fn choose(kvm: &Kvm, programs: &Programs, taps: &Result<(), String>) -> DriverChoice {
+    let usable = matches!(kvm, Kvm::Usable { .. });
+    let skipped = match (&programs.firecracker, taps) {
+        (Ok(program), Ok(())) if usable => {
+            let reason = format!("Firecracker {} runs guests in hardware: {kvm}", program.version);
+            return DriverChoice { driver: Some(DriverKind::Firecracker), reason, better: None };
+        }
+        (Err(problem), _) => (problem.to_string(), Some(problem.remedy().to_owned())),
+        (Ok(_), Err(why)) => (format!("Firecracker needs taps, and {why}"), None),
+        (Ok(_), Ok(())) => ("Firecracker needs KVM".to_owned(), None),
+    };
+    choose_qemu(kvm, &programs.qemu, usable.then_some(skipped))
+}
+
+/// `skipped`: why Firecracker is not used though KVM works, and the remedy.
+fn choose_qemu(
+    kvm: &Kvm,
+    qemu: &Result<Program, ProgramProblem>,
+    skipped: Option<(String, Option<String>)>,
+) -> DriverChoice {
     let program = match qemu {
         Ok(program) => program,
         Err(problem) => {
-            return DriverChoice {
-                driver: None,
-                reason: problem.to_string(),
-                better: Some(problem.remedy().to_owned()),
-            };
+            let reason = skipped.map_or_else(|| problem.to_string(), |(why, _)| format!("{why}; {problem}"));
+            return DriverChoice { driver: None, reason, better: Some(problem.remedy().to_owned()) };
         }
     };
-    let accel = match kvm {
-        Kvm::Usable { .. } => Accelerator::Kvm,
-        Kvm::Absent | Kvm::NotPermitted | Kvm::Broken { .. } | Kvm::Interpreted { .. } => Accelerator::Tcg,
+    let (accel, way) = match kvm {
+        Kvm::Usable { .. } => (Accelerator::Kvm, "in hardware"),
+        Kvm::Absent | Kvm::NotPermitted | Kvm::Broken { .. } | Kvm::Interpreted { .. } => {
+            (Accelerator::Tcg, "in software, 6 to 8 times slower")
+        }
     };
-    let way = match accel {
-        Accelerator::Kvm => "in hardware",
-        Accelerator::Tcg => "in software, 6 to 8 times slower",
-    };
+    let (why, better) = skipped.map_or((None, kvm.remedy().map(str::to_owned)), |(why, better)| (Some(why), better));
+    let why = why.map(|why| format!("; {why}")).unwrap_or_default();
     DriverChoice {
         driver: Some(DriverKind::Qemu { accel }),
-        reason: format!("QEMU {} runs guests {way}: {kvm}", program.version),
-        better: kvm.remedy().map(str::to_owned),
+        reason: format!("QEMU {} runs guests {way}: {kvm}{why}", program.version),
+        better,
     }
 }
 
@@ -118,26 +143,40 @@ mod tests {
     fn choices() {
         const TCG: Option<DriverKind> = Some(DriverKind::Qemu { accel: Accelerator::Tcg });
         const KVM: Option<DriverKind> = Some(DriverKind::Qemu { accel: Accelerator::Kvm });
-        let found = || Ok(QemuProgram { path: PathBuf::from("/usr/bin/q"), version: "10.0.2".into() });
-        let old = || Err(QemuProblem::TooOld { program: "q".into(), version: "7.2.1".into() });
-        let none = || Err(QemuProblem::NotFound { program: "q".into() });
+        const FIRECRACKER: Option<DriverKind> = Some(DriverKind::Firecracker);
+        let found = |version: &str| Ok(Program { path: PathBuf::from("/usr/bin/x"), version: version.into() });
+        let none = |remedy| Err(ProgramProblem::NotFound { program: "x".into(), remedy });
+        let old = Err(ProgramProblem::TooOld {
+            program: "q".into(),
+            version: "7.2.1".into(),
+            oldest: (9, 0),
+            remedy: "update",
+        });
         let broken = || Kvm::Broken { step: "create a VM", reason: "no".into() };
-        let check = |kvm: Kvm, qemu: Result<QemuProgram, QemuProblem>, driver, reason: &str, better: Option<&str>| {
-            let choice = choose(&kvm, &qemu);
-            assert_eq!(choice.driver, driver, "{kvm:?} {qemu:?}");
+        let qemu = Programs { firecracker: none("get it"), qemu: found("10.0.2") };
+        let both = Programs { firecracker: found("1.14.0"), qemu: found("10.0.2") };
+        let fire = Programs { firecracker: found("1.14.0"), qemu: none("apt install") };
+        let (taps, no_taps) = (Ok(()), Err("this user may not make them".to_owned()));
+        let check = |kvm: Kvm, programs: &Programs, taps, driver, reason: &str, better: Option<&str>| {
+            let choice = choose(&kvm, programs, taps);
+            assert_eq!(choice.driver, driver, "{kvm:?} {programs:?}");
             assert!(choice.reason.contains(reason), "{choice:?}");
             assert_eq!(choice.better.is_some(), better.is_some(), "{choice:?}");
             assert!(choice.better.unwrap_or_default().contains(better.unwrap_or_default()), "{kvm:?}");
         };
-        check(Kvm::measured(0.3), found(), KVM, "in hardware", None);
-        check(Kvm::measured(20.0), found(), KVM, "in hardware", None);
-        check(Kvm::measured(560.0), found(), TCG, "interprets kernel-mode code (560 ns", Some("nested"));
-        check(Kvm::Absent, found(), TCG, "does not exist", Some("firmware"));
-        check(Kvm::NotPermitted, found(), TCG, "may not be opened", Some("group `kvm`"));
-        check(broken(), found(), TCG, "create a VM: no", Some("nested"));
-        for kvm in [Kvm::measured(0.3), Kvm::measured(560.0), Kvm::Absent, Kvm::NotPermitted, broken()] {
-            check(kvm.clone(), old(), None, "7.2.1", Some("bookworm-backports"));
-            check(kvm, none(), None, "not found", Some("apt install"));
+        check(Kvm::measured(0.3), &both, &taps, FIRECRACKER, "Firecracker 1.14.0 runs guests in hardware", None);
+        check(Kvm::measured(0.3), &fire, &taps, FIRECRACKER, "0.30 ns", None);
+        check(Kvm::measured(0.3), &both, &no_taps, KVM, "Firecracker needs taps, and this user", None);
+        check(Kvm::measured(20.0), &qemu, &taps, KVM, "in hardware", Some("get it"));
+        check(Kvm::measured(560.0), &both, &taps, TCG, "interprets kernel-mode code (560 ns", Some("nested"));
+        check(Kvm::Absent, &qemu, &taps, TCG, "does not exist", Some("firmware"));
+        check(Kvm::NotPermitted, &both, &taps, TCG, "may not be opened", Some("group `kvm`"));
+        check(broken(), &both, &taps, TCG, "create a VM: no", Some("nested"));
+        for kvm in [Kvm::measured(560.0), Kvm::Absent, Kvm::NotPermitted, broken()] {
+            check(kvm.clone(), &fire, &taps, None, "not found", Some("apt install"));
+            let old = Programs { firecracker: none("get it"), qemu: old.clone() };
+            check(kvm, &old, &taps, None, "7.2.1", Some("update"));
         }
+        check(Kvm::measured(0.3), &fire, &no_taps, None, "Firecracker needs taps", Some("apt install"));
     }
 }

@@ -118,6 +118,7 @@ impl Driver for ProcessDriver {
             hardware: true,
             user_network: true,
             tap_network: false,
+            named_tap: false,
             snapshots: false,
             restricts_network: false,
             limits_resources: false,

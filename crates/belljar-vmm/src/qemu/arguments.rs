@@ -1,12 +1,12 @@
 //! QEMU's command line as a pure function of what is wanted.
 
 use super::QemuConfig;
-use super::state::Shape;
 use crate::driver::{Accelerator, NetworkSpec, VmSpec};
-use crate::error::VmmError;
-use crate::limits::{CMDLINE_EXTRA_BYTES, CONSOLE_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use crate::limits::CONSOLE_BYTES;
 use crate::run_dir::Card;
+use crate::shape::Shape;
 use crate::spawn::FIRST_FD;
+use crate::spec;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -34,10 +34,6 @@ pub(super) const NETWORK: &str = "net";
 /// Name of the guest's memory; also in saved states.
 const MEMORY: &str = "mem";
 
-/// What every guest kernel gets. Console output costs an exit per byte, hence `quiet` and errors only; without ACPI a
-/// guest ends itself by rebooting through a triple fault, also after a panic.
-const CMDLINE: &str = "console=ttyS0 quiet loglevel=3 reboot=t panic=-1 random.trust_cpu=on";
-
 /// In software only: code that rewrites itself at boot is expensive to translate again, so one CPU keeps its `lock` prefixes.
 const CMDLINE_TCG: &str = " noreplace-smp";
 
@@ -45,43 +41,9 @@ const CMDLINE_TCG: &str = " noreplace-smp";
 /// kernel and the C library would choose them for every copy.
 const EMULATED_CPU: &str = "max,-erms,-fsrm,-fzrm,-fsrs,-fsrc";
 
-/// Refuses what QEMU would misread or the machine cannot have.
-pub(super) fn validate(spec: &VmSpec) -> Result<(), VmmError> {
-    let bad = |field, reason: String| Err(VmmError::BadSpec { id: spec.id.clone(), field, reason });
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if spec.id.is_empty() || spec.id.len() > 64 || !spec.id.chars().all(plain) {
-        return bad("id", "must be 1 to 64 letters, digits, `-` or `_`".to_owned());
-    }
-    if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
-        return bad("vcpus", format!("is {}, must be 1 to {MAX_VCPUS}", spec.vcpus));
-    }
-    if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&spec.memory_mib) {
-        return bad("memory_mib", format!("is {}, must be {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}", spec.memory_mib));
-    }
-    if spec.cmdline_extra.len() > CMDLINE_EXTRA_BYTES || spec.cmdline_extra.chars().any(char::is_control) {
-        return bad("cmdline_extra", format!("must be one line of at most {CMDLINE_EXTRA_BYTES} bytes"));
-    }
-    if spec.devices.is_some() && spec.memory.is_none() {
-        return bad("memory", "must be the file that belongs to the device state".to_owned());
-    }
-    let files = [
-        ("kernel", Some(&spec.kernel)),
-        ("initrd", spec.initrd.as_ref()),
-        ("disk", spec.disk.as_ref()),
-        ("memory", spec.memory.as_ref()),
-    ];
-    for (field, path) in files {
-        // QEMU takes text, runs in another directory, and reads `name:` at the start of a disk's path as a protocol.
-        if let Some(path) = path.filter(|path| !path.is_absolute() || path.to_str().is_none()) {
-            return bad(field, format!("`{}` must be an absolute path in UTF-8", path.display()));
-        }
-    }
-    Ok(())
-}
-
 /// The kernel's command line; QEMU appends the virtio devices to it.
 fn command_line(accel: Accelerator, spec: &VmSpec, tsc_khz: Option<u64>) -> String {
-    let mut line = CMDLINE.to_owned();
+    let mut line = format!("{} reboot=t", spec::CMDLINE);
     if accel == Accelerator::Tcg {
         line.push_str(CMDLINE_TCG);
         if let Some(khz) = tsc_khz {
@@ -89,13 +51,7 @@ fn command_line(accel: Accelerator, spec: &VmSpec, tsc_khz: Option<u64>) -> Stri
             line.push_str(&format!(" tsc_early_khz={khz} tsc=reliable"));
         }
     }
-    if spec.disk.is_some() {
-        line.push_str(" belljar.root=/dev/vda");
-    }
-    if !spec.cmdline_extra.is_empty() {
-        line.push(' ');
-        line.push_str(&spec.cmdline_extra);
-    }
+    spec::push_rest(&mut line, spec);
     line
 }
 
@@ -207,6 +163,7 @@ pub(super) fn arguments(config: &QemuConfig, spec: &VmSpec, tsc_khz: Option<u64>
         NetworkSpec::None => {}
         NetworkSpec::User { restrict } => all.user_card(restrict),
         // Behind the saved state, if there is one.
+        NetworkSpec::NamedTap { .. } => {}
         NetworkSpec::Tap(_) => all.card(&format!("tap,fd={}", DEVICES_FD + i32::from(spec.devices.is_some()))),
     }
     if spec.devices.is_some() {

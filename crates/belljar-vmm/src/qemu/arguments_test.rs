@@ -1,10 +1,13 @@
 use super::*;
-use crate::probe::QemuProgram;
+use crate::VmmError;
+use crate::limits::{CMDLINE_EXTRA_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use crate::probe::Program;
+use crate::spec::validate;
 use proptest::prelude::*;
 use std::path::PathBuf;
 
 fn config(accel: Accelerator) -> QemuConfig {
-    QemuConfig::new(QemuProgram { path: PathBuf::from("qemu"), version: "10.0.2".into() }, accel)
+    QemuConfig::new(Program { path: PathBuf::from("qemu"), version: "10.0.2".into() }, accel)
 }
 
 fn spec() -> VmSpec {
@@ -61,7 +64,7 @@ fn smallest_in_software() {
          -device virtserialport,chardev=link,name=belljar.link
          -device virtio-rng-device
          -kernel /data/vmlinux
-         -append console=ttyS0 quiet loglevel=3 reboot=t panic=-1 random.trust_cpu=on noreplace-smp tsc_early_khz=2445424 tsc=reliable",
+         -append console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on reboot=t noreplace-smp tsc_early_khz=2445424 tsc=reliable",
     );
 }
 
@@ -106,7 +109,7 @@ fn everything_in_hardware() {
          -device virtio-net-device,netdev=net
          -kernel /data/vmlinux
          -initrd /data/agent, 1.cpio
-         -append console=ttyS0 quiet loglevel=3 reboot=t panic=-1 random.trust_cpu=on belljar.root=/dev/vda belljar.user=tl-user a=b",
+         -append console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on reboot=t belljar.root=/dev/vda belljar.user=tl-user a=b",
     );
 }
 
@@ -137,7 +140,7 @@ fn begun_with_a_memory_file() {
          -device virtserialport,chardev=link,name=belljar.link
          -device virtio-rng-device
          -kernel /data/vmlinux
-         -append console=ttyS0 quiet loglevel=3 reboot=t panic=-1 random.trust_cpu=on noreplace-smp tsc_early_khz=2445424 tsc=reliable",
+         -append console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on reboot=t noreplace-smp tsc_early_khz=2445424 tsc=reliable",
     );
 }
 

@@ -6,13 +6,13 @@
 use super::QemuConfig;
 use super::arguments;
 use super::qmp::{Qmp, QmpError};
-use super::state::Shape;
 use super::stream;
 use crate::child::Process;
 use crate::error::VmmError;
 use crate::guard::Started;
 use crate::limits::{DEVICES_BYTES, HEADS};
 use crate::log::Log;
+use crate::shape::Shape;
 use crate::spawn::{Start, spawn};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::collections::VecDeque;
@@ -97,7 +97,7 @@ async fn ask(config: &QemuConfig, shape: &Shape) -> Result<Vec<u8>, VmmError> {
             let ended = "it closed its control connection".to_owned();
             return Err(VmmError::EndedEarly { program: program.clone(), ended, log: log.message() });
         }
-        Ok(Err(source)) => return Err(VmmError::Monitor { pid: pid.unsigned_abs(), source }),
+        Ok(Err(source)) => return Err(VmmError::Monitor { pid: pid.unsigned_abs(), source: source.into() }),
         Err(_) => return Err(VmmError::NotReady { program: program.clone(), limit, log: log.message() }),
     }
     read(&mut stream).map_err(failed)

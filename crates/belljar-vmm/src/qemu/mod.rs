@@ -25,20 +25,21 @@ use crate::error::VmmError;
 use crate::guard::{Files, Started};
 use crate::limits::{LAUNCH, MAX_MEMORY_MIB, MAX_VCPUS, QMP_REPLY, TRANSLATION_CACHE_MIB};
 use crate::log::Log;
-use crate::probe::QemuProgram;
+use crate::orphan;
+use crate::probe::Program;
 use crate::run_dir::{Guest, LINK, QMP, Record, RunDir};
+use crate::shape::Shape;
 use crate::spawn::{Start, spawn};
+use crate::spec;
 pub use arguments::LINK_PORT;
 use async_trait::async_trait;
 use heads::Heads;
 use qmp::Qmp;
 pub use qmp::QmpError;
 use serde_json::json;
-use state::{Shape, State};
+use state::State;
 use std::fmt;
-use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +50,7 @@ use vm::{Parts, QemuVm};
 #[derive(Debug, Clone)]
 pub struct QemuConfig {
     /// The program, as [`probe::qemu`](crate::probe::qemu) found it.
-    pub program: QemuProgram,
+    pub program: Program,
     /// How guest code is executed.
     pub accel: Accelerator,
     /// Size of the translation cache, MiB (software emulation only).
@@ -61,7 +62,7 @@ pub struct QemuConfig {
 impl QemuConfig {
     /// The usual settings.
     #[must_use]
-    pub fn new(program: QemuProgram, accel: Accelerator) -> Self {
+    pub fn new(program: Program, accel: Accelerator) -> Self {
         Self { program, accel, translation_cache_mib: TRANSLATION_CACHE_MIB, launch_limit: LAUNCH }
     }
 }
@@ -129,7 +130,7 @@ impl QemuDriver {
                         log: log.message(),
                     })
                 }
-                Ok(Err(source)) => Err(VmmError::Monitor { pid: process.pid(), source }),
+                Ok(Err(source)) => Err(VmmError::Monitor { pid: process.pid(), source: source.into() }),
                 Err(_) => Err(VmmError::NotReady { program: program(), limit, log: log.message() }),
             },
         }
@@ -180,7 +181,7 @@ impl QemuDriver {
             return Ok(None);
         };
         let log = Log::of_process(pid).map_err(failed("read the log of"))?;
-        let monitor = |source| VmmError::Monitor { pid, source };
+        let monitor = |source: QmpError| VmmError::Monitor { pid, source: source.into() };
         let Driven { qmp, stopped, paused } = tokio::time::timeout(QMP_REPLY, drive(&dir))
             .await
             .map_err(|_| monitor(QmpError::Silent { command: "connect" }))?
@@ -232,6 +233,7 @@ impl Driver for QemuDriver {
             hardware: self.config.accel == Accelerator::Kvm,
             user_network: true,
             tap_network: true,
+            named_tap: false,
             snapshots: true,
             restricts_network: true,
             limits_resources: true,
@@ -245,9 +247,10 @@ impl Driver for QemuDriver {
     }
 
     async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
-        arguments::validate(spec)?;
-        check_files(spec)?;
-        let memory_inode = check_memory(spec)?;
+        spec::validate(spec)?;
+        check_network(spec)?;
+        spec::check_files(spec)?;
+        let memory_inode = spec::check_memory(spec)?;
         let state = State::open(spec)?;
         // Who is restored has been told.
         let tsc_khz = if state.is_none() { self.tsc.khz().await } else { None };
@@ -255,7 +258,7 @@ impl Driver for QemuDriver {
         let Shape { vcpus, memory_mib, disk, card } = Shape::of(spec);
         let guest = Guest { memory_mib, memory_inode, vcpus, disk, card };
         let dir = Arc::new(RunDir::open(&spec.run_dir)?);
-        claim(&dir).await?;
+        orphan::claim(&dir).await?;
         let files = Files::of(&dir);
         let operation = "create the log for";
         let log =
@@ -294,7 +297,7 @@ impl Driver for QemuDriver {
         match dir.read_record() {
             Some(record) => self.adopt_recorded(dir, record).await,
             None => {
-                end_unrecorded(&dir).await;
+                orphan::end(&dir).await?;
                 dir.clear()?;
                 Ok(None)
             }
@@ -302,63 +305,11 @@ impl Driver for QemuDriver {
     }
 }
 
-/// QEMU would name a missing file too, but this way the error is typed and nothing had to be started.
-fn check_files(spec: &VmSpec) -> Result<(), VmmError> {
-    let files = [
-        ("kernel", Some(&spec.kernel), false),
-        ("initial RAM file system", spec.initrd.as_ref(), false),
-        ("disk", spec.disk.as_ref(), true),
-    ];
-    for (what, path, write) in files {
-        let Some(path) = path else { continue };
-        let check = || match OpenOptions::new().read(true).write(write).open(path)?.metadata()?.is_file() {
-            true => Ok(()),
-            false => Err(std::io::Error::from(std::io::ErrorKind::InvalidInput)),
-        };
-        check().map_err(|source| VmmError::File { id: spec.id.clone(), what, path: path.clone(), source })?;
-    }
-    Ok(())
-}
-
-/// The number of the memory file, if there is one. A shorter one would end QEMU in the middle of the guest's life.
-fn check_memory(spec: &VmSpec) -> Result<Option<u64>, VmmError> {
-    let Some(path) = &spec.memory else { return Ok(None) };
-    let what = "memory file";
-    let failed = |source| VmmError::File { id: spec.id.clone(), what, path: path.clone(), source };
-    let metadata = File::open(path).and_then(|file| file.metadata()).map_err(failed)?;
-    let (found, wanted) = (metadata.len(), spec.memory_mib << 20);
-    if !metadata.is_file() || found != wanted {
-        let reason = format!("file {} has {found} bytes, must have {wanted}", path.display());
-        return Err(VmmError::BadSpec { id: spec.id.clone(), field: "memory", reason });
-    }
-    Ok(Some(metadata.ino()))
-}
-
-/// Makes sure no VM runs with this directory, and removes what an earlier one left.
-async fn claim(dir: &RunDir) -> Result<(), VmmError> {
-    match dir.read_record() {
-        Some(record) if record.is_alive() => Err(VmmError::Occupied { path: dir.path().to_owned(), pid: record.pid }),
-        Some(_) => dir.clear(),
-        None => {
-            end_unrecorded(dir).await;
-            dir.clear()
-        }
-    }
-}
-
-/// Ends a VM whose launcher died between starting it and writing the record: nobody was ever told of it. Its socket
-/// is the only trace, so it is asked to end through that; where nobody listens the connection is refused at once.
-async fn end_unrecorded(dir: &RunDir) {
-    let quit = async {
-        let qmp = Qmp::start(dir.connect(QMP).await?).await?;
-        // It ends before or after answering.
-        let _ = qmp.command("quit", json!({})).await;
-        qmp.closed().await;
-        Ok::<(), QmpError>(())
-    };
-    if let Ok(Ok(())) = tokio::time::timeout(QMP_REPLY, quit).await {
-        tracing::warn!(run_dir = %dir.path().display(), "ended a VM whose launch had been interrupted");
-    }
+/// What it is not started for.
+fn check_network(spec: &VmSpec) -> Result<(), VmmError> {
+    let NetworkSpec::NamedTap { .. } = spec.network else { return Ok(()) };
+    let reason = "is a tap by name: give QEMU one that is open".to_owned();
+    Err(VmmError::BadSpec { id: spec.id.clone(), field: "network", reason })
 }
 
 #[cfg(test)]

@@ -220,12 +220,6 @@ impl Qmp {
             status => Err(QmpError::NotMigrated { status: status.unwrap_or_default().to_owned() }),
         }
     }
-
-    /// Resolves when QEMU has closed the connection.
-    pub(crate) async fn closed(&self) {
-        // The sender lives in the reading task; nothing more than its end is waited for.
-        let _ = self.shutdown.clone().wait_for(|_| false).await;
-    }
 }
 
 async fn read_all(

@@ -1,301 +1,34 @@
-//! Pausing, saving and restoring with a real QEMU, where one is installed. The guest obeys a list in its memory.
+//! What is QEMU's own about saving and restoring, with a real one where it is installed. What every driver does is in
+//! [`crate::conformance`].
 
-use super::tests::{World, driver, driver_of};
+use super::tests::{driver, driver_of};
 use super::*;
 use crate::NetworkSpec;
-use crate::driver::DirtyMemory;
-use std::fs::Permissions;
-use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::PathBuf;
-
-const MEMORY: u64 = 64 << 20;
-const PAGE: usize = 4096;
-
-/// Where the guest reads addresses (4 bytes each), one after the other; it waits at the first 0.
-const LIST: u64 = 0x30_0000;
-
-/// What the guest does with an address (`eax`) of the list, at whose place it is (`esi`): writes the place there.
-const WRITE_PLACE: [u8; 3] = [0x89, 0x30, 0x90];
-/// Writes a 0 there.
-const WRITE_ZERO: [u8; 3] = [0xc6, 0x00, 0x00];
-
-fn obey(store: [u8; 3]) -> Vec<u8> {
-    let wait = [
-        0xf3, 0x90, // wait: pause
-        0x8b, 0x06, // mov eax, [esi]
-        0x85, 0xc0, // test eax, eax
-        0x74, 0xf8, // jz wait
-    ];
-    let next = [
-        0x83, 0xc6, 0x04, // add esi, 4
-        0xeb, 0xf0, // jmp wait
-    ];
-    // mov esi, LIST
-    [&[0xbe, 0x00, 0x00, 0x30, 0x00], &wait[..], &store, &next].concat()
-}
-
-/// The memory of a VM that was paused, as a file.
-struct Image(PathBuf);
-
-impl Image {
-    /// With nothing but a list.
-    fn new(world: &World, name: &str, addresses: &[u64]) -> Self {
-        let image = Self(world.path(name));
-        File::create_new(&image.0).unwrap().set_len(MEMORY).unwrap();
-        image.tell(0, addresses);
-        image
-    }
-
-    /// This one with what a guest wrote since, under another name.
-    fn with(&self, world: &World, name: &str, dirty: &DirtyMemory) -> Self {
-        let path = world.path(name);
-        std::fs::copy(&self.0, &path).unwrap();
-        let file = OpenOptions::new().write(true).open(&path).unwrap();
-        let mut rest = dirty.data.as_slice();
-        for (offset, length) in &dirty.runs {
-            let (run, other) = rest.split_at(usize::try_from(*length).unwrap());
-            file.write_all_at(run, *offset).unwrap();
-            rest = other;
-        }
-        assert!(rest.is_empty());
-        Self(path)
-    }
-
-    /// Tells the guest to write to `addresses`, after `done` earlier ones.
-    fn tell(&self, done: u64, addresses: &[u64]) {
-        let words = addresses.iter().flat_map(|address| u32::try_from(*address).unwrap().to_le_bytes());
-        let file = OpenOptions::new().write(true).open(&self.0).unwrap();
-        file.write_all_at(&words.collect::<Vec<u8>>(), LIST + done * 4).unwrap();
-    }
-
-    fn content(&self) -> Vec<u8> {
-        std::fs::read(&self.0).unwrap()
-    }
-}
-
-/// The pages of the runs.
-fn pages(dirty: &DirtyMemory) -> Vec<u64> {
-    dirty.runs.iter().flat_map(|(start, length)| (*start..start + length).step_by(PAGE)).collect()
-}
-
-/// Lets the guest go on until it has written to the page `last`, then pauses it.
-async fn run_until(vm: &dyn Vm, last: u64) -> DirtyMemory {
-    loop {
-        vm.resume().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        vm.pause().await.unwrap();
-        let dirty = vm.copy_dirty(vm.room_for_dirty().unwrap()).unwrap();
-        if pages(&dirty).contains(&last) {
-            return dirty;
-        }
-    }
-}
-
-/// A VM that was saved after its first write: its memory, and how to go on with it.
-struct Saved {
-    image: Image,
-    spec: VmSpec,
-}
-
-const FIRST: u64 = 0x40_0000;
-
-async fn saved(driver: &QemuDriver, world: &World, store: [u8; 3]) -> Saved {
-    let image = Image::new(world, "memory-0", &[FIRST]);
-    let boot = VmSpec { memory: Some(image.0.clone()), ..world.spec(&obey(store)) };
-    let vm = driver.launch(&boot).await.unwrap();
-    let dirty = run_until(&*vm, FIRST).await;
-    let image = image.with(world, "memory-1", &dirty);
-    let devices = world.path("devices-1");
-    vm.save_devices(&devices).await.unwrap();
-    vm.kill().await.unwrap();
-    world.assert_clean();
-    let spec = VmSpec { memory: Some(image.0.clone()), devices: Some(devices), ..boot };
-    Saved { image, spec }
-}
+use crate::conformance::World;
+use crate::conformance::saved::{Image, Saved, WRITE_PLACE, obey, saved};
 
 #[tokio::test]
-async fn many_generations() {
-    let Some(driver) = driver() else { return };
-    let world = World::new();
-    let Saved { mut image, mut spec } = saved(&driver, &world, WRITE_PLACE).await;
-    for generation in 0..5 {
-        let done = 1 + generation * 3;
-        let written = [0x50_0000, 0x60_0000, 0x60_2000].map(|address| address + generation * 0x10_0000);
-        image.tell(done, &written);
-        let vm = driver.launch(&spec).await.unwrap();
-        assert!(vm.is_paused().await.unwrap());
-        assert_eq!(vm.copy_dirty(Vec::new()).unwrap(), DirtyMemory::default());
-        let dirty = run_until(&*vm, written[2]).await;
-        assert_eq!(pages(&dirty), written);
-        for (index, page) in (0..).zip(dirty.data.chunks(PAGE)) {
-            let place = LIST + (done + index) * 4;
-            assert_eq!(page[..4], u32::try_from(place).unwrap().to_le_bytes());
-        }
-        let devices = world.path(&format!("devices-after-{generation}"));
-        vm.save_devices(&devices).await.unwrap();
-        vm.kill().await.unwrap();
-        world.assert_clean();
-        image = image.with(&world, &format!("memory-after-{generation}"), &dirty);
-        spec = VmSpec { memory: Some(image.0.clone()), devices: Some(devices), ..spec };
-    }
-    assert_eq!(image.content()[0x40_0000..][..4], u32::try_from(LIST).unwrap().to_le_bytes());
-}
-
-#[tokio::test]
-async fn siblings_see_nothing_of_each_other_and_leave_their_base_alone() {
-    let Some(driver) = driver() else { return };
-    let world = World::new();
-    let Saved { image, spec } = saved(&driver, &world, WRITE_PLACE).await;
-    image.tell(1, &[0x50_0000, 0x51_0000]);
-    std::fs::set_permissions(&image.0, Permissions::from_mode(0o444)).unwrap();
-    let before = image.content();
-    let mut vms = Vec::new();
-    for _ in 0..3 {
-        let other = World::new();
-        let memory = other.path("memory, linked=1");
-        std::fs::hard_link(&image.0, &memory).unwrap();
-        let spec =
-            VmSpec { run_dir: other.run_dir(), disk: Some(other.path("disk")), memory: Some(memory), ..spec.clone() };
-        vms.push((driver.launch(&spec).await.unwrap(), other));
-    }
-    for index in 0..vms.len() {
-        for (later, _) in &vms[index..] {
-            assert_eq!(later.copy_dirty(Vec::new()).unwrap(), DirtyMemory::default());
-        }
-        assert_eq!(pages(&run_until(&*vms[index].0, 0x51_0000).await), [0x50_0000, 0x51_0000]);
-    }
-    assert!(image.content() == before);
-    for (vm, other) in vms {
-        vm.kill().await.unwrap();
-        other.assert_clean();
-    }
-}
-
-#[tokio::test]
-async fn a_vm_that_never_went_on_is_saved_again() {
-    let Some(driver) = driver() else { return };
-    let world = World::new();
-    let Saved { image, mut spec } = saved(&driver, &world, WRITE_PLACE).await;
-    image.tell(1, &[0x50_0000]);
-    for name in ["devices-2", "devices-3"] {
-        let vm = driver.launch(&spec).await.unwrap();
-        vm.save_devices(&world.path(name)).await.unwrap();
-        vm.kill().await.unwrap();
-        spec.devices = Some(world.path(name));
-    }
-    let vm = driver.launch(&spec).await.unwrap();
-    assert_eq!(pages(&run_until(&*vm, 0x50_0000).await), [0x50_0000]);
-    vm.kill().await.unwrap();
-}
-
-/// They are not the base's, which may hold something else there.
-#[tokio::test]
-async fn pages_that_were_zeroed_are_told() {
-    let Some(driver) = driver() else { return };
-    let world = World::new();
-    let Saved { image, spec } = saved(&driver, &world, WRITE_ZERO).await;
-    image.tell(1, &[0x50_0000, 0x50_1000]);
-    let vm = driver.launch(&spec).await.unwrap();
-    let dirty = run_until(&*vm, 0x50_1000).await;
-    assert_eq!(dirty, DirtyMemory { runs: vec![(0x50_0000, 0x2000)], data: vec![0; 0x2000] });
-    vm.kill().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_paused_vm_is_adopted_and_its_directory_may_be_renamed() {
-    let Some(driver) = driver() else { return };
-    let world = World::new();
-    let Saved { image, spec } = saved(&driver, &world, WRITE_PLACE).await;
-    image.tell(1, &[0x50_0000]);
-    let vm = driver.launch(&spec).await.unwrap();
-    drop(vm);
-    let vm = driver.adopt(&spec.run_dir).await.unwrap().unwrap();
-    assert!(vm.is_paused().await.unwrap());
-
-    // What is above it, as that is harder.
-    let (old, new) = (spec.run_dir.parent().unwrap(), world.path("renamed"));
-    std::fs::rename(old, &new).unwrap();
-    std::fs::rename(&image.0, world.path("renamed-memory")).unwrap();
-    let written = run_until(&*vm, 0x50_0000).await;
-    vm.save_devices(&world.path("devices-2")).await.unwrap();
-    vm.connect_link().await.unwrap();
-    vm.resume().await.unwrap();
-    drop(vm);
-    let vm = driver.adopt(&new.join("run")).await.unwrap().unwrap();
-    assert!(!vm.is_paused().await.unwrap());
-    for _ in 0..2 {
-        vm.pause().await.unwrap();
-        assert!(vm.is_paused().await.unwrap());
-    }
-    assert_eq!(vm.copy_dirty(Vec::new()).unwrap(), written);
-    vm.save_devices(&world.path("devices-3")).await.unwrap();
-    vm.connect_link().await.unwrap();
-    vm.kill().await.unwrap();
-    std::fs::rename(&new, old).unwrap();
-    world.assert_clean();
-}
-
-#[tokio::test]
-async fn a_state_holds_no_path_of_the_host() {
-    let Some(driver) = driver() else { return };
-    let world = World::new();
-    let Saved { spec, .. } = saved(&driver, &world, WRITE_PLACE).await;
-    let state = std::fs::read(spec.devices.unwrap()).unwrap();
-    let directory = world.path("");
-    let parts = [directory.as_path(), Path::new("memory-0"), Path::new("/proc/"), Path::new("/usr/")];
-    for part in parts.map(|path| path.as_os_str().as_encoded_bytes()) {
-        assert!(!state.windows(part.len()).any(|window| window == part));
-    }
-}
-
-#[tokio::test]
-async fn what_a_vm_cannot_go_on_with_is_refused() {
+async fn what_qemu_itself_refuses_is_told() {
     let Some(driver) = driver() else { return };
     let world = World::new();
     let Saved { spec: good, .. } = saved(&driver, &world, WRITE_PLACE).await;
+    let state = std::fs::read(good.devices.as_ref().unwrap()).unwrap();
     let check = async |spec: VmSpec, expected: &str| {
         let error = driver.launch(&spec).await.err().unwrap();
         assert!(error.to_string().contains(expected), "{error}");
         world.assert_clean();
     };
-    let state = std::fs::read(good.devices.as_ref().unwrap()).unwrap();
-    let with = |name: &str, bytes: &[u8]| {
-        std::fs::write(world.path(name), bytes).unwrap();
-        VmSpec { devices: Some(world.path(name)), ..good.clone() }
-    };
-    let mut flipped = state.clone();
-    flipped[state.len() - 1000] ^= 1;
-    check(with("flipped", &flipped), "flipped; it must be").await;
-    check(with("flipped", &flipped), "damaged").await;
-    check(with("short", &state[..state.len() / 2]), "cut short").await;
-    check(with("empty", b""), "cut short").await;
-    check(with("foreign", &vec![0x55; 100_000]), "cut short").await;
-    check(VmSpec { devices: Some(world.path("missing")), ..good.clone() }, "cannot open the device state").await;
-    check(VmSpec { vcpus: 2, ..good.clone() }, "1 vcpus, 64 MiB of memory, a disk and a network card").await;
-    check(VmSpec { disk: None, ..good.clone() }, "no disk").await;
-    check(VmSpec { network: NetworkSpec::None, ..good.clone() }, "no network card").await;
+    let card = NetworkSpec::User { restrict: true };
+    check(VmSpec { network: card, ..good.clone() }, "a disk and a network card of its own process").await;
+    std::fs::write(world.path("short"), &state[..state.len() / 2]).unwrap();
+    check(VmSpec { devices: Some(world.path("short")), ..good.clone() }, "cut short").await;
 
-    let memory = |path: PathBuf| VmSpec { memory: Some(path), ..good.clone() };
-    File::create(world.path("small")).unwrap().set_len(MEMORY - 1).unwrap();
-    check(memory(world.path("small")), "small has 67108863 bytes, must have 67108864").await;
-    check(memory(world.path("missing")), "cannot open the memory file").await;
-    check(memory(world.run_dir()), "must have 67108864").await;
-    check(VmSpec { memory: None, ..good.clone() }, "memory must be the file that belongs").await;
-
-    // Nothing wrong that we could see: QEMU itself refuses.
+    // Nothing wrong that we could see.
     let name = state.windows(10).position(|window| window == b"virtio-rng").unwrap();
     let mut odd = state;
     odd[name] = b'X';
-    let odd = state::renewed(&odd);
-    check(with("odd", &odd), "Xirtio-rng").await;
-
-    // Another VM uses the disk.
-    let vm = driver.launch(&good).await.unwrap();
-    let other = World::new();
-    let error = driver.launch(&VmSpec { run_dir: other.run_dir(), ..good.clone() }).await.err().unwrap();
-    assert!(format!("{error:?}").contains("lock"), "{error:?}");
-    other.assert_clean();
-    vm.kill().await.unwrap();
+    std::fs::write(world.path("odd"), state::renewed(&odd)).unwrap();
+    check(VmSpec { devices: Some(world.path("odd")), ..good }, "Xirtio-rng").await;
 }
 
 #[tokio::test]
@@ -309,19 +42,10 @@ async fn what_cannot_be_saved_is_told() {
     assert!(matches!(vm.copy_dirty(Vec::new()), Err(VmmError::NoMemoryFile { .. })));
     vm.kill().await.unwrap();
 
-    let image = Image::new(&world, "memory", &[]);
+    let image = Image::new(&world, "memory");
     let vm = driver.launch(&VmSpec { memory: Some(image.0), ..world.spec(&obey(WRITE_PLACE)) }).await.unwrap();
-    assert!(!vm.is_paused().await.unwrap());
-    assert!(matches!(vm.save_devices(&to).await, Err(VmmError::NotPaused { .. })));
     vm.pause().await.unwrap();
-    std::fs::write(&to, "precious").unwrap();
-    let error = vm.save_devices(&to).await.unwrap_err();
-    assert!(matches!(&error, VmmError::Save { path, .. } if *path == to), "{error}");
-    assert_eq!(std::fs::read(&to).unwrap(), b"precious");
-    assert!(vm.save_devices(&world.path("none/devices")).await.is_err());
-    vm.save_devices(&world.path("good")).await.unwrap();
     drop(vm);
-
     // A QEMU that does not start any more.
     let broken = driver_of(world.script("echo gone >&2; exit 3"));
     let vm = broken.adopt(&world.run_dir()).await.unwrap().unwrap();
@@ -329,7 +53,6 @@ async fn what_cannot_be_saved_is_told() {
     assert!(error.to_string().contains("gone"), "{error}");
     assert!(!world.path("other").exists());
     vm.kill().await.unwrap();
-    assert!(vm.pause().await.is_err() && vm.copy_dirty(Vec::new()).is_err() && vm.is_paused().await.is_err());
     world.assert_clean();
 }
 
@@ -359,26 +82,4 @@ async fn qemu_that_is_killed_while_it_saves() {
 /// Whether its main thread is inside of the system call `openat`.
 fn waits_in_open(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|call| call.starts_with("257 "))
-}
-
-#[tokio::test]
-async fn a_disk_grows() {
-    let Some(driver) = driver() else { return };
-    let world = World::new();
-    let Saved { spec, .. } = saved(&driver, &world, WRITE_PLACE).await;
-    // Before it goes on, and while it does.
-    let size = || std::fs::metadata(world.path("disk")).unwrap().len();
-    OpenOptions::new().write(true).open(world.path("disk")).unwrap().set_len(2 << 20).unwrap();
-    let vm = driver.launch(&spec).await.unwrap();
-    vm.grow_disk(2 << 20).await.unwrap();
-    vm.resume().await.unwrap();
-    vm.grow_disk(3 << 20).await.unwrap();
-    assert_eq!(size(), 3 << 20);
-    let error = vm.grow_disk(2 << 20).await.unwrap_err();
-    assert!(matches!(error, VmmError::SmallerDisk { current: 0x30_0000, wanted: 0x20_0000, .. }), "{error}");
-    assert_eq!(size(), 3 << 20);
-    vm.kill().await.unwrap();
-    let vm = driver.launch(&VmSpec { disk: None, ..world.spec(&obey(WRITE_PLACE)) }).await.unwrap();
-    assert!(matches!(vm.grow_disk(1 << 20).await, Err(VmmError::Monitor { .. })));
-    vm.kill().await.unwrap();
 }

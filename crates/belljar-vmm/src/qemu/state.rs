@@ -7,31 +7,11 @@ use super::stream::{self, StreamError};
 use crate::driver::VmSpec;
 use crate::error::VmmError;
 use crate::limits::DEVICES_BYTES;
-use crate::run_dir::{Card, Guest};
+use crate::shape::{OtherShape, Shape};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
-
-/// What two VMs must have in common for one to go on with the state of the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Shape {
-    pub vcpus: u32,
-    pub memory_mib: u64,
-    pub disk: bool,
-    pub card: Card,
-}
-
-impl Shape {
-    pub(super) fn of(spec: &VmSpec) -> Self {
-        let card = Card::of(&spec.network);
-        Self { vcpus: spec.vcpus, memory_mib: spec.memory_mib, disk: spec.disk.is_some(), card }
-    }
-
-    pub(super) fn of_guest(guest: Guest) -> Self {
-        Self { vcpus: guest.vcpus, memory_mib: guest.memory_mib, disk: guest.disk, card: guest.card }
-    }
-}
 
 /// What is noted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,13 +33,8 @@ enum StateError {
     Note(#[from] serde_json::Error),
     #[error("it is damaged: its checksum is another one")]
     Damaged,
-    #[error("it is of a VM with {}, this one has {}", words(*.saved), words(*.wanted))]
-    OtherShape { saved: Shape, wanted: Shape },
-}
-
-fn words(shape: Shape) -> String {
-    let disk = if shape.disk { "a disk" } else { "no disk" };
-    format!("{} vcpus, {} MiB of memory, {disk} and {}", shape.vcpus, shape.memory_mib, shape.card)
+    #[error(transparent)]
+    OtherShape(#[from] OtherShape),
 }
 
 /// Makes a state of what a QEMU told: `head` of the VM's memory, `devices` of all else.
@@ -77,9 +52,7 @@ fn check(state: &[u8], wanted: Shape) -> Result<String, StateError> {
     if crc32fast::hash(stream) != note.crc {
         return Err(StateError::Damaged);
     }
-    if note.shape != wanted {
-        return Err(StateError::OtherShape { saved: note.shape, wanted });
-    }
+    note.shape.must_be(wanted)?;
     Ok(note.qemu)
 }
 
@@ -130,6 +103,7 @@ pub(super) fn renewed(state: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::qemu::stream::tests::{DEVICES, HEAD};
+    use crate::run_dir::Card;
 
     const SHAPE: Shape = Shape { vcpus: 2, memory_mib: 64, disk: true, card: Card::None };
 

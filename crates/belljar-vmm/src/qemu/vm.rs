@@ -3,15 +3,17 @@
 use super::arguments::{CONSOLE, DISK, NETWORK};
 use super::heads::Heads;
 use super::qmp::Qmp;
-use super::state::{self, Shape};
+use super::state;
 use crate::VmmError;
 use crate::child::{Process, known};
-use crate::dirty;
+use crate::dirty::{self, Origin};
 use crate::driver::{DirtyMemory, Vm, VmExit};
-use crate::limits::{CONSOLE_BYTES, DEVICES_BYTES, PANIC_CHARS};
+use crate::limits::{CONSOLE_BYTES, DEVICES_BYTES};
 use crate::log::Log;
 use crate::memory::MemoryUse;
+use crate::panic_words::panic_message;
 use crate::run_dir::{self, DEVICES, Guest, LINK, RunDir};
+use crate::shape::Shape;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -55,12 +57,16 @@ impl Drop for QemuVm {
 }
 
 impl QemuVm {
-    /// Looks at the process's mapping of the memory file: pid, number of the file, its bytes.
-    fn of_memory<T>(&self, look: impl FnOnce(u32, u64, u64) -> std::io::Result<T>) -> Result<T, VmmError> {
+    /// Looks at the process's mapping of the memory file: pid, the file, its bytes.
+    fn of_memory<T>(&self, look: impl FnOnce(u32, Origin, u64) -> std::io::Result<T>) -> Result<T, VmmError> {
         let (pid, guest) = (self.parts.process.pid(), self.parts.guest);
         let inode = guest.memory_inode.ok_or(VmmError::NoMemoryFile { pid })?;
         let operation = "read the memory of";
-        look(pid, inode, guest.memory_mib << 20).map_err(|source| VmmError::Process { operation, pid, source })
+        look(pid, Origin::File(inode), guest.memory_mib << 20).map_err(|source| VmmError::Process {
+            operation,
+            pid,
+            source,
+        })
     }
 
     /// Takes over a running QEMU. `stopped` is why its guest has stopped, if it has already.
@@ -74,7 +80,7 @@ impl QemuVm {
 
     async fn command(&self, command: &'static str, arguments: Value) -> Result<Value, VmmError> {
         let done = self.console.qmp.command(command, arguments).await;
-        done.map_err(|source| VmmError::Monitor { pid: self.pid(), source })
+        done.map_err(|source| VmmError::Monitor { pid: self.pid(), source: source.into() })
     }
 
     /// When a VM is restored that was saved in the middle of what its guest was saying, QEMU tries to say the rest to a link that
@@ -137,15 +143,6 @@ async fn observe(
         }
     };
     exit.send_replace(Some(reason));
-}
-
-/// The guest kernel's last words, if the console shows them. The console is the guest's: it can pretend.
-fn panic_message(console: &[u8]) -> Option<String> {
-    const MARK: &str = "Kernel panic - not syncing: ";
-    let text = String::from_utf8_lossy(console);
-    let (_, message) = text.rsplit_once(MARK)?;
-    let line = message.lines().next().unwrap_or_default();
-    Some(line.chars().filter(|c| !c.is_control()).take(PANIC_CHARS).collect())
 }
 
 /// The console's history. QEMU forgets what it has handed out, so that is kept in a file, also for a later process.
@@ -241,11 +238,11 @@ impl Vm for QemuVm {
     }
 
     fn copy_dirty(&self, room: Vec<u8>) -> Result<DirtyMemory, VmmError> {
-        self.of_memory(|pid, inode, bytes| dirty::copy(pid, inode, bytes, room))
+        self.of_memory(|pid, origin, bytes| dirty::copy(pid, origin, bytes, room))
     }
 
     fn each_dirty(&self, each: &mut (dyn FnMut(u64, &[u8]) -> bool + Send)) -> Result<Vec<(u64, u64)>, VmmError> {
-        self.of_memory(|pid, inode, bytes| dirty::each(pid, inode, bytes, each))
+        self.of_memory(|pid, origin, bytes| dirty::each(pid, origin, bytes, each))
     }
 
     async fn grow_disk(&self, bytes: u64) -> Result<(), VmmError> {
@@ -261,26 +258,5 @@ impl Vm for QemuVm {
 
     fn memory(&self) -> Result<MemoryUse, VmmError> {
         MemoryUse::of(self.parts.process.pid(), self.parts.guest.memory_mib)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn panic_message_is_found_cut_and_cleaned() {
-        let check = |console: &[u8], expected: Option<&str>| {
-            assert_eq!(panic_message(console).as_deref(), expected, "{}", String::from_utf8_lossy(console));
-        };
-        check(b"", None);
-        check(b"reboot: Restarting system\r\n", None);
-        check(
-            b"x\r\n[    0.1] Kernel panic - not syncing: Attempted to kill init!\r\nCPU: 0\r\n",
-            Some("Attempted to kill init!"),
-        );
-        check(b"\xff\xfeKernel panic - not syncing: a\x1b[2Jb", Some("a[2Jb"));
-        let long = format!("Kernel panic - not syncing: {}", "x".repeat(1000));
-        check(long.as_bytes(), Some("x".repeat(PANIC_CHARS).as_str()));
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use belljar_node::NetworkSetting;
+use belljar_node::{DriverSetting, NetworkSetting};
 use ipnet::IpNet;
 
 use super::value::{self, SshListen};
@@ -110,9 +110,13 @@ pub struct UpArgs {
     /// Size of that volume when it is made, MiB; sparse [default: 80 % of what is free]
     #[arg(long, value_name = "MIB", env = env_vars::VOLUME_SIZE_MB, hide_env_values = true)]
     pub volume_size_mb: Option<u64>,
-    /// What runs the sandboxes
-    #[arg(long, value_name = "DRIVER", env = env_vars::DRIVER, hide_env_values = true, hide = true)]
-    pub driver: Option<String>,
+    /// What runs the sandboxes: `firecracker`, `qemu-kvm`, `qemu-tcg` (in software), or `auto`, the best that works here; see
+    /// `belljar doctor` [default: auto]
+    #[arg(long, value_name = "DRIVER", env = env_vars::DRIVER, hide_env_values = true)]
+    pub driver: Option<DriverSetting>,
+    /// Directory where the programs of Firecracker and QEMU are looked for before PATH
+    #[arg(long, value_name = "DIR", env = env_vars::VMM_DIR, hide_env_values = true)]
+    pub vmm_dir: Option<PathBuf>,
     /// Set by `--detach` in the process that it starts.
     #[arg(long, hide = true)]
     pub detached: bool,

@@ -66,7 +66,7 @@ async fn run(ctx: &Context, data_dir: &Path, settings: &UpSettings, detached: bo
     // Refused before anything is made, so that a refusal leaves nothing behind.
     DataDir::check(data_dir)?;
     for (what, path, task) in [("kernel", &settings.kernel, "kernel"), ("initramfs", &settings.initrd, "guest")] {
-        if settings.driver.is_none() && !path.is_file() {
+        if settings.driver.is_vm() && !path.is_file() {
             return Err(Failure::new(format!("{what} {} is missing", path.display()))
                 .hint(format!("build it with `cargo xtask {task}`, or name another with --{}", path_flag(what)))
                 .into());
@@ -185,7 +185,8 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     flag("--resident-secs", settings.resident.as_secs().to_string().into());
     settings.volume_file.iter().for_each(|file| flag("--volume-file", file.into()));
     settings.volume_size_mb.iter().for_each(|size| flag("--volume-size-mb", size.to_string().into()));
-    settings.driver.iter().for_each(|driver| flag("--driver", driver.into()));
+    flag("--driver", settings.driver.to_string().into());
+    settings.vmm_dir.iter().for_each(|dir| flag("--vmm-dir", dir.into()));
     let is_acme = settings.tls.as_ref().is_some_and(|tls| matches!(tls.source, TlsSource::Acme(_)));
     all.push(format!("--acme={is_acme}").into());
     all.extend(ctx.printer.is_json().then(|| "--json".into()));

@@ -7,14 +7,16 @@ mod machine;
 use std::{fs::File, io::Read, path::Path};
 
 use belljar_image::{DEFAULT_IMAGE, Store};
+use belljar_node::Machine;
 use belljar_server::{Standing, TlsSource, standings};
-use belljar_vmm::probe::{self, Kvm};
+use belljar_vmm::{
+    DriverKind,
+    probe::{Kvm, Program, ProgramProblem, Programs},
+};
 use serde::Serialize;
 
 use crate::settings::{SSH_HOST_KEY_FILE, Settings, UpSettings};
 
-/// What QEMU is called.
-const QEMU: &str = "qemu-system-x86_64";
 /// First bytes of an ELF file.
 const ELF: [u8; 4] = [0x7f, b'E', b'L', b'F'];
 /// First bytes of a cpio archive, as the kernel takes it.
@@ -76,13 +78,10 @@ pub struct Report {
 
 /// Looks at everything. Takes some tens of milliseconds.
 pub fn examine(settings: &Settings, up: &UpSettings) -> Report {
-    let (kvm, qemu) = (probe::kvm(), probe::qemu(Path::new(QEMU)));
-    let choice = probe::choose(&kvm, &qemu);
-    let mut checks = vec![kvm_check(&kvm)];
-    checks.push(match &qemu {
-        Ok(program) => Check::ok("qemu", format!("QEMU {}", program.version)),
-        Err(problem) => Check::missing("qemu", problem.to_string(), problem.remedy()),
-    });
+    let machine = Machine::probe(up.vmm_dir.as_deref(), up.network.kind);
+    let choice = machine.choose(&up.driver);
+    let mut checks = vec![kvm_check(&machine.kvm)];
+    checks.extend(programs(&machine, choice.driver));
     checks.push(file("kernel", &up.kernel, ELF, "an ELF kernel", "kernel"));
     checks.push(file("initramfs", &up.initrd, CPIO, "a cpio archive", "guest"));
     checks.push(image(&up.image_store));
@@ -97,6 +96,27 @@ pub fn examine(settings: &Settings, up: &UpSettings) -> Report {
         better: choice.better,
         can_run,
     }
+}
+
+/// Without one that can be used nothing runs; without one that would be better it runs less well.
+fn programs(machine: &Machine, chosen: Option<DriverKind>) -> [Check; 2] {
+    let Programs { firecracker, qemu } = &machine.programs;
+    let check = |name, title: &str, found: &Result<Program, ProgramProblem>, is_needed: bool| match found {
+        Ok(program) => Check::ok(name, format!("{title} {} ({})", program.version, program.path.display())),
+        Err(problem) if chosen.is_none() => Check::missing(name, problem.to_string(), problem.remedy()),
+        Err(problem) if is_needed => Check::warn(name, problem.to_string(), problem.remedy()),
+        Err(problem) => Check::ok(name, format!("{problem}; not needed here")),
+    };
+    let usable = matches!(machine.kvm, Kvm::Usable { .. });
+    let mut checks = [
+        check("firecracker", "Firecracker", firecracker, usable),
+        check("qemu", "QEMU", qemu, chosen != Some(DriverKind::Firecracker)),
+    ];
+    // Without KVM, Firecracker is no way out.
+    if !usable && chosen.is_none() && firecracker.is_err() {
+        checks[0].mark = Mark::Warn;
+    }
+    checks
 }
 
 fn kvm_check(kvm: &Kvm) -> Check {

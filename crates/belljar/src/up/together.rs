@@ -11,14 +11,13 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
     pin::pin,
 };
 
 use anyhow::Context as _;
-use belljar_node::{Artifacts, DriverSetting, NodeConfig, ServerSetting, Shutdown, storage::StorageOptions};
+use belljar_node::{Artifacts, Machine, NodeConfig, ServerSetting, Shutdown, storage::StorageOptions};
 use belljar_server::{Listeners, Server, ServerConfig};
-use belljar_vmm::probe;
+use belljar_vmm::probe::DriverChoice;
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
@@ -40,8 +39,6 @@ const DATABASE: &str = "server.db";
 const SECRETS_KEY: &str = "secrets.key";
 /// Connections that wait to be accepted, per listener.
 const BACKLOG: u32 = 1024;
-/// What QEMU is called.
-const QEMU: &str = "qemu-system-x86_64";
 
 /// Binds all addresses or none.
 pub fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
@@ -102,7 +99,7 @@ pub async fn prepare(
     let first =
         addresses.first().copied().map(reachable).ok_or_else(|| Failure::new("there is no address to listen on"))?;
     let api_url = format!("http://{first}");
-    let (driver, reason, better) = driver(settings)?;
+    let choice = driver(settings)?;
     let mut server = belljar_server::prepare(ServerConfig {
         database: dir.path().join(DATABASE),
         secrets_key: dir.path().join(SECRETS_KEY),
@@ -130,7 +127,8 @@ pub async fn prepare(
         node_token: server.node_token().to_owned(),
         artifacts: Artifacts { kernel: settings.kernel.clone(), initrd: settings.initrd.clone() },
         image_store: settings.image_store.clone(),
-        driver,
+        driver: settings.driver.clone(),
+        vmm_dir: settings.vmm_dir.clone(),
         templates: settings.templates,
         spares: settings.spares,
         network: settings.network.clone(),
@@ -151,9 +149,9 @@ pub async fn prepare(
             .chain(secure.iter().map(|address| format!("https://{address}")))
             .collect(),
         ssh: ssh_at.zip(server.ssh_gateway().map(|gateway| gateway.fingerprint.clone())),
-        driver: reason.0,
-        reason: reason.1,
-        better,
+        driver: choice.driver.map(|kind| kind.to_string()).unwrap_or_default(),
+        reason: choice.reason,
+        better: choice.better,
         data_dir: dir.path().to_owned(),
         log: None,
     };
@@ -173,33 +171,14 @@ fn public_url(settings: &UpSettings, secure: &[SocketAddr]) -> Option<String> {
     settings.public_url.clone().or_else(derived)
 }
 
-type Named = (String, String);
-
-fn driver(settings: &UpSettings) -> anyhow::Result<(DriverSetting, Named, Option<String>)> {
-    match settings.driver.as_deref() {
-        None | Some("auto") => {
-            let choice = probe::choose(&probe::kvm(), &probe::qemu(Path::new(QEMU)));
-            let Some(kind) = choice.driver else {
-                let failure = Failure::new(format!("this machine can run no virtual machine: {}", choice.reason));
-                return Err(choice
-                    .better
-                    .into_iter()
-                    .fold(failure, Failure::hint)
-                    .hint("`belljar doctor` says more")
-                    .into());
-            };
-            Ok((DriverSetting::Auto, (kind.to_string(), choice.reason), choice.better))
-        }
-        #[cfg(feature = "process-driver")]
-        Some(other) if other.starts_with("process:") => {
-            let agent = other.trim_start_matches("process:").into();
-            let why = "a plain child process, which isolates nothing; for tests only".to_owned();
-            Ok((DriverSetting::Process { agent }, ("process".to_owned(), why), None))
-        }
-        Some(other) => {
-            Err(Failure::new(format!("driver {other:?} is not one of this build")).hint("leave it out").into())
-        }
+/// What runs the sandboxes: it is known to be there.
+fn driver(settings: &UpSettings) -> anyhow::Result<DriverChoice> {
+    let choice = Machine::probe(settings.vmm_dir.as_deref(), settings.network.kind).choose(&settings.driver);
+    if choice.driver.is_none() {
+        let failure = Failure::new(format!("this machine can run no virtual machine: {}", choice.reason));
+        return Err(choice.better.into_iter().fold(failure, Failure::hint).hint("`belljar doctor` says more").into());
     }
+    Ok(choice)
 }
 
 impl Together {

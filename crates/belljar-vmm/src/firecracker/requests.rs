@@ -1,0 +1,155 @@
+//! What Firecracker is asked for, as a pure function of what is wanted. Format: Firecracker's `swagger/firecracker.yaml`.
+//!
+//! Every path is a name in its run directory, in which it works: what it saves holds no path of the host.
+
+use super::GUEST_CID;
+use crate::driver::{NetworkSpec, VmSpec};
+use crate::hybrid::LINK_PORT;
+use crate::run_dir::{CONSOLE_FIFO, DEVICES, DISK, INITRD, KERNEL, LINK};
+use crate::spec;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Ids of the devices, in saved states too.
+const DISK_ID: &str = "disk";
+const CARD_ID: &str = "net";
+
+/// What Firecracker cannot save memory to: it says no when it has saved the devices.
+pub(super) const NO_MEMORY: &str = ".";
+
+/// One request that must be met before the next: path below the API's root, and body.
+pub(super) type Put = (String, Value);
+
+/// The command line's arguments after the program's name.
+pub(super) fn arguments(id: &str, socket: &str) -> Vec<String> {
+    // Its own log goes to its standard output, which is ours; warnings are rare.
+    ["--api-sock", socket, "--id", id, "--level", "Warning"].map(str::to_owned).to_vec()
+}
+
+/// Where the console goes. It is no part of a saved state.
+pub(super) fn console() -> Put {
+    ("/serial".to_owned(), json!({ "serial_out_path": CONSOLE_FIFO }))
+}
+
+/// How a guest is made that boots; the last request starts it.
+pub(super) fn boot(spec: &VmSpec) -> Vec<Put> {
+    let mut all: Vec<Put> = Vec::new();
+    let mut put = |path: &str, body: Value| all.push((path.to_owned(), body));
+    put("/machine-config", json!({ "vcpu_count": spec.vcpus, "mem_size_mib": spec.memory_mib, "smt": false }));
+    let mut source = json!({ "kernel_image_path": KERNEL, "boot_args": command_line(spec) });
+    if spec.initrd.is_some() {
+        source["initrd_path"] = json!(INITRD);
+    }
+    put("/boot-source", source);
+    if spec.disk.is_some() {
+        let drive = json!({
+            "drive_id": DISK_ID, "path_on_host": DISK, "is_root_device": false, "is_read_only": false,
+            "cache_type": "Writeback",
+        });
+        put(&format!("/drives/{DISK_ID}"), drive);
+    }
+    if let NetworkSpec::NamedTap { name, .. } = &spec.network {
+        let card = json!({ "iface_id": CARD_ID, "host_dev_name": name });
+        put(&format!("/network-interfaces/{CARD_ID}"), card);
+    }
+    put("/vsock", json!({ "guest_cid": GUEST_CID, "uds_path": LINK }));
+    put("/entropy", json!({}));
+    put("/actions", json!({ "action_type": "InstanceStart" }));
+    all
+}
+
+/// How a guest goes on with the devices in [`DEVICES`] and this memory.
+pub(super) fn load(spec: &VmSpec, memory: &Path) -> Put {
+    let mut load = json!({
+        "snapshot_path": DEVICES,
+        "mem_backend": { "backend_type": "File", "backend_path": memory },
+        "resume_vm": false,
+    });
+    if let NetworkSpec::NamedTap { name, .. } = &spec.network {
+        load["network_overrides"] = json!([{ "iface_id": CARD_ID, "host_dev_name": name }]);
+    }
+    ("/snapshot/load".to_owned(), load)
+}
+
+/// How the devices are written to [`DEVICES`].
+pub(super) fn save() -> Put {
+    let body = json!({ "snapshot_type": "Full", "snapshot_path": DEVICES, "mem_file_path": NO_MEMORY });
+    ("/snapshot/create".to_owned(), body)
+}
+
+/// Whether the guest runs, for `PATCH /vm`.
+pub(super) fn state(running: bool) -> Value {
+    json!({ "state": if running { "Resumed" } else { "Paused" } })
+}
+
+/// Has the disk looked at again: its size is told to the guest.
+pub(super) fn look_at_disk() -> Put {
+    (format!("/drives/{DISK_ID}"), json!({ "drive_id": DISK_ID, "path_on_host": DISK }))
+}
+
+/// The kernel's command line.
+fn command_line(spec: &VmSpec) -> String {
+    // The keyboard controller's reset is one that it takes for an orderly end.
+    let mut line = format!("{} reboot=k pci=off belljar.link=vsock:{LINK_PORT}", spec::CMDLINE);
+    spec::push_rest(&mut line, spec);
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            id: "x".into(),
+            run_dir: "/data/run".into(),
+            kernel: "/cache/vmlinux".into(),
+            initrd: Some("/cache/initrd".into()),
+            disk: Some("/data/disk".into()),
+            cmdline_extra: "more".into(),
+            vcpus: 2,
+            memory_mib: 512,
+            memory: Some("/data/memory".into()),
+            devices: None,
+            network: NetworkSpec::NamedTap { namespace: "/run/netns/n".into(), name: "tap0".into() },
+        }
+    }
+
+    #[test]
+    fn a_boot_asks_for_every_device_and_starts_last() {
+        let all = boot(&spec());
+        let paths: Vec<_> = all.iter().map(|(path, _)| path.as_str()).collect();
+        let expected = [
+            "/machine-config",
+            "/boot-source",
+            "/drives/disk",
+            "/network-interfaces/net",
+            "/vsock",
+            "/entropy",
+            "/actions",
+        ];
+        assert_eq!(paths, expected);
+        let line = all[1].1["boot_args"].as_str().unwrap();
+        assert!(line.ends_with("belljar.link=vsock:1024 belljar.root=/dev/vda more"), "{line}");
+        let bare = boot(&VmSpec { disk: None, initrd: None, network: NetworkSpec::None, ..spec() });
+        assert!(bare.iter().all(|(path, _)| !path.starts_with("/drives") && !path.starts_with("/network")));
+        assert!(bare[1].1.get("initrd_path").is_none() && !bare[1].1["boot_args"].as_str().unwrap().contains("root"));
+    }
+
+    /// What it remembers must not name a place on the host.
+    #[test]
+    fn nothing_is_a_path_of_the_host() {
+        for (path, body) in boot(&spec()) {
+            assert!(!body.to_string().contains("/data") && !body.to_string().contains("/cache"), "{path}: {body}");
+        }
+    }
+
+    #[test]
+    fn a_restored_guest_gets_its_own_tap() {
+        let (_, body) = load(&spec(), &PathBuf::from("/data/memory"));
+        assert_eq!(body["network_overrides"][0]["host_dev_name"], "tap0");
+        let (_, body) = load(&VmSpec { network: NetworkSpec::None, ..spec() }, &PathBuf::from("/data/memory"));
+        assert!(body.get("network_overrides").is_none());
+    }
+}

@@ -1,0 +1,118 @@
+//! The HTTP interface of a VM process, on a Unix socket in its run directory: Firecracker and Cloud Hypervisor have one.
+//!
+//! Each call has a connection of its own, so that a call that was given up cannot be answered to the next one.
+
+use crate::limits::{REST_BODY_BYTES, REST_REPLY};
+use crate::run_dir::RunDir;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::io;
+use std::sync::Arc;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RestError {
+    /// The socket cannot be reached, or the connection broke: the process has ended, or is about to.
+    #[error("its control socket does not answer")]
+    Closed(#[source] io::Error),
+    /// The process says no.
+    #[error("it refused {call}: {message}")]
+    Refused { call: String, message: String },
+    /// It takes too long.
+    #[error("it did not answer {call} within {} s", REST_REPLY.as_secs())]
+    Silent { call: String },
+}
+
+/// A socket that answers HTTP.
+#[derive(Debug, Clone)]
+pub(crate) struct Rest {
+    dir: Arc<RunDir>,
+    socket: &'static str,
+}
+
+impl Rest {
+    pub(crate) fn new(dir: Arc<RunDir>, socket: &'static str) -> Self {
+        Self { dir, socket }
+    }
+
+    /// Waits until the process has made its socket, and listens on it. For ever: the caller watches the process.
+    pub(crate) async fn ready(&self) -> Result<(), RestError> {
+        loop {
+            self.dir.appears(self.socket).await.map_err(RestError::Closed)?;
+            match self.dir.connect(self.socket).await {
+                Ok(_) => return Ok(()),
+                // Between making it and listening are two system calls.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => tokio::task::yield_now().await,
+                Err(error) => return Err(RestError::Closed(error)),
+            }
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, RestError> {
+        self.call(Method::GET, path, None).await
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> Result<Value, RestError> {
+        self.call(Method::PUT, path, Some(body)).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, body: &Value) -> Result<Value, RestError> {
+        self.call(Method::PATCH, path, Some(body)).await
+    }
+
+    async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, RestError> {
+        let call = format!("{method} {path}");
+        match tokio::time::timeout(REST_REPLY, self.exchange(method, path, body)).await {
+            Ok(Ok((status, answer))) if status.is_success() => Ok(answer),
+            Ok(Ok((_, answer))) => Err(RestError::Refused { call, message: words(&answer) }),
+            Ok(Err(error)) => Err(RestError::Closed(error)),
+            Err(_) => Err(RestError::Silent { call }),
+        }
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Option<&Value>) -> io::Result<(StatusCode, Value)> {
+        let bytes = body.map(Value::to_string).unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "localhost")
+            .header(ACCEPT, "application/json")
+            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_LENGTH, bytes.len())
+            .body(Full::new(Bytes::from(bytes)))
+            .map_err(io::Error::other)?;
+        let stream = TokioIo::new(self.dir.connect(self.socket).await?);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(io::Error::other)?;
+        let exchange = async move {
+            let response = sender.send_request(request).await.map_err(io::Error::other)?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), REST_BODY_BYTES).collect().await.map_err(io::Error::other)?;
+            let bytes = body.to_bytes();
+            // What is not JSON is an answer in words.
+            let text = || Value::String(String::from_utf8_lossy(&bytes).into_owned());
+            drop(sender);
+            Ok((status, serde_json::from_slice(&bytes).unwrap_or_else(|_| text())))
+        };
+        // Its end is the end of the sender; how it failed, the exchange is told.
+        let (exchanged, _) = tokio::join!(exchange, connection);
+        exchanged
+    }
+}
+
+/// What an error's body says: `{"fault_message": "..."}`, a list of strings, or anything.
+fn words(answer: &Value) -> String {
+    let text = match answer {
+        Value::Object(fields) => fields.get("fault_message").and_then(Value::as_str).map(str::to_owned),
+        Value::Array(parts) => {
+            Some(parts.iter().map(|part| part.as_str().unwrap_or_default()).collect::<Vec<_>>().join(": "))
+        }
+        Value::String(text) => Some(text.clone()),
+        _ => None,
+    };
+    let text = text.unwrap_or_else(|| answer.to_string());
+    text.chars().filter(|c| !c.is_control()).take(crate::limits::REST_WORDS).collect()
+}

@@ -1,0 +1,103 @@
+//! What every driver checks of a [`VmSpec`], and what it tells every guest kernel.
+
+use crate::driver::VmSpec;
+use crate::error::VmmError;
+use crate::limits::{CMDLINE_EXTRA_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use rustix::fs::FlockOperation;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// What every guest kernel gets. Console output costs an exit per byte, hence `quiet` and errors only. A guest ends itself by
+/// rebooting, also after a panic; how, is the driver's to say.
+pub(crate) const CMDLINE: &str = "console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on";
+
+/// Adds where the root file system is, and the caller's words.
+pub(crate) fn push_rest(line: &mut String, spec: &VmSpec) {
+    if spec.disk.is_some() {
+        line.push_str(" belljar.root=/dev/vda");
+    }
+    if !spec.cmdline_extra.is_empty() {
+        line.push(' ');
+        line.push_str(&spec.cmdline_extra);
+    }
+}
+
+/// Refuses what a VM program would misread or the machine cannot have.
+pub(crate) fn validate(spec: &VmSpec) -> Result<(), VmmError> {
+    let bad = |field, reason: String| Err(VmmError::BadSpec { id: spec.id.clone(), field, reason });
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if spec.id.is_empty() || spec.id.len() > 64 || !spec.id.chars().all(plain) {
+        return bad("id", "must be 1 to 64 letters, digits, `-` or `_`".to_owned());
+    }
+    if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
+        return bad("vcpus", format!("is {}, must be 1 to {MAX_VCPUS}", spec.vcpus));
+    }
+    if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&spec.memory_mib) {
+        return bad("memory_mib", format!("is {}, must be {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}", spec.memory_mib));
+    }
+    if spec.cmdline_extra.len() > CMDLINE_EXTRA_BYTES || spec.cmdline_extra.chars().any(char::is_control) {
+        return bad("cmdline_extra", format!("must be one line of at most {CMDLINE_EXTRA_BYTES} bytes"));
+    }
+    if spec.devices.is_some() && spec.memory.is_none() {
+        return bad("memory", "must be the file that belongs to the device state".to_owned());
+    }
+    let files = [
+        ("kernel", Some(&spec.kernel)),
+        ("initrd", spec.initrd.as_ref()),
+        ("disk", spec.disk.as_ref()),
+        ("memory", spec.memory.as_ref()),
+    ];
+    for (field, path) in files {
+        // QEMU takes text, runs in another directory, and reads `name:` at the start of a disk's path as a protocol.
+        if let Some(path) = path.filter(|path| !path.is_absolute() || path.to_str().is_none()) {
+            return bad(field, format!("`{}` must be an absolute path in UTF-8", path.display()));
+        }
+    }
+    Ok(())
+}
+
+/// A VM program would name a missing file too, but this way the error is typed and nothing had to be started.
+pub(crate) fn check_files(spec: &VmSpec) -> Result<(), VmmError> {
+    let files = [
+        ("kernel", Some(&spec.kernel), false),
+        ("initial RAM file system", spec.initrd.as_ref(), false),
+        ("disk", spec.disk.as_ref(), true),
+    ];
+    for (what, path, write) in files {
+        let Some(path) = path else { continue };
+        let check = || match OpenOptions::new().read(true).write(write).open(path)?.metadata()?.is_file() {
+            true => Ok(()),
+            false => Err(std::io::Error::from(std::io::ErrorKind::InvalidInput)),
+        };
+        check().map_err(|source| VmmError::File { id: spec.id.clone(), what, path: path.clone(), source })?;
+    }
+    Ok(())
+}
+
+/// The number of the memory file, if there is one. A shorter one would end the VM in the middle of the guest's life.
+pub(crate) fn check_memory(spec: &VmSpec) -> Result<Option<u64>, VmmError> {
+    let Some(path) = &spec.memory else { return Ok(None) };
+    let what = "memory file";
+    let failed = |source| VmmError::File { id: spec.id.clone(), what, path: path.clone(), source };
+    let metadata = File::open(path).and_then(|file| file.metadata()).map_err(failed)?;
+    let (found, wanted) = (metadata.len(), spec.memory_mib << 20);
+    if !metadata.is_file() || found != wanted {
+        let reason = format!("file {} has {found} bytes, must have {wanted}", path.display());
+        return Err(VmmError::BadSpec { id: spec.id.clone(), field: "memory", reason });
+    }
+    Ok(Some(metadata.ino()))
+}
+
+/// Keeps a second VM, started by mistake, from damaging a disk: whoever has the answer open, in whatever process, is the only
+/// one to have it. For VM programs that take no lock themselves.
+pub(crate) fn lock_disk(spec: &VmSpec, disk: &Path) -> Result<File, VmmError> {
+    let what = "disk";
+    let failed = |source| VmmError::File { id: spec.id.clone(), what, path: disk.to_owned(), source };
+    let file = File::open(disk).map_err(failed)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(VmmError::DiskInUse { id: spec.id.clone(), path: disk.to_owned() }),
+        Err(error) => Err(failed(error.into())),
+    }
+}

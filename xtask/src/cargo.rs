@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{paths, run};
 
@@ -25,6 +25,16 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 pub(crate) fn has_nextest() -> bool {
     let mut probe = cargo(&["nextest", "--version"]);
     probe.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// Builds the tests of a crate's library and gives the path of their program.
+pub(crate) fn test_program(package: &str) -> Result<PathBuf> {
+    let build = ["test", "--no-run", "--lib", "--message-format=json", "--package", package];
+    run::step(&format!("build the tests of {package}"), &mut cargo(&build))?;
+    let messages = run::output(&mut cargo(&build))?;
+    let program = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let program = program.filter_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?))).next_back();
+    program.with_context(|| format!("cargo does not say where the tests of {package} are"))
 }
 
 /// Builds the `belljar` binary and gives its path.

@@ -10,6 +10,7 @@ mod generate;
 mod guest;
 mod images;
 mod kernel;
+mod nested;
 mod paths;
 mod quickstart;
 mod run;
@@ -38,6 +39,15 @@ enum Task {
         /// Only this tier; may be given several times.
         #[arg(long = "tier", value_name = "NAME")]
         tiers: Vec<String>,
+        /// Only what runs in a machine with working KVM that is emulated here: the tier `nested`.
+        #[arg(long)]
+        nested: bool,
+    },
+    /// Run a shell's command line in an emulated machine with working KVM.
+    Nested {
+        /// The command line.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
     },
     /// Measure the promised numbers on this machine.
     Bench {
@@ -70,7 +80,11 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Quickstart => quickstart::run(),
-        Task::Test { tiers } => return finish(test::run(&tiers)),
+        Task::Test { mut tiers, nested } => {
+            tiers.extend(nested.then(|| test::NESTED.to_owned()));
+            return finish(test::run(&tiers));
+        }
+        Task::Nested { command } => return finish(nested::run(&command)),
         Task::Bench { arguments } => return finish(bench::run(&arguments)),
         Task::Setup => setup::run(),
         Task::Kernel { update } => kernel::run(update).map(|path| run::answer(&path.display().to_string())),

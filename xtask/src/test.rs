@@ -18,7 +18,7 @@ use self::count::Count;
 use crate::{
     artifacts::Artifacts,
     cargo::{self, cargo},
-    images, paths, quickstart,
+    images, kernel, nested, paths, quickstart,
     run::{self, say},
     setup,
 };
@@ -40,12 +40,16 @@ struct Check {
     counts: bool,
 }
 
-const TIERS: [Tier; 5] = [
+/// The tier of `--nested`.
+pub(crate) const NESTED: &str = "nested";
+
+const TIERS: [Tier; 6] = [
     Tier { name: "tidy", about: "format, lints, rules of the repository", boots: false, checks: tidy },
     Tier { name: "unit", about: "the tests of each crate", boots: false, checks: unit },
     Tier { name: "system", about: "the whole system in one process, without VMs", boots: false, checks: system },
     Tier { name: "vm", about: "the whole system with real VMs", boots: true, checks: vm },
     Tier { name: "sdk", about: "the vendor's published Python SDK", boots: true, checks: sdk },
+    Tier { name: NESTED, about: "VM programs on working KVM, in an emulated machine", boots: false, checks: nested },
 ];
 
 fn tidy() -> Result<Vec<Check>> {
@@ -92,6 +96,28 @@ fn sdk() -> Result<Vec<Check>> {
     Ok(vec![tests("sdk: tests", &["--package", "belljar-tests", "--features", "e2e", "--test", "sdk"])])
 }
 
+/// One suite for every VM program that is here, in one machine each.
+fn nested() -> Result<Vec<Check>> {
+    let kernel = kernel::outer()?;
+    say(&format!("  outer kernel: {}", kernel.display()));
+    let suite = cargo::test_program("belljar-vmm")?;
+    let mut checks = Vec::new();
+    for (name, driver, program) in [
+        ("nested: QEMU on KVM", "qemu-kvm", "qemu-system-x86_64"),
+        ("nested: Firecracker", "firecracker", "firecracker"),
+    ] {
+        if nested::vm_program(program).is_none() {
+            say(&format!("  {driver}: skipped: no {program} binary"));
+            continue;
+        }
+        let mut command = Command::new(env::current_exe()?);
+        command.args(["nested", "--"]).arg(&suite).args(["conformance", "--test-threads=1", "--color=never"]);
+        command.env("BELLJAR_CONFORMANCE", driver);
+        checks.push(Check { name, command, counts: true });
+    }
+    Ok(checks)
+}
+
 /// `cargo nextest run`, or `cargo test` where it is not installed.
 fn tests(name: &'static str, which: &[&str]) -> Check {
     // What a failed test said stands last in the log, where a failed check shows it.
@@ -120,7 +146,15 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
     }
     let mut results = Vec::new();
     let mut artifacts = None;
-    for tier in TIERS.iter().filter(|tier| names.is_empty() || names.iter().any(|name| name == tier.name)) {
+    let wanted: Vec<_> =
+        TIERS.iter().filter(|tier| names.is_empty() || names.iter().any(|name| name == tier.name)).collect();
+    if wanted.iter().any(|tier| tier.name == NESTED) {
+        // Now, since it builds the guests' kernel in passing. Where it fails, so does the tier.
+        if let Err(error) = kernel::outer() {
+            say(&format!("  {error:#}"));
+        }
+    }
+    for tier in wanted {
         say(&format!("{}: {}", tier.name, tier.about));
         let started = Instant::now();
         let outcome = run_tier(tier, &mut artifacts, !names.is_empty());

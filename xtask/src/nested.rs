@@ -22,7 +22,7 @@ use crate::{kernel, paths, run};
 /// Seconds after which the machine is given up.
 const LIMIT: u32 = 1800;
 /// Its memory, MiB, and processors.
-const MEMORY_MIB: u32 = 6144;
+const MEMORY_MIB: u32 = 8192;
 const PROCESSORS: u32 = 2;
 /// A small one makes emulation crawl.
 const TRANSLATION_CACHE_MIB: u32 = 1024;
@@ -76,7 +76,7 @@ fn machine(kernel: &Path, job: &Path) -> Result<Command> {
     // There is nothing to calibrate against inside, and the emulated counter is the host's.
     let line = format!(
         "console=ttyS0 console=hvc0 quiet root=root rootfstype=9p rootflags=trans=virtio,version=9p2000.L,msize=500000,cache=loose ro \
-         init=/bin/bash mitigations=off no_timer_check audit=0 reboot=t panic=-1 tsc_early_khz={} tsc=reliable -- {}",
+         init=/bin/bash mitigations=off no_timer_check bdev_allow_write_mounted=on audit=0 reboot=t panic=-1 tsc_early_khz={} tsc=reliable -- {}",
         khz()?,
         init.display()
     );

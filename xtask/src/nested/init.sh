@@ -14,7 +14,7 @@ if [ "$1" != second ]; then
   mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts dev/pts
   mount -t tmpfs shm dev/shm
   mount -t tmpfs -o mode=755 run run
-  mount -t tmpfs -o mode=1777 tmp tmp
+  mount -t tmpfs -o mode=1777,size=70% tmp tmp
   mount -t cgroup2 cgroup sys/fs/cgroup
   mount -t 9p -o trans=virtio,version=9p2000.L,msize=500000,cache=none job .job
   mount -n --move . /

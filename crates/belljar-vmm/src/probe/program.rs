@@ -62,7 +62,7 @@ const QEMU: Known = Known {
 const FIRECRACKER: Known = Known {
     prefix: "Firecracker v",
     oldest: MIN_FIRECRACKER,
-    remedies: ["put the program of Firecracker's release archive into PATH, or name it with --firecracker"; 3],
+    remedies: ["put the program of Firecracker's release archive into PATH, or name its directory with --vmm-dir"; 3],
 };
 
 /// Asks `program` (usually `qemu-system-x86_64`) for its version. Takes some 20 ms; blocks.

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{Args, Subcommand};
+use clap::{Args, FromArgMatches, Subcommand};
 
 use belljar_node::{DriverSetting, NetworkSetting};
 use ipnet::IpNet;
@@ -120,6 +120,14 @@ pub struct UpArgs {
     /// Set by `--detach` in the process that it starts.
     #[arg(long, hide = true)]
     pub detached: bool,
+}
+
+impl UpArgs {
+    /// What `belljar up` without arguments takes from the environment; an error if it would refuse it.
+    pub fn of_environment() -> Result<Self, clap::Error> {
+        let matches = Self::augment_args(clap::Command::new("up")).try_get_matches_from(["up"])?;
+        Self::from_arg_matches(&matches)
+    }
 }
 
 /// `belljar down`.

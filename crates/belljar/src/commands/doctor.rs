@@ -15,7 +15,7 @@ const MARKS: usize = 8;
 const NAMES: usize = 12;
 
 pub(super) fn doctor(ctx: &Context) -> anyhow::Result<ExitStatus> {
-    let up = ctx.settings.up(&UpArgs::default())?;
+    let up = ctx.settings.up(&UpArgs::of_environment()?)?;
     let spinner = ctx.printer.spinner("looking at this machine");
     let report = examine(&ctx.settings, &up);
     spinner.finish_and_clear();

@@ -47,6 +47,7 @@ mod saved;
 mod shape;
 mod spawn;
 mod spec;
+mod supervise;
 
 pub use driver::{Accelerator, Capabilities, DirtyMemory, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
 pub use error::{MonitorError, VmmError};

@@ -4,6 +4,7 @@
 
 use crate::limits::{REST_BODY_BYTES, REST_REPLY};
 use crate::run_dir::RunDir;
+use crate::supervise::ControlError;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST};
@@ -25,6 +26,12 @@ pub enum RestError {
     /// It takes too long.
     #[error("it did not answer {call} within {} s", REST_REPLY.as_secs())]
     Silent { call: String },
+}
+
+impl ControlError for RestError {
+    fn is_broken(&self) -> bool {
+        matches!(self, Self::Closed(_))
+    }
 }
 
 /// A socket that answers HTTP.

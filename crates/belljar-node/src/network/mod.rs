@@ -343,12 +343,7 @@ pub(crate) fn unplug(network: &Network, home: &Path) -> Result<(), NetworkError>
         drop(network.nft(note.number));
         slot::remove(note.number)?;
         for file in [home.join(NAMES), file] {
-            match fs::remove_file(&file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(NetworkError::io(format!("remove {}", file.display()))(error));
-                }
-                _ => {}
-            }
+            slot::remove_file(&file)?;
         }
     }
     Ok(())

@@ -266,15 +266,17 @@ pub(super) fn remove(number: u32) -> Result<(), NetworkError> {
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
         Err(error) => return Err(NetworkError::io(format!("unmount {}", path.display()))(error.into())),
     }
-    for file in [path, claim_file(number)] {
-        match fs::remove_file(&file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(NetworkError::io(format!("remove {}", file.display()))(error));
-            }
-            _ => {}
+    [path, claim_file(number)].iter().try_for_each(|file| remove_file(file))
+}
+
+/// Removes a file that may not be there.
+pub(super) fn remove_file(file: &Path) -> Result<(), NetworkError> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(NetworkError::io(format!("remove {}", file.display()))(error))
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Does something on a thread that is in the network of a number: what it opens and starts stays there. Blocking.

@@ -83,7 +83,7 @@ fn pages(dirty: &DirtyMemory) -> Vec<u64> {
 
 /// The content of those pages.
 fn contents(dirty: &DirtyMemory) -> Vec<&[u8]> {
-    dirty.data.chunks(PAGE).rev().take(pages(dirty).len()).collect::<Vec<_>>().into_iter().rev().collect()
+    dirty.data[dirty.data.len() - pages(dirty).len() * PAGE..].chunks(PAGE).collect()
 }
 
 /// Lets the guest go on until it has written to the page `last`, then pauses it.

@@ -18,7 +18,7 @@ mod requests;
 mod vm;
 
 use crate::child::Process;
-use crate::driver::{Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
+use crate::driver::{Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmSpec};
 use crate::error::VmmError;
 use crate::fifo_console::FifoConsole;
 use crate::guard::{Files, Started};
@@ -34,6 +34,7 @@ use crate::saved::Saved;
 use crate::shape::Shape;
 use crate::spawn::{Start, spawn};
 use crate::spec;
+use crate::supervise::supervise;
 use async_trait::async_trait;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -99,23 +100,7 @@ impl FirecrackerDriver {
         log: &Log,
         work: impl Future<Output = Result<(), RestError>>,
     ) -> Result<(), VmmError> {
-        let program = || self.config.program.path.clone();
-        let limit = self.config.launch_limit;
-        let ended = |ended: String| VmmError::EndedEarly { program: program(), ended, log: log.message() };
-        tokio::select! {
-            biased;
-            how = process.ended() => Err(ended(VmExit::from(how).to_string())),
-            result = tokio::time::timeout(limit, work) => match result {
-                Ok(Ok(())) => Ok(()),
-                // The connection of a process that is ending breaks a moment before the process is gone.
-                Ok(Err(RestError::Closed(_))) => {
-                    process.kill().await?;
-                    Err(ended("it closed its control connection".to_owned()))
-                }
-                Ok(Err(source)) => Err(VmmError::Monitor { pid: process.pid(), source: source.into() }),
-                Err(_) => Err(VmmError::NotReady { program: program(), limit, log: log.message() }),
-            },
-        }
+        supervise(&self.config.program.path, self.config.launch_limit, process, log, work).await
     }
 
     /// Has it boot, or go on with what was saved.

@@ -31,6 +31,7 @@ use crate::run_dir::{Guest, LINK, QMP, Record, RunDir};
 use crate::shape::Shape;
 use crate::spawn::{Start, spawn};
 use crate::spec;
+use crate::supervise::supervise;
 pub use arguments::LINK_PORT;
 use async_trait::async_trait;
 use heads::Heads;
@@ -110,30 +111,7 @@ impl QemuDriver {
         log: &Log,
         work: impl Future<Output = Result<T, QmpError>>,
     ) -> Result<T, VmmError> {
-        let program = || self.config.program.path.clone();
-        let limit = self.config.launch_limit;
-        let ended = async {
-            let ended = process.ended().await;
-            VmmError::EndedEarly { program: program(), ended: VmExit::from(ended).to_string(), log: log.message() }
-        };
-        tokio::select! {
-            biased;
-            error = ended => Err(error),
-            result = tokio::time::timeout(limit, work) => match result {
-                Ok(Ok(done)) => Ok(done),
-                // The connection of a process that is ending breaks a moment before the process is gone.
-                Ok(Err(QmpError::Closed | QmpError::Io(_))) => {
-                    process.kill().await?;
-                    Err(VmmError::EndedEarly {
-                        program: program(),
-                        ended: "it closed its control connection".to_owned(),
-                        log: log.message(),
-                    })
-                }
-                Ok(Err(source)) => Err(VmmError::Monitor { pid: process.pid(), source: source.into() }),
-                Err(_) => Err(VmmError::NotReady { program: program(), limit, log: log.message() }),
-            },
-        }
+        supervise(&self.config.program.path, self.config.launch_limit, process, log, work).await
     }
 
     /// Has a QEMU that waits for it load its devices.

@@ -5,6 +5,7 @@
 
 use crate::child::known;
 use crate::limits::{QMP_LINE_BYTES, QMP_REPLY};
+use crate::supervise::ControlError;
 use serde_json::{Value, json};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,12 @@ pub enum QmpError {
     /// No answer.
     #[error("QEMU did not answer `{command}` within {} s", QMP_REPLY.as_secs())]
     Silent { command: &'static str },
+}
+
+impl ControlError for QmpError {
+    fn is_broken(&self) -> bool {
+        matches!(self, Self::Closed | Self::Io(_))
+    }
 }
 
 /// One message from QEMU.

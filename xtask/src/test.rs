@@ -105,6 +105,7 @@ fn nested() -> Result<Vec<Check>> {
     for (name, driver, program) in [
         ("nested: QEMU on KVM", "qemu-kvm", "qemu-system-x86_64"),
         ("nested: Firecracker", "firecracker", "firecracker"),
+        ("nested: Cloud Hypervisor", "cloud-hypervisor", "cloud-hypervisor"),
     ] {
         if nested::vm_program(program).is_none() {
             say(&format!("  {driver}: skipped: no {program} binary"));

@@ -7,9 +7,8 @@ use std::{
 };
 
 use belljar_vmm::{
-    Accelerator, Driver, DriverKind,
-    firecracker::{FirecrackerConfig, FirecrackerDriver},
-    probe::{self, DriverChoice, Kvm, Programs},
+    Accelerator, Driver, DriverKind, cloud_hypervisor, firecracker,
+    probe::{self, DriverChoice, Kvm, Program, ProgramProblem, Programs},
     qemu::{QemuConfig, QemuDriver},
 };
 
@@ -19,6 +18,7 @@ use crate::network::{self, NetworkSetting};
 
 const QEMU: &str = "qemu-system-x86_64";
 const FIRECRACKER: &str = "firecracker";
+const CLOUD_HYPERVISOR: &str = "cloud-hypervisor";
 
 /// What runs the sandboxes; as text `auto`, or the name of a driver as [`DriverKind`] has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -38,8 +38,9 @@ pub enum DriverSetting {
 }
 
 /// Drivers that can be asked for by name.
-const KINDS: [DriverKind; 3] = [
+const KINDS: [DriverKind; 4] = [
     DriverKind::Firecracker,
+    DriverKind::CloudHypervisor,
     DriverKind::Qemu { accel: Accelerator::Kvm },
     DriverKind::Qemu { accel: Accelerator::Tcg },
 ];
@@ -114,9 +115,13 @@ impl Machine {
             let beside = dir.map(|dir| dir.join(name)).filter(|path| path.is_file());
             beside.unwrap_or_else(|| PathBuf::from(name))
         };
-        let programs =
-            Programs { firecracker: probe::firecracker(&named(FIRECRACKER)), qemu: probe::qemu(&named(QEMU)) };
-        let matters = matches!(kvm, Kvm::Usable { .. }) && programs.firecracker.is_ok();
+        let programs = Programs {
+            firecracker: probe::firecracker(&named(FIRECRACKER)),
+            cloud_hypervisor: probe::cloud_hypervisor(&named(CLOUD_HYPERVISOR)),
+            qemu: probe::qemu(&named(QEMU)),
+        };
+        let matters =
+            matches!(kvm, Kvm::Usable { .. }) && (programs.firecracker.is_ok() || programs.cloud_hypervisor.is_ok());
         let taps = match network {
             NetworkSetting::User => Err("the setting is QEMU's user-mode network".to_owned()),
             NetworkSetting::Auto | NetworkSetting::Namespaces if matters => {
@@ -144,9 +149,12 @@ impl Machine {
 
     fn only(&self, kind: DriverKind) -> DriverChoice {
         let obstacle = match kind {
-            DriverKind::Firecracker => self.firecracker_obstacle(),
-            DriverKind::Qemu { accel: Accelerator::Kvm } => self.kvm_obstacle().or_else(|| self.qemu_obstacle()),
-            DriverKind::Qemu { accel: Accelerator::Tcg } => self.qemu_obstacle(),
+            DriverKind::Firecracker => self.tap_obstacle(&self.programs.firecracker),
+            DriverKind::CloudHypervisor => self.tap_obstacle(&self.programs.cloud_hypervisor),
+            DriverKind::Qemu { accel: Accelerator::Kvm } => {
+                self.kvm_obstacle().or_else(|| obstacle(&self.programs.qemu))
+            }
+            DriverKind::Qemu { accel: Accelerator::Tcg } => obstacle(&self.programs.qemu),
             DriverKind::Process => Some(("it is for tests only".to_owned(), None)),
         };
         match obstacle {
@@ -157,21 +165,23 @@ impl Machine {
         }
     }
 
-    fn firecracker_obstacle(&self) -> Option<(String, Option<String>)> {
-        let program = self.programs.firecracker.as_ref().err();
-        let program = program.map(|problem| (problem.to_string(), Some(problem.remedy().to_owned())));
+    /// Of a program that needs KVM and taps.
+    fn tap_obstacle(&self, program: &Result<Program, ProgramProblem>) -> Option<Obstacle> {
         let taps = || self.taps.as_ref().err().map(|why| (format!("it needs taps: {why}"), None));
-        self.kvm_obstacle().or(program).or_else(taps)
+        self.kvm_obstacle().or_else(|| obstacle(program)).or_else(taps)
     }
 
-    fn kvm_obstacle(&self) -> Option<(String, Option<String>)> {
+    fn kvm_obstacle(&self) -> Option<Obstacle> {
         self.kvm.remedy().map(|remedy| (self.kvm.to_string(), Some(remedy.to_owned())))
     }
+}
 
-    fn qemu_obstacle(&self) -> Option<(String, Option<String>)> {
-        let problem = self.programs.qemu.as_ref().err()?;
-        Some((problem.to_string(), Some(problem.remedy().to_owned())))
-    }
+/// Why not, and the remedy.
+type Obstacle = (String, Option<String>);
+
+fn obstacle(program: &Result<Program, ProgramProblem>) -> Option<Obstacle> {
+    let problem = program.as_ref().err()?;
+    Some((problem.to_string(), Some(problem.remedy().to_owned())))
 }
 
 /// No driver can be used.
@@ -198,31 +208,29 @@ pub(crate) fn open(
     let choice = machine.choose(setting);
     tracing::info!(driver = ?choice.driver, reason = choice.reason, "driver chosen");
     let none = DriverError { reason: choice.reason, remedy: choice.better };
-    let Programs { firecracker, qemu } = machine.programs;
-    match (choice.driver, firecracker, qemu) {
-        (Some(DriverKind::Firecracker), Ok(program), _) => {
-            Ok(Box::new(FirecrackerDriver::new(FirecrackerConfig::new(program))))
+    let Programs { firecracker, cloud_hypervisor, qemu } = machine.programs;
+    let driver = match choice.driver {
+        Some(DriverKind::Firecracker) => firecracker.ok().map(firecracker::driver),
+        Some(DriverKind::CloudHypervisor) => cloud_hypervisor.ok().map(cloud_hypervisor::driver),
+        Some(DriverKind::Qemu { accel }) => {
+            qemu.ok().map(|program| -> Box<dyn Driver> { Box::new(QemuDriver::new(QemuConfig::new(program, accel))) })
         }
-        (Some(DriverKind::Qemu { accel }), _, Ok(program)) => {
-            Ok(Box::new(QemuDriver::new(QemuConfig::new(program, accel))))
-        }
-        _ => Err(none),
-    }
+        Some(DriverKind::Process) | None => None,
+    };
+    driver.ok_or(none)
 }
 
 #[cfg(test)]
 mod tests {
-    use belljar_vmm::probe::{Program, ProgramProblem};
-
     use super::*;
 
     #[test]
     fn a_driver_is_named_as_it_names_itself() {
-        for text in ["auto", "firecracker", "qemu-kvm", "qemu-tcg"] {
+        for text in ["auto", "firecracker", "cloud-hypervisor", "qemu-kvm", "qemu-tcg"] {
             assert_eq!(text.parse::<DriverSetting>().expect(text).to_string(), text);
         }
         let error = "xen".parse::<DriverSetting>().expect_err("none");
-        assert_eq!(error, "there is no driver \"xen\"; write auto, firecracker, qemu-kvm, qemu-tcg");
+        assert_eq!(error, "there is no driver \"xen\"; write auto, firecracker, cloud-hypervisor, qemu-kvm, qemu-tcg");
         assert!("process".parse::<DriverSetting>().is_err());
     }
 
@@ -232,6 +240,7 @@ mod tests {
             kvm: Kvm::Usable { ns_per_instruction: 0.3 },
             programs: Programs {
                 firecracker: Ok(Program { path: "f".into(), version: "1.14.0".into() }),
+                cloud_hypervisor: Ok(Program { path: "c".into(), version: "52.0".into() }),
                 qemu: Ok(Program { path: "q".into(), version: "10.0.2".into() }),
             },
             taps: Ok(()),
@@ -240,6 +249,8 @@ mod tests {
         let no_kvm = Machine { kvm: Kvm::Absent, ..good.clone() };
         let no_firecracker = Programs { firecracker: none("get it"), ..good.programs.clone() };
         let no_firecracker = Machine { programs: no_firecracker, ..good.clone() };
+        let no_cloud_hypervisor = Programs { cloud_hypervisor: none("get it"), ..good.programs.clone() };
+        let no_cloud_hypervisor = Machine { programs: no_cloud_hypervisor, ..good.clone() };
         let no_qemu = Machine { programs: Programs { qemu: none("apt"), ..good.programs.clone() }, ..good.clone() };
         let no_taps = Machine { taps: Err("not root".to_owned()), ..good.clone() };
         let check = |machine: &Machine, name: &str, expected: Result<(), &str>| {
@@ -249,17 +260,19 @@ mod tests {
                 Err(words) => assert!(choice.driver.is_none() && choice.reason.contains(words), "{choice:?}"),
             }
         };
-        for name in ["firecracker", "qemu-kvm", "qemu-tcg"] {
+        for name in ["firecracker", "cloud-hypervisor", "qemu-kvm", "qemu-tcg"] {
             check(&good, name, Ok(()));
         }
         check(&no_kvm, "firecracker", Err("the setting is firecracker, and /dev/kvm does not exist"));
         check(&no_kvm, "qemu-kvm", Err("/dev/kvm does not exist"));
         check(&no_kvm, "qemu-tcg", Ok(()));
         check(&no_firecracker, "firecracker", Err("x was not found"));
-        check(&no_firecracker, "qemu-kvm", Ok(()));
+        check(&no_firecracker, "cloud-hypervisor", Ok(()));
+        check(&no_cloud_hypervisor, "cloud-hypervisor", Err("x was not found"));
         check(&no_qemu, "qemu-tcg", Err("x was not found"));
         check(&no_qemu, "firecracker", Ok(()));
         check(&no_taps, "firecracker", Err("needs taps: not root"));
+        check(&no_taps, "cloud-hypervisor", Err("needs taps: not root"));
         check(&no_taps, "qemu-kvm", Ok(()));
     }
 }

@@ -96,6 +96,8 @@ pub trait Vm: Send + Sync {
 pub enum DriverKind {
     /// Firecracker, in hardware.
     Firecracker,
+    /// Cloud Hypervisor, in hardware.
+    CloudHypervisor,
     /// QEMU's `microvm` machine.
     Qemu { accel: Accelerator },
     /// The guest agent as a plain child. Isolates nothing; only with the feature `process-driver`.
@@ -116,6 +118,7 @@ impl fmt::Display for DriverKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Firecracker => "firecracker",
+            Self::CloudHypervisor => "cloud-hypervisor",
             Self::Qemu { accel: Accelerator::Kvm } => "qemu-kvm",
             Self::Qemu { accel: Accelerator::Tcg } => "qemu-tcg",
             Self::Process => "process",

@@ -21,7 +21,9 @@
 //! its run directory (`run_dir` module). A guest that resets or panics does not end its process: the VM stays, stopped, so
 //! that the reason and the console can be read, until [`Vm::kill`].
 
+mod api;
 mod child;
+pub mod cloud_hypervisor;
 #[cfg(test)]
 mod conformance;
 mod dirty;

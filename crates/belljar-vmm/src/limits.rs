@@ -107,6 +107,9 @@ pub const MIN_QEMU: (u32, u32) = (9, 0);
 /// Oldest Firecracker that has what we use; the last of it is `/serial`.
 pub const MIN_FIRECRACKER: (u32, u32) = (1, 14);
 
+/// Oldest Cloud Hypervisor that has what we use; the last of it is an image type in its API.
+pub const MIN_CLOUD_HYPERVISOR: (u32, u32) = (52, 0);
+
 const _: () = assert!(CONSOLE_BYTES.is_power_of_two());
 const _: () = assert!(QMP_LINE_BYTES > CONSOLE_BYTES / 3 * 4 + 1024);
 const _: () = assert!(CMDLINE_EXTRA_BYTES <= 1024);

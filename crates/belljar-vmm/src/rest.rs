@@ -1,6 +1,7 @@
 //! The HTTP interface of a VM process, on a Unix socket in its run directory: Firecracker and Cloud Hypervisor have one.
 //!
-//! Each call has a connection of its own, so that a call that was given up cannot be answered to the next one.
+//! Each call has a connection of its own, so that a call that was given up cannot be answered to the next one. Descriptors go
+//! along with a call's first bytes (`SCM_RIGHTS`).
 
 use crate::limits::{REST_BODY_BYTES, REST_REPLY};
 use crate::run_dir::RunDir;
@@ -10,9 +11,16 @@ use hyper::body::Bytes;
 use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::UnixStream;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -60,20 +68,32 @@ impl Rest {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<Value, RestError> {
-        self.call(Method::GET, path, None).await
+        self.call(Method::GET, path, None, None).await
     }
 
+    /// A body that is null is none.
     pub(crate) async fn put(&self, path: &str, body: &Value) -> Result<Value, RestError> {
-        self.call(Method::PUT, path, Some(body)).await
+        self.call(Method::PUT, path, Some(body), None).await
+    }
+
+    /// The same; the process gets a copy of the descriptor.
+    pub(crate) async fn put_with(&self, path: &str, body: &Value, fd: BorrowedFd<'_>) -> Result<Value, RestError> {
+        self.call(Method::PUT, path, Some(body), Some(fd)).await
     }
 
     pub(crate) async fn patch(&self, path: &str, body: &Value) -> Result<Value, RestError> {
-        self.call(Method::PATCH, path, Some(body)).await
+        self.call(Method::PATCH, path, Some(body), None).await
     }
 
-    async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, RestError> {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, RestError> {
         let call = format!("{method} {path}");
-        match tokio::time::timeout(REST_REPLY, self.exchange(method, path, body)).await {
+        match tokio::time::timeout(REST_REPLY, self.exchange(method, path, body, fd)).await {
             Ok(Ok((status, answer))) if status.is_success() => Ok(answer),
             Ok(Ok((_, answer))) => Err(RestError::Refused { call, message: words(&answer) }),
             Ok(Err(error)) => Err(RestError::Closed(error)),
@@ -81,8 +101,14 @@ impl Rest {
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Option<&Value>) -> io::Result<(StatusCode, Value)> {
-        let bytes = body.map(Value::to_string).unwrap_or_default();
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> io::Result<(StatusCode, Value)> {
+        let bytes = body.filter(|body| !body.is_null()).map(Value::to_string).unwrap_or_default();
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -92,7 +118,7 @@ impl Rest {
             .header(CONTENT_LENGTH, bytes.len())
             .body(Full::new(Bytes::from(bytes)))
             .map_err(io::Error::other)?;
-        let stream = TokioIo::new(self.dir.connect(self.socket).await?);
+        let stream = TokioIo::new(Passing { stream: self.dir.connect(self.socket).await?, fd });
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(io::Error::other)?;
         let exchange = async move {
             let response = sender.send_request(request).await.map_err(io::Error::other)?;
@@ -107,6 +133,50 @@ impl Rest {
         // Its end is the end of the sender; how it failed, the exchange is told.
         let (exchanged, _) = tokio::join!(exchange, connection);
         exchanged
+    }
+}
+
+/// A connection whose first bytes take a descriptor along.
+struct Passing<'a> {
+    stream: UnixStream,
+    fd: Option<BorrowedFd<'a>>,
+}
+
+fn send_with(stream: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let fds = [fd];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    Ok(sendmsg(stream.as_fd(), &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+}
+
+impl AsyncWrite for Passing<'_> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(fd) = self.fd else { return Pin::new(&mut self.stream).poll_write(cx, bytes) };
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match self.stream.try_io(Interest::WRITABLE, || send_with(&self.stream, bytes, fd)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => {
+                    self.fd = None;
+                    return Poll::Ready(sent);
+                }
+            }
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Passing<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 

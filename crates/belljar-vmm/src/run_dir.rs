@@ -4,10 +4,12 @@
 //! run_dir/  link.sock     to the guest agent; a hybrid vsock but for QEMU
 //!           link.sock_1025  where a guest with a vsock rings when its agent listens
 //!           qmp.sock      to QEMU's control interface (QEMU only)
-//!           api.sock      to the other programs' control interface
+//!           api.sock      to the other programs' control interface; Cloud Hypervisor has api.sock.lock, too
 //!           disk          the disk by another name, which does not change when a directory is renamed (not QEMU)
 //!           kernel, initrd  the same, until they are loaded
+//!           memory        the same, of a memory file (Cloud Hypervisor only)
 //!           devices.new   state of the devices that is being saved or loaded
+//!           config.json, state.json  the same, in two files; memory-ranges keeps memory from being saved (Cloud Hypervisor only)
 //!           console.fifo  where the console's output waits to be read (not QEMU)
 //!           console.tail  console output that was already read
 //!           vm.json       which process it is: written once it runs, removed last
@@ -34,18 +36,43 @@ pub(crate) const QMP: &str = "qmp.sock";
 pub(crate) const DEVICES: &str = "devices.new";
 pub(crate) const CONSOLE: &str = "console.tail";
 pub(crate) const API: &str = "api.sock";
+const API_LOCK: &str = "api.sock.lock";
 /// A hybrid vsock's name for connections of the guest to port 1025: [`crate::hybrid`].
 pub(crate) const BELL: &str = "link.sock_1025";
 pub(crate) const DISK: &str = "disk";
 pub(crate) const KERNEL: &str = "kernel";
 pub(crate) const INITRD: &str = "initrd";
+pub(crate) const MEMORY: &str = "memory";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const STATE: &str = "state.json";
+pub(crate) const RANGES: &str = "memory-ranges";
 pub(crate) const CONSOLE_FIFO: &str = "console.fifo";
 const RECORD: &str = "vm.json";
 const RECORD_NEW: &str = "vm.json.new";
 
 /// In the order of removal: the record goes last, so that an interrupted removal is finished by the next adoption.
-const ALL: [&str; 12] =
-    [LINK, BELL, QMP, API, DISK, KERNEL, INITRD, DEVICES, CONSOLE_FIFO, CONSOLE, RECORD_NEW, RECORD];
+const ALL: [&str; 17] = [
+    LINK,
+    BELL,
+    QMP,
+    API,
+    API_LOCK,
+    DISK,
+    KERNEL,
+    INITRD,
+    MEMORY,
+    DEVICES,
+    CONFIG,
+    STATE,
+    RANGES,
+    CONSOLE_FIFO,
+    CONSOLE,
+    RECORD_NEW,
+    RECORD,
+];
+
+/// What a VM program needs no more once its guest runs.
+pub(crate) const LOADED: [&str; 6] = [KERNEL, INITRD, MEMORY, DEVICES, CONFIG, STATE];
 
 /// Format of `vm.json`; another number is not ours to read.
 const RECORD_VERSION: u32 = 1;

@@ -9,8 +9,9 @@
 mod life;
 pub(crate) mod saved;
 
+use crate::cloud_hypervisor;
 use crate::driver::{Accelerator, Driver, DriverKind, NetworkSpec, VmSpec};
-use crate::firecracker::{FirecrackerConfig, FirecrackerDriver};
+use crate::firecracker;
 use crate::probe;
 use crate::qemu::{QemuConfig, QemuDriver};
 use std::os::unix::fs::PermissionsExt;
@@ -39,9 +40,11 @@ fn driver(name: &str) -> Box<dyn Driver> {
             return qemu(accel);
         }
     }
-    assert_eq!(name, DriverKind::Firecracker.to_string(), "{DRIVERS}");
-    let program = probe::firecracker(&program("firecracker")).expect("Firecracker is installed");
-    Box::new(FirecrackerDriver::new(FirecrackerConfig::new(program)))
+    if name == DriverKind::Firecracker.to_string() {
+        return firecracker::driver(probe::firecracker(&program(name)).expect("Firecracker is installed"));
+    }
+    assert_eq!(name, DriverKind::CloudHypervisor.to_string(), "{DRIVERS}");
+    cloud_hypervisor::driver(probe::cloud_hypervisor(&program(name)).expect("Cloud Hypervisor is installed"))
 }
 
 fn drivers() -> Vec<Box<dyn Driver>> {

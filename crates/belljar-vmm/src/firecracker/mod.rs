@@ -1,193 +1,47 @@
-//! Firecracker, on working KVM.
-//!
-//! ```text
-//! validate -> claim run dir -> files' names, pipe, bell -> process -> record -> API answers -> boot, or load -> running
-//!                          \__________ Files ______________________________________________________/
-//!                                                        \__ Started _____________________________/
-//! ```
-//! What differs from QEMU, and is hidden here:
+//! Firecracker, on working KVM. Started and driven as [`crate::api`] says; here is what it does its own way:
 //!
 //! - Guest memory of a guest that boots is the process's own, without a file: it begins with zeroes, as a sparse file does. A
 //!   restored one maps its file, copy-on-write.
-//! - It saves devices and memory in one go only, devices first. Memory is read from outside, as everywhere, so it is told to
-//!   write it where it cannot, and says no when the devices are there.
-//! - It ends with its guest. What the guest said is in a pipe of ours.
 //! - It opens its tap by name: it is started in the namespace where that is.
 
 mod requests;
-mod vm;
 
-use crate::child::Process;
-use crate::driver::{Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmSpec};
+use crate::api::{Api, ApiDriver};
+use crate::child::Ended;
+use crate::driver::{Capabilities, Driver, DriverKind, NetworkSpec, VmExit, VmSpec};
 use crate::error::VmmError;
-use crate::fifo_console::FifoConsole;
-use crate::guard::{Files, Started};
-use crate::hybrid::Hybrid;
-use crate::limits::{LAUNCH, MAX_FIRECRACKER_VCPUS, MAX_MEMORY_MIB};
-use crate::log::Log;
-use crate::namespace;
-use crate::orphan;
+use crate::limits::{DEVICES_BYTES, MAX_FIRECRACKER_VCPUS, MAX_MEMORY_MIB};
+use crate::panic_words::panic_message;
 use crate::probe::Program;
 use crate::rest::{Rest, RestError};
-use crate::run_dir::{API, CONSOLE_FIFO, DEVICES, DISK, Guest, INITRD, KERNEL, Record, RunDir};
+use crate::run_dir::{DEVICES, INITRD, KERNEL, RunDir};
 use crate::saved::Saved;
-use crate::shape::Shape;
-use crate::spawn::{Start, spawn};
-use crate::spec;
-use crate::supervise::supervise;
 use async_trait::async_trait;
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
-use vm::{FirecrackerVm, Parts};
+use serde_json::Value;
 
-/// What saved states name it.
-const PROGRAM: &str = "firecracker";
+/// What it logs when a processor of the guest has a triple fault.
+const TRIPLE_FAULT: &str = "vcpu run: Shutdown";
 
-/// Every guest has its own vsock: the number says nothing.
-const GUEST_CID: u32 = 3;
-
-/// How to run Firecracker.
-#[derive(Debug, Clone)]
-pub struct FirecrackerConfig {
-    /// The program, as [`probe::firecracker`](crate::probe::firecracker) found it.
-    pub program: Program,
-    /// How long a launch may take.
-    pub launch_limit: Duration,
+/// Runs VMs with this Firecracker, which [`probe::firecracker`](crate::probe::firecracker) found.
+#[must_use]
+pub fn driver(program: Program) -> Box<dyn Driver> {
+    Box::new(ApiDriver::<Firecracker>::new(program))
 }
 
-impl FirecrackerConfig {
-    /// The usual settings.
-    #[must_use]
-    pub fn new(program: Program) -> Self {
-        Self { program, launch_limit: LAUNCH }
-    }
-}
-
-/// Runs VMs with Firecracker.
-#[derive(Debug)]
-pub struct FirecrackerDriver {
-    config: FirecrackerConfig,
-}
-
-impl FirecrackerDriver {
-    #[must_use]
-    pub fn new(config: FirecrackerConfig) -> Self {
-        Self { config }
-    }
-
-    fn start(&self, spec: &VmSpec, dir: &RunDir, log: &Log, disk: Option<&File>) -> Result<Process, VmmError> {
-        let program = &self.config.program.path;
-        let failed = |source| VmmError::Spawn { program: program.clone(), source };
-        let args = requests::arguments(&spec.id, API);
-        // For as long as it lives it holds our lock on the disk.
-        let fds: Vec<_> = disk.iter().map(AsFd::as_fd).collect();
-        let start =
-            Start { program, args: &args, cwd: dir.path(), stdout: log.as_fd(), stderr: log.as_fd(), fds: &fds };
-        let pid = match &spec.network {
-            NetworkSpec::NamedTap { namespace, .. } => namespace::enter(namespace, || spawn(&start)),
-            _ => spawn(&start),
-        };
-        Process::watch(pid.map_err(failed)?).map_err(failed)
-    }
-
-    /// Waits until Firecracker has done what it was asked for, or has ended, or took too long.
-    async fn supervise(
-        &self,
-        process: &Process,
-        log: &Log,
-        work: impl Future<Output = Result<(), RestError>>,
-    ) -> Result<(), VmmError> {
-        supervise(&self.config.program.path, self.config.launch_limit, process, log, work).await
-    }
-
-    /// Has it boot, or go on with what was saved.
-    async fn begin(
-        &self,
-        spec: &VmSpec,
-        saved: Option<&Saved>,
-        rest: &Rest,
-        process: &Process,
-        log: &Log,
-    ) -> Result<(), VmmError> {
-        let ready = async {
-            rest.ready().await?;
-            put(rest, requests::console()).await
-        };
-        self.supervise(process, log, ready).await?;
-        let (Some(saved), Some(memory)) = (saved, &spec.memory) else {
-            let boot = async {
-                for request in requests::boot(spec) {
-                    put(rest, request).await?;
-                }
-                Ok(())
-            };
-            return self.supervise(process, log, boot).await;
-        };
-        let loaded = self.supervise(process, log, put(rest, requests::load(spec, memory))).await;
-        let refused = |reason: String| {
-            let reason = format!("Firecracker {} read what {} wrote: {reason}", self.version(), saved.version);
-            VmmError::Restore { id: spec.id.clone(), path: spec.devices.clone().unwrap_or_default(), reason }
-        };
-        loaded.map_err(|error| match error {
-            VmmError::EndedEarly { log, .. } => refused(log),
-            VmmError::Monitor { source, .. } => refused(source.to_string()),
-            other => other,
-        })
-    }
-
-    async fn adopt_recorded(&self, dir: RunDir, record: Record) -> Result<Option<Box<dyn Vm>>, VmmError> {
-        if record.driver != self.kind() {
-            return Err(VmmError::OtherDriver {
-                path: dir.path().to_owned(),
-                found: record.driver.to_string(),
-                expected: self.kind().to_string(),
-            });
-        }
-        let pid = record.pid;
-        let failed = |source| VmmError::Process { operation: "watch", pid, source };
-        let Some(process) = Process::find(&record).map_err(failed)? else {
-            dir.clear()?;
-            return Ok(None);
-        };
-        let dir = Arc::new(dir);
-        let parts = Parts {
-            process,
-            version: record.program_version,
-            guest: record.guest,
-            rest: Rest::new(Arc::clone(&dir), API),
-            console: FifoConsole::open(&dir)?,
-            link: Hybrid::new(&dir)?,
-            log: Log::of_process(pid).map_err(failed)?,
-            dir,
-        };
-        Ok(Some(Box::new(FirecrackerVm::new(parts))))
-    }
-}
+/// See the module.
+#[derive(Clone, Copy)]
+struct Firecracker;
 
 async fn put(rest: &Rest, (path, body): requests::Put) -> Result<(), RestError> {
     rest.put(&path, &body).await.map(drop)
 }
 
-/// What it cannot have.
-fn check_network(spec: &VmSpec) -> Result<(), VmmError> {
-    let reason = match spec.network {
-        NetworkSpec::None | NetworkSpec::NamedTap { .. } => return Ok(()),
-        NetworkSpec::User { .. } => "is one of the VM process itself, which Firecracker does not have: give it a tap",
-        NetworkSpec::Tap(_) => "is an open tap, and Firecracker opens its own: give it the tap's name",
-    };
-    Err(VmmError::BadSpec { id: spec.id.clone(), field: "network", reason: reason.to_owned() })
-}
-
 #[async_trait]
-impl Driver for FirecrackerDriver {
-    fn kind(&self) -> DriverKind {
-        DriverKind::Firecracker
-    }
+impl Api for Firecracker {
+    const KIND: DriverKind = DriverKind::Firecracker;
+    const BOOTS_FROM_MEMORY_FILE: bool = false;
 
-    fn capabilities(&self) -> Capabilities {
+    fn capabilities() -> Capabilities {
         Capabilities {
             isolates: true,
             hardware: true,
@@ -202,74 +56,111 @@ impl Driver for FirecrackerDriver {
         }
     }
 
-    fn version(&self) -> &str {
-        &self.config.program.version
+    fn arguments(id: &str) -> Vec<String> {
+        requests::arguments(id)
     }
 
-    async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
-        spec::validate(spec)?;
-        check_network(spec)?;
-        spec::check_files(spec)?;
-        let memory_inode = spec::check_memory(spec)?;
-        let saved = Saved::open(spec, PROGRAM)?;
-        let Shape { vcpus, memory_mib, disk, card } = Shape::of(spec);
-        // Memory of one that boots has no file.
-        let memory_inode = memory_inode.filter(|_| saved.is_some());
-        let guest = Guest { memory_mib, memory_inode, vcpus, disk, card };
-        let dir = Arc::new(RunDir::open(&spec.run_dir)?);
-        orphan::claim(&dir).await?;
-        let files = Files::of(&dir);
-        let lock = spec.disk.as_deref().map(|disk| spec::lock_disk(spec, disk)).transpose()?;
-        if let Some(disk) = &spec.disk {
-            dir.link_in(disk, DISK)?;
+    fn network_obstacle(network: &NetworkSpec) -> Option<&'static str> {
+        match network {
+            NetworkSpec::None | NetworkSpec::NamedTap { .. } => None,
+            NetworkSpec::User { .. } => {
+                Some("is one of the VM process itself, which Firecracker does not have: give it a tap")
+            }
+            NetworkSpec::Tap(_) => Some("is an open tap, and Firecracker opens its own: give it the tap's name"),
         }
-        match &saved {
-            Some(saved) => dir.write(DEVICES, &saved.devices)?,
+    }
+
+    fn place(spec: &VmSpec, saved: Option<&Saved>, dir: &RunDir) -> Result<(), VmmError> {
+        match saved {
+            Some(saved) => dir.write(DEVICES, &saved.devices),
             None => {
                 dir.link_in(&spec.kernel, KERNEL)?;
-                spec.initrd.iter().try_for_each(|initrd| dir.link_in(initrd, INITRD))?;
-            }
-        }
-        dir.make_fifo(CONSOLE_FIFO)?;
-        let (console, link) = (FifoConsole::open(&dir)?, Hybrid::new(&dir)?);
-        let operation = "create the log for";
-        let log =
-            Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
-        let started = Started::of(self.start(spec, &dir, &log, lock.as_ref())?);
-        let process = started.process.clone();
-        let rest = Rest::new(Arc::clone(&dir), API);
-        let attempt = async {
-            // As with QEMU: should we die now, this is how the process is found.
-            let record = Record::of(&spec.id, process.pid(), self.kind(), self.version(), guest);
-            if let Some(record) = record {
-                dir.write_record(&record)?;
-            }
-            self.begin(spec, saved.as_ref(), &rest, &process, &log).await?;
-            [DEVICES, KERNEL, INITRD].iter().try_for_each(|loaded| dir.remove(loaded))
-        };
-        match attempt.await {
-            Ok(()) => {
-                files.keep();
-                let version = self.version().to_owned();
-                let parts = Parts { process: started.keep(), version, guest, rest, console, link, log, dir };
-                Ok(Box::new(FirecrackerVm::new(parts)))
-            }
-            Err(error) => {
-                started.process.kill().await?;
-                Err(error)
+                spec.initrd.iter().try_for_each(|initrd| dir.link_in(initrd, INITRD))
             }
         }
     }
 
-    async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Vm>>, VmmError> {
-        let dir = RunDir::open(run_dir)?;
-        match dir.read_record() {
-            Some(record) => self.adopt_recorded(dir, record).await,
-            None => {
-                orphan::end(&dir).await?;
-                dir.clear()?;
-                Ok(None)
-            }
+    async fn begin(spec: &VmSpec, rest: &Rest) -> Result<(), RestError> {
+        put(rest, requests::console()).await?;
+        if let (Some(_), Some(memory)) = (&spec.devices, &spec.memory) {
+            return put(rest, requests::load(spec, memory)).await;
         }
+        for request in requests::boot(spec) {
+            put(rest, request).await?;
+        }
+        Ok(())
+    }
+
+    async fn set_running(rest: &Rest, running: bool) -> Result<(), RestError> {
+        rest.patch("/vm", &requests::state(running)).await.map(drop)
+    }
+
+    async fn is_paused(rest: &Rest) -> Result<bool, RestError> {
+        let info = rest.get("/").await?;
+        Ok(info.get("state").and_then(Value::as_str) == Some("Paused"))
+    }
+
+    async fn save(pid: u32, rest: &Rest, dir: &RunDir) -> Result<Vec<u8>, VmmError> {
+        dir.remove(DEVICES)?;
+        let failed = |error: RestError| VmmError::Monitor { pid, source: error.into() };
+        let (path, body) = requests::save();
+        let devices = match rest.put(&path, &body).await {
+            // It has written the devices, and cannot write memory.
+            Err(RestError::Refused { message, .. }) if message.contains("memory backing file") => {
+                let failed = |source| VmmError::RunDir { operation: "read", path: dir.file(DEVICES), source };
+                dir.tail(DEVICES, DEVICES_BYTES).map_err(failed)
+            }
+            Err(error) => Err(failed(error)),
+            Ok(_) => Err(failed(RestError::Refused {
+                call: format!("PUT {path}"),
+                message: format!("it wrote memory to {:?}", requests::NO_MEMORY),
+            })),
+        };
+        dir.remove(DEVICES)?;
+        devices
+    }
+
+    async fn look_at_disk(rest: &Rest, _bytes: u64) -> Result<(), RestError> {
+        let (path, body) = requests::look_at_disk();
+        rest.patch(&path, &body).await.map(drop)
+    }
+
+    /// It ends with 0 after a reset, with an error after a triple fault, which is a reset, too. Of one that is not our child
+    /// nobody is told with what it ended.
+    fn reason(ended: Ended, console: &[u8], log: &str) -> VmExit {
+        let fault = log.contains(TRIPLE_FAULT);
+        let is_guest = match ended {
+            Ended { signal: Some(_), .. } => false,
+            Ended { code: Some(code), .. } => code == 0 || fault,
+            Ended { code: None, .. } => fault || panic_message(console).is_some(),
+        };
+        match panic_message(console) {
+            _ if !is_guest => ended.into(),
+            Some(message) => VmExit::GuestPanic { message },
+            None => VmExit::GuestReset,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_it_ended() {
+        const PANIC: &[u8] = b"Kernel panic - not syncing: no init\n";
+        let check = |code: Option<i32>, signal: Option<i32>, console: &[u8], log: &str, expected: &str| {
+            assert_eq!(Firecracker::reason(Ended { code, signal }, console, log).to_string(), expected);
+        };
+        let fault = "Unexpected exit reason on vcpu run: Shutdown";
+        check(Some(0), None, b"bye", "", "the guest rebooted");
+        check(Some(0), None, PANIC, "", "the guest kernel panicked: no init");
+        check(Some(1), None, b"", fault, "the guest rebooted");
+        check(Some(1), None, PANIC, fault, "the guest kernel panicked: no init");
+        check(Some(1), None, PANIC, "something else", "the VM process ended with exit code 1");
+        check(None, Some(9), PANIC, fault, "the VM process was ended by signal 9");
+        // Adopted.
+        check(None, None, b"bye", "", "the VM process ended");
+        check(None, None, PANIC, "", "the guest kernel panicked: no init");
     }
 }

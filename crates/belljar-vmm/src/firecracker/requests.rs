@@ -2,10 +2,10 @@
 //!
 //! Every path is a name in its run directory, in which it works: what it saves holds no path of the host.
 
-use super::GUEST_CID;
+use crate::api::GUEST_CID;
 use crate::driver::{NetworkSpec, VmSpec};
 use crate::hybrid::LINK_PORT;
-use crate::run_dir::{CONSOLE_FIFO, DEVICES, DISK, INITRD, KERNEL, LINK};
+use crate::run_dir::{API, CONSOLE_FIFO, DEVICES, DISK, INITRD, KERNEL, LINK};
 use crate::spec;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -21,9 +21,9 @@ pub(super) const NO_MEMORY: &str = ".";
 pub(super) type Put = (String, Value);
 
 /// The command line's arguments after the program's name.
-pub(super) fn arguments(id: &str, socket: &str) -> Vec<String> {
+pub(super) fn arguments(id: &str) -> Vec<String> {
     // Its own log goes to its standard output, which is ours; warnings are rare.
-    ["--api-sock", socket, "--id", id, "--level", "Warning"].map(str::to_owned).to_vec()
+    ["--api-sock", API, "--id", id, "--level", "Warning"].map(str::to_owned).to_vec()
 }
 
 /// Where the console goes. It is no part of a saved state.

@@ -1,5 +1,6 @@
-//! What this machine can run VMs with. Probed, not guessed: [`kvm`] executes kernel-mode code and times it, [`qemu`] and
-//! [`firecracker`] ask the programs. [`choose`] turns the answers into a decision and into the words for `belljar doctor`.
+//! What this machine can run VMs with. Probed, not guessed: [`kvm`] executes kernel-mode code and times it; [`firecracker`],
+//! [`cloud_hypervisor`] and [`qemu`] ask the programs. [`choose`] turns the answers into a decision and into the words for
+//! `belljar doctor`.
 
 mod kvm;
 mod program;
@@ -7,7 +8,7 @@ mod program;
 use crate::driver::{Accelerator, DriverKind};
 use crate::limits::USABLE_NS_PER_INSTRUCTION;
 pub use kvm::kvm;
-pub use program::{Program, ProgramProblem, firecracker, qemu};
+pub use program::{Program, ProgramProblem, cloud_hypervisor, firecracker, qemu};
 use std::fmt;
 
 /// What became of trying to execute kernel-mode code with `/dev/kvm`.
@@ -86,27 +87,42 @@ pub struct DriverChoice {
 pub struct Programs {
     /// See [`firecracker`].
     pub firecracker: Result<Program, ProgramProblem>,
+    /// See [`cloud_hypervisor`].
+    pub cloud_hypervisor: Result<Program, ProgramProblem>,
     /// See [`qemu`].
     pub qemu: Result<Program, ProgramProblem>,
 }
 
-/// Decides from the probes' answers. `taps`: whether VMs can have taps, which Firecracker needs for a network; why not, if so.
+/// Decides from the probes' answers. `taps`: whether VMs can have taps, which Firecracker and Cloud Hypervisor need for a
+/// network; why not, if so.
 #[must_use]
 pub fn choose(kvm: &Kvm, programs: &Programs, taps: &Result<(), String>) -> DriverChoice {
-    let usable = matches!(kvm, Kvm::Usable { .. });
-    let skipped = match (&programs.firecracker, taps) {
-        (Ok(program), Ok(())) if usable => {
+    if !matches!(kvm, Kvm::Usable { .. }) {
+        return choose_qemu(kvm, &programs.qemu, None);
+    }
+    let Programs { firecracker, cloud_hypervisor, qemu } = programs;
+    match (firecracker, cloud_hypervisor, taps) {
+        (Ok(program), _, Ok(())) => {
             let reason = format!("Firecracker {} runs guests in hardware: {kvm}", program.version);
-            return DriverChoice { driver: Some(DriverKind::Firecracker), reason, better: None };
+            DriverChoice { driver: Some(DriverKind::Firecracker), reason, better: None }
         }
-        (Err(problem), _) => (problem.to_string(), Some(problem.remedy().to_owned())),
-        (Ok(_), Err(why)) => (format!("Firecracker needs taps, and {why}"), None),
-        (Ok(_), Ok(())) => ("Firecracker needs KVM".to_owned(), None),
-    };
-    choose_qemu(kvm, &programs.qemu, usable.then_some(skipped))
+        (Err(problem), Ok(program), Ok(())) => {
+            let reason = format!("Cloud Hypervisor {} runs guests in hardware: {kvm}; {problem}", program.version);
+            let better = Some(problem.remedy().to_owned());
+            DriverChoice { driver: Some(DriverKind::CloudHypervisor), reason, better }
+        }
+        (Err(problem), Err(_), _) => {
+            let skipped = (problem.to_string(), Some(problem.remedy().to_owned()));
+            choose_qemu(kvm, qemu, Some(skipped))
+        }
+        (_, _, Err(why)) => {
+            let skipped = (format!("Firecracker and Cloud Hypervisor need taps, and {why}"), None);
+            choose_qemu(kvm, qemu, Some(skipped))
+        }
+    }
 }
 
-/// `skipped`: why Firecracker is not used though KVM works, and the remedy.
+/// `skipped`: why none of the others is used though KVM works, and the remedy.
 fn choose_qemu(
     kvm: &Kvm,
     qemu: &Result<Program, ProgramProblem>,
@@ -144,6 +160,7 @@ mod tests {
         const TCG: Option<DriverKind> = Some(DriverKind::Qemu { accel: Accelerator::Tcg });
         const KVM: Option<DriverKind> = Some(DriverKind::Qemu { accel: Accelerator::Kvm });
         const FIRECRACKER: Option<DriverKind> = Some(DriverKind::Firecracker);
+        const CLOUD: Option<DriverKind> = Some(DriverKind::CloudHypervisor);
         let found = |version: &str| Ok(Program { path: PathBuf::from("/usr/bin/x"), version: version.into() });
         let none = |remedy| Err(ProgramProblem::NotFound { program: "x".into(), remedy });
         let old = Err(ProgramProblem::TooOld {
@@ -153,9 +170,11 @@ mod tests {
             remedy: "update",
         });
         let broken = || Kvm::Broken { step: "create a VM", reason: "no".into() };
-        let qemu = Programs { firecracker: none("get it"), qemu: found("10.0.2") };
-        let both = Programs { firecracker: found("1.14.0"), qemu: found("10.0.2") };
-        let fire = Programs { firecracker: found("1.14.0"), qemu: none("apt install") };
+        let programs = |firecracker, cloud_hypervisor, qemu| Programs { firecracker, cloud_hypervisor, qemu };
+        let qemu = programs(none("get it"), none("or it"), found("10.0.2"));
+        let both = programs(found("1.14.0"), found("52.0"), found("10.0.2"));
+        let fire = programs(found("1.14.0"), none("or it"), none("apt install"));
+        let cloud = programs(none("get it"), found("52.0"), none("apt install"));
         let (taps, no_taps) = (Ok(()), Err("this user may not make them".to_owned()));
         let check = |kvm: Kvm, programs: &Programs, taps, driver, reason: &str, better: Option<&str>| {
             let choice = choose(&kvm, programs, taps);
@@ -166,7 +185,15 @@ mod tests {
         };
         check(Kvm::measured(0.3), &both, &taps, FIRECRACKER, "Firecracker 1.14.0 runs guests in hardware", None);
         check(Kvm::measured(0.3), &fire, &taps, FIRECRACKER, "0.30 ns", None);
-        check(Kvm::measured(0.3), &both, &no_taps, KVM, "Firecracker needs taps, and this user", None);
+        check(
+            Kvm::measured(0.3),
+            &cloud,
+            &taps,
+            CLOUD,
+            "Cloud Hypervisor 52.0 runs guests in hardware",
+            Some("get it"),
+        );
+        check(Kvm::measured(0.3), &both, &no_taps, KVM, "need taps, and this user", None);
         check(Kvm::measured(20.0), &qemu, &taps, KVM, "in hardware", Some("get it"));
         check(Kvm::measured(560.0), &both, &taps, TCG, "interprets kernel-mode code (560 ns", Some("nested"));
         check(Kvm::Absent, &qemu, &taps, TCG, "does not exist", Some("firmware"));
@@ -174,9 +201,10 @@ mod tests {
         check(broken(), &both, &taps, TCG, "create a VM: no", Some("nested"));
         for kvm in [Kvm::measured(560.0), Kvm::Absent, Kvm::NotPermitted, broken()] {
             check(kvm.clone(), &fire, &taps, None, "not found", Some("apt install"));
-            let old = Programs { firecracker: none("get it"), qemu: old.clone() };
+            let old = programs(none("get it"), none("or it"), old.clone());
             check(kvm, &old, &taps, None, "7.2.1", Some("update"));
         }
-        check(Kvm::measured(0.3), &fire, &no_taps, None, "Firecracker needs taps", Some("apt install"));
+        check(Kvm::measured(0.3), &fire, &no_taps, None, "need taps", Some("apt install"));
+        check(Kvm::measured(0.3), &cloud, &no_taps, None, "need taps", Some("apt install"));
     }
 }

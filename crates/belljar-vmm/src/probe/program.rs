@@ -1,6 +1,6 @@
 //! Which VM programs are installed, in which version.
 
-use crate::limits::{MIN_FIRECRACKER, MIN_QEMU};
+use crate::limits::{MIN_CLOUD_HYPERVISOR, MIN_FIRECRACKER, MIN_QEMU};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -65,6 +65,13 @@ const FIRECRACKER: Known = Known {
     remedies: ["put the program of Firecracker's release archive into PATH, or name its directory with --vmm-dir"; 3],
 };
 
+const CLOUD_HYPERVISOR: Known = Known {
+    prefix: "cloud-hypervisor v",
+    oldest: MIN_CLOUD_HYPERVISOR,
+    remedies: ["put Cloud Hypervisor's released program into PATH as cloud-hypervisor, or name its directory with --vmm-dir";
+        3],
+};
+
 /// Asks `program` (usually `qemu-system-x86_64`) for its version. Takes some 20 ms; blocks.
 pub fn qemu(program: &Path) -> Result<Program, ProgramProblem> {
     find(program, &QEMU)
@@ -73,6 +80,11 @@ pub fn qemu(program: &Path) -> Result<Program, ProgramProblem> {
 /// Asks `program` (usually `firecracker`) for its version. Takes some milliseconds; blocks.
 pub fn firecracker(program: &Path) -> Result<Program, ProgramProblem> {
     find(program, &FIRECRACKER)
+}
+
+/// Asks `program` (usually `cloud-hypervisor`) for its version. Takes some milliseconds; blocks.
+pub fn cloud_hypervisor(program: &Path) -> Result<Program, ProgramProblem> {
+    find(program, &CLOUD_HYPERVISOR)
 }
 
 fn find(path: &Path, known: &Known) -> Result<Program, ProgramProblem> {
@@ -101,7 +113,7 @@ fn path_only() -> Option<(&'static str, std::ffi::OsString)> {
     std::env::var_os("PATH").map(|path| ("PATH", path))
 }
 
-/// From `QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)`, or `Firecracker v1.14.0`.
+/// From `QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)`, `Firecracker v1.14.0`, or `cloud-hypervisor v52.0`.
 fn parse_version(text: &str, prefix: &str) -> Option<String> {
     let rest = text.lines().next()?.strip_prefix(prefix)?;
     let version = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
@@ -127,6 +139,7 @@ mod tests {
         check("qemu 10", &QEMU, None);
         check("", &QEMU, None);
         check("Firecracker v1.17.0-dev\n\nSupported snapshot data format versions: 1", &FIRECRACKER, Some("1.17.0"));
+        check("cloud-hypervisor v53.0-246-gae44c2971\nMigration", &CLOUD_HYPERVISOR, Some("53.0"));
     }
 
     #[test]
@@ -154,5 +167,8 @@ mod tests {
         assert_eq!(fire("1.14.1").unwrap().version, "1.14.1");
         assert_eq!(fire("2.0.0").unwrap().version, "2.0.0");
         assert!(matches!(fire("1.9.9"), Err(ProgramProblem::TooOld { .. })));
+        let cloud = |version: &str| cloud_hypervisor(&script("cloud", &format!("echo cloud-hypervisor v{version}")));
+        assert_eq!(cloud("52.0").unwrap().version, "52.0");
+        assert!(matches!(cloud("51.1"), Err(ProgramProblem::TooOld { .. })));
     }
 }

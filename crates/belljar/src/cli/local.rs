@@ -110,11 +110,11 @@ pub struct UpArgs {
     /// Size of that volume when it is made, MiB; sparse [default: 80 % of what is free]
     #[arg(long, value_name = "MIB", env = env_vars::VOLUME_SIZE_MB, hide_env_values = true)]
     pub volume_size_mb: Option<u64>,
-    /// What runs the sandboxes: `firecracker`, `qemu-kvm`, `qemu-tcg` (in software), or `auto`, the best that works here; see
-    /// `belljar doctor` [default: auto]
+    /// What runs the sandboxes: `firecracker`, `cloud-hypervisor`, `qemu-kvm`, `qemu-tcg` (in software), or `auto`, the best
+    /// that works here; see `belljar doctor` [default: auto]
     #[arg(long, value_name = "DRIVER", env = env_vars::DRIVER, hide_env_values = true)]
     pub driver: Option<DriverSetting>,
-    /// Directory where the programs of Firecracker and QEMU are looked for before PATH
+    /// Directory where the programs of Firecracker, Cloud Hypervisor and QEMU are looked for before PATH
     #[arg(long, value_name = "DIR", env = env_vars::VMM_DIR, hide_env_values = true)]
     pub vmm_dir: Option<PathBuf>,
     /// Set by `--detach` in the process that it starts.

@@ -99,8 +99,8 @@ pub fn examine(settings: &Settings, up: &UpSettings) -> Report {
 }
 
 /// Without one that can be used nothing runs; without one that would be better it runs less well.
-fn programs(machine: &Machine, chosen: Option<DriverKind>) -> [Check; 2] {
-    let Programs { firecracker, qemu } = &machine.programs;
+fn programs(machine: &Machine, chosen: Option<DriverKind>) -> [Check; 3] {
+    let Programs { firecracker, cloud_hypervisor, qemu } = &machine.programs;
     let check = |name, title: &str, found: &Result<Program, ProgramProblem>, is_needed: bool| match found {
         Ok(program) => Check::ok(name, format!("{title} {} ({})", program.version, program.path.display())),
         Err(problem) if chosen.is_none() => Check::missing(name, problem.to_string(), problem.remedy()),
@@ -110,11 +110,14 @@ fn programs(machine: &Machine, chosen: Option<DriverKind>) -> [Check; 2] {
     let usable = matches!(machine.kvm, Kvm::Usable { .. });
     let mut checks = [
         check("firecracker", "Firecracker", firecracker, usable),
-        check("qemu", "QEMU", qemu, chosen != Some(DriverKind::Firecracker)),
+        check("cloud_hypervisor", "Cloud Hypervisor", cloud_hypervisor, chosen == Some(DriverKind::CloudHypervisor)),
+        check("qemu", "QEMU", qemu, matches!(chosen, None | Some(DriverKind::Qemu { .. } | DriverKind::Process))),
     ];
-    // Without KVM, Firecracker is no way out.
-    if !usable && chosen.is_none() && firecracker.is_err() {
-        checks[0].mark = Mark::Warn;
+    // Without KVM, these are no way out; and one of them is enough.
+    for (check, found) in checks.iter_mut().zip([firecracker, cloud_hypervisor]) {
+        if chosen.is_none() && found.is_err() && (!usable || check.name == "cloud_hypervisor") {
+            check.mark = Mark::Warn;
+        }
     }
     checks
 }

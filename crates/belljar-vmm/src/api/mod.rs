@@ -1,0 +1,249 @@
+//! Drivers of VM programs that are driven over HTTP (`rest` module): what they have in common.
+//!
+//! ```text
+//! validate -> claim run dir -> files' names, pipe, bell -> process -> record -> API answers -> boot, or load -> running
+//!                          \__________ Files ______________________________________________________/
+//!                                                        \__ Started _____________________________/
+//! ```
+//! What each does its own way is an [`Api`]: Firecracker's and Cloud Hypervisor's. What both do otherwise than QEMU, and is
+//! hidden here:
+//!
+//! - They save devices and memory in one go only, devices first. Memory is read from outside, as everywhere, so they are told to
+//!   write it where they cannot, and say no when the devices are there.
+//! - They end with their guest. What the guest said is in a pipe of ours.
+
+mod vm;
+
+use crate::child::{Ended, Process};
+use crate::driver::{Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
+use crate::error::VmmError;
+use crate::fifo_console::FifoConsole;
+use crate::guard::{Files, Started};
+use crate::hybrid::Hybrid;
+use crate::limits::LAUNCH;
+use crate::log::Log;
+use crate::namespace;
+use crate::orphan;
+use crate::probe::Program;
+use crate::rest::{Rest, RestError};
+use crate::run_dir::{API, CONSOLE_FIFO, DISK, Guest, LOADED, Record, RunDir};
+use crate::saved::Saved;
+use crate::shape::Shape;
+use crate::spawn::{Start, spawn};
+use crate::spec;
+use crate::supervise::supervise;
+use async_trait::async_trait;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use vm::{ApiVm, Parts};
+
+/// Every guest has its own vsock: the number says nothing.
+pub(crate) const GUEST_CID: u32 = 3;
+
+/// What one such program does its own way.
+#[async_trait]
+pub(crate) trait Api: Copy + Send + Sync + 'static {
+    /// The driver that it makes; its name is that of the program in saved states.
+    const KIND: DriverKind;
+    /// Whether memory of a guest that boots is a view of [`VmSpec::memory`], too, or the process's own, without a file.
+    const BOOTS_FROM_MEMORY_FILE: bool;
+
+    fn capabilities() -> Capabilities;
+
+    /// The command line's arguments after the program's name, for an API on the socket [`API`].
+    fn arguments(id: &str) -> Vec<String>;
+
+    /// Why it cannot have this network card.
+    fn network_obstacle(network: &NetworkSpec) -> Option<&'static str>;
+
+    /// Puts what it will load into the run directory, in which it works: names of [`LOADED`].
+    fn place(spec: &VmSpec, saved: Option<&Saved>, dir: &RunDir) -> Result<(), VmmError>;
+
+    /// Has a new process boot a guest, or go on with the saved one and let that stand still.
+    async fn begin(spec: &VmSpec, rest: &Rest) -> Result<(), RestError>;
+
+    /// Lets the guest go on or stand still. Again is fine.
+    async fn set_running(rest: &Rest, running: bool) -> Result<(), RestError>;
+
+    /// Whether the guest stands still.
+    async fn is_paused(rest: &Rest) -> Result<bool, RestError>;
+
+    /// The devices of a guest that stands still, without a path of the host.
+    async fn save(pid: u32, rest: &Rest, dir: &RunDir) -> Result<Vec<u8>, VmmError>;
+
+    /// Has it find out that its disk has this many bytes now.
+    async fn look_at_disk(rest: &Rest, bytes: u64) -> Result<(), RestError>;
+
+    /// Why a process ended that left this on its console and in its log.
+    fn reason(ended: Ended, console: &[u8], log: &str) -> VmExit;
+}
+
+/// Runs VMs with such a program.
+pub(crate) struct ApiDriver<A> {
+    program: Program,
+    api: std::marker::PhantomData<A>,
+    /// How long a launch may take.
+    pub(crate) limit: Duration,
+}
+
+impl<A: Api> ApiDriver<A> {
+    pub(crate) fn new(program: Program) -> Self {
+        Self { program, api: std::marker::PhantomData, limit: LAUNCH }
+    }
+
+    fn start(&self, spec: &VmSpec, dir: &RunDir, log: &Log, disk: Option<&File>) -> Result<Process, VmmError> {
+        let program = &self.program.path;
+        let failed = |source| VmmError::Spawn { program: program.clone(), source };
+        let args = A::arguments(&spec.id);
+        // For as long as it lives it holds our lock on the disk.
+        let fds: Vec<_> = disk.iter().map(AsFd::as_fd).collect();
+        let start =
+            Start { program, args: &args, cwd: dir.path(), stdout: log.as_fd(), stderr: log.as_fd(), fds: &fds };
+        let pid = match &spec.network {
+            NetworkSpec::NamedTap { namespace, .. } => namespace::enter(namespace, || spawn(&start)),
+            _ => spawn(&start),
+        };
+        Process::watch(pid.map_err(failed)?).map_err(failed)
+    }
+
+    /// Waits until it has done what it was asked for, or has ended, or took too long.
+    async fn supervise(
+        &self,
+        process: &Process,
+        log: &Log,
+        work: impl Future<Output = Result<(), RestError>>,
+    ) -> Result<(), VmmError> {
+        supervise(&self.program.path, self.limit, process, log, work).await
+    }
+
+    /// Has it boot, or go on with what was saved.
+    async fn begin(
+        &self,
+        spec: &VmSpec,
+        saved: Option<&Saved>,
+        rest: &Rest,
+        process: &Process,
+        log: &Log,
+    ) -> Result<(), VmmError> {
+        self.supervise(process, log, rest.ready()).await?;
+        let begun = self.supervise(process, log, A::begin(spec, rest)).await;
+        let Some(saved) = saved else { return begun };
+        let refused = |reason: String| {
+            let reason = format!("{} {} read what {} wrote: {reason}", A::KIND, self.version(), saved.version);
+            VmmError::Restore { id: spec.id.clone(), path: spec.devices.clone().unwrap_or_default(), reason }
+        };
+        begun.map_err(|error| match error {
+            VmmError::EndedEarly { log, .. } => refused(log),
+            VmmError::Monitor { source, .. } => refused(source.to_string()),
+            other => other,
+        })
+    }
+
+    async fn adopt_recorded(&self, dir: RunDir, record: Record) -> Result<Option<Box<dyn Vm>>, VmmError> {
+        if record.driver != self.kind() {
+            return Err(VmmError::OtherDriver {
+                path: dir.path().to_owned(),
+                found: record.driver.to_string(),
+                expected: self.kind().to_string(),
+            });
+        }
+        let pid = record.pid;
+        let failed = |source| VmmError::Process { operation: "watch", pid, source };
+        let Some(process) = Process::find(&record).map_err(failed)? else {
+            dir.clear()?;
+            return Ok(None);
+        };
+        let dir = Arc::new(dir);
+        let parts = Parts {
+            process,
+            version: record.program_version,
+            guest: record.guest,
+            rest: Rest::new(Arc::clone(&dir), API),
+            console: FifoConsole::open(&dir)?,
+            link: Hybrid::new(&dir)?,
+            log: Log::of_process(pid).map_err(failed)?,
+            dir,
+        };
+        Ok(Some(Box::new(ApiVm::<A>::new(parts))))
+    }
+}
+
+#[async_trait]
+impl<A: Api> Driver for ApiDriver<A> {
+    fn kind(&self) -> DriverKind {
+        A::KIND
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        A::capabilities()
+    }
+
+    fn version(&self) -> &str {
+        &self.program.version
+    }
+
+    async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
+        spec::validate(spec)?;
+        if let Some(reason) = A::network_obstacle(&spec.network) {
+            return Err(VmmError::BadSpec { id: spec.id.clone(), field: "network", reason: reason.to_owned() });
+        }
+        spec::check_files(spec)?;
+        let memory_inode = spec::check_memory(spec)?;
+        let saved = Saved::open(spec, &A::KIND.to_string())?;
+        let Shape { vcpus, memory_mib, disk, card } = Shape::of(spec);
+        let memory_inode = memory_inode.filter(|_| A::BOOTS_FROM_MEMORY_FILE || saved.is_some());
+        let guest = Guest { memory_mib, memory_inode, vcpus, disk, card };
+        let dir = Arc::new(RunDir::open(&spec.run_dir)?);
+        orphan::claim(&dir).await?;
+        let files = Files::of(&dir);
+        let lock = spec.disk.as_deref().map(|disk| spec::lock_disk(spec, disk)).transpose()?;
+        if let Some(disk) = &spec.disk {
+            dir.link_in(disk, DISK)?;
+        }
+        A::place(spec, saved.as_ref(), &dir)?;
+        dir.make_fifo(CONSOLE_FIFO)?;
+        let (console, link) = (FifoConsole::open(&dir)?, Hybrid::new(&dir)?);
+        let operation = "create the log for";
+        let log =
+            Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
+        let started = Started::of(self.start(spec, &dir, &log, lock.as_ref())?);
+        let process = started.process.clone();
+        let rest = Rest::new(Arc::clone(&dir), API);
+        let attempt = async {
+            // As with QEMU: should we die now, this is how the process is found.
+            let record = Record::of(&spec.id, process.pid(), self.kind(), self.version(), guest);
+            if let Some(record) = record {
+                dir.write_record(&record)?;
+            }
+            self.begin(spec, saved.as_ref(), &rest, &process, &log).await?;
+            LOADED.iter().try_for_each(|loaded| dir.remove(loaded))
+        };
+        match attempt.await {
+            Ok(()) => {
+                files.keep();
+                let version = self.version().to_owned();
+                let parts = Parts { process: started.keep(), version, guest, rest, console, link, log, dir };
+                Ok(Box::new(ApiVm::<A>::new(parts)))
+            }
+            Err(error) => {
+                started.process.kill().await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Vm>>, VmmError> {
+        let dir = RunDir::open(run_dir)?;
+        match dir.read_record() {
+            Some(record) => self.adopt_recorded(dir, record).await,
+            None => {
+                orphan::end(&dir).await?;
+                dir.clear()?;
+                Ok(None)
+            }
+        }
+    }
+}

@@ -18,12 +18,13 @@ pub(crate) struct Process {
     pub(crate) name: String,
 }
 
-/// Processes whose working directory, arguments or open files lie in `dir`.
+/// Processes whose working directory, arguments, open files or mounts lie in `dir`.
 pub(crate) fn processes_of(dir: &Path) -> Vec<Process> {
     let own = std::process::id();
+    let devices = devices_of(dir);
     let entries = fs::read_dir("/proc").expect("/proc");
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let concerned = pids.filter(|&pid| u32::try_from(pid).is_ok_and(|pid| pid != own) && touches(pid, dir));
+    let concerned = pids.filter(|&pid| u32::try_from(pid).is_ok_and(|pid| pid != own) && touches(pid, dir, &devices));
     concerned
         .map(|pid| Process {
             pid,
@@ -32,14 +33,36 @@ pub(crate) fn processes_of(dir: &Path) -> Vec<Process> {
         .collect()
 }
 
-fn touches(pid: i32, dir: &Path) -> bool {
+fn touches(pid: i32, dir: &Path, devices: &[String]) -> bool {
     let text = dir.display().to_string();
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let cwd = fs::read_link(format!("/proc/{pid}/cwd"));
     let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mounts = mounts_of_process(pid);
     String::from_utf8_lossy(&arguments).contains(&text)
+        || mounts
+            .iter()
+            .any(|mount| mount.contains(&text) || devices.iter().any(|device| mount.split(' ').nth(2) == Some(device)))
         || cwd.is_ok_and(|cwd| cwd.starts_with(dir))
         || files.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| target.starts_with(dir))
+}
+
+/// The mounts of a process that has a namespace of them, as one that is jailed has.
+fn mounts_of_process(pid: i32) -> Vec<String> {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    if namespace(&pid.to_string()) == namespace("self") {
+        return Vec::new();
+    }
+    let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    table.lines().map(str::to_owned).collect()
+}
+
+/// Numbers of the devices that are mounted below `dir`.
+fn devices_of(dir: &Path) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let below =
+        table.lines().filter(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(dir)));
+    below.filter_map(|line| line.split(' ').nth(2).map(str::to_owned)).collect()
 }
 
 /// Mount points below `dir`.
@@ -60,7 +83,7 @@ fn loops_of(dir: &Path) -> Vec<String> {
 fn networks_of(dir: &Path) -> Vec<String> {
     let Ok(node_id) = fs::read_to_string(dir.join("data/node-id")) else { return Vec::new() };
     let claims = fs::read_dir("/run/belljar/networks").into_iter().flatten().flatten();
-    let own = claims.filter(|it| fs::read_to_string(it.path()).is_ok_and(|owner| owner == node_id));
+    let own = claims.filter(|it| fs::read_to_string(it.path()).is_ok_and(|owner| owner.contains(node_id.trim())));
     own.filter_map(|it| it.file_name().into_string().ok()).collect()
 }
 

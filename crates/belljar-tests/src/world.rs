@@ -272,9 +272,9 @@ impl World {
 
     /// Pid of a sandbox's VM, if it has one now.
     pub fn vm_pid(&self, id: &str) -> Option<i32> {
-        let dir = self.storage().join("sandboxes").join(id);
-        let is_its = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&dir));
-        self.vm_pids().into_iter().find(is_its)
+        let record = fs::read(self.storage().join("sandboxes").join(id).join("run/vm.json")).ok()?;
+        let record: serde_json::Value = serde_json::from_slice(&record).ok()?;
+        self.vm_pids().into_iter().find(|pid| record["pid"] == *pid)
     }
 
     /// The end of the server's log, for a message.

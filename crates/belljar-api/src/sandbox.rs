@@ -71,6 +71,9 @@ pub enum TerminationReason {
     /// The VM process ended by itself or was killed.
     #[serde(rename = "vmm_exited")]
     VmmExited,
+    /// The VM process used more memory than its guest's and what it needs itself, and the host ended it.
+    #[serde(rename = "out_of_memory")]
+    OutOfMemory,
     /// The agent broke the link's protocol or stopped answering.
     #[serde(rename = "guest_unresponsive")]
     GuestUnresponsive,
@@ -92,6 +95,7 @@ impl TerminationReason {
             Self::NoCapacity | Self::Cancelled | Self::ConfigurationError => "Failure(ConstraintUnsatisfiable)",
             Self::GuestShutdown => "Failure(ContainerTerminated(guest_shutdown))",
             Self::VmmExited => "Failure(ContainerTerminated(vmm_exited))",
+            Self::OutOfMemory => "Failure(OutOfMemory)",
             Self::GuestUnresponsive => "Failure(InternalError)",
             Self::NodeLost => "Failure(ExecutorRemoved)",
         }

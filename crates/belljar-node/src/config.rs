@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio::{io::DuplexStream, sync::mpsc};
 
-use crate::{driver::DriverSetting, network::NetworkOptions, storage::StorageOptions};
+use crate::{driver::DriverSetting, jails::JailOptions, network::NetworkOptions, storage::StorageOptions};
 
 /// Everything a node needs to know; see the fields.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct NodeConfig {
     pub driver: DriverSetting,
     /// Directory where VM programs are looked for before `PATH`.
     pub vmm_dir: Option<PathBuf>,
+    /// Whether VM processes are jailed.
+    pub jail: JailOptions,
     /// Whether sandboxes begin from golden snapshots; without them each one boots.
     pub templates: bool,
     /// VMs that are kept ready for each golden snapshot.

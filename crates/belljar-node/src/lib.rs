@@ -15,6 +15,7 @@ mod fault;
 mod guest;
 mod idle;
 mod images;
+mod jails;
 mod limits;
 mod logs;
 mod network;
@@ -43,9 +44,12 @@ use belljar_vmm::{Driver, DriverKind};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use belljar_vmm::jail;
+
 pub use self::{
     config::{Artifacts, NodeConfig, ServerSetting},
     driver::{DriverError, DriverSetting, Machine},
+    jails::{JailError, JailOptions, JailSetting, open as open_jail},
     network::{NetworkError, NetworkLimits, NetworkOptions, NetworkSetting, probe as probe_network},
     program::ProgramError,
 };
@@ -105,6 +109,9 @@ pub enum NodeError {
     /// No driver works here.
     #[error(transparent)]
     Driver(#[from] DriverError),
+    /// No jails for VM processes.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// No networks for sandboxes.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -120,6 +127,8 @@ pub(crate) struct Context {
     pub(crate) images: Images,
     pub(crate) driver: Box<dyn Driver>,
     pub(crate) artifacts: Artifacts,
+    /// What VM processes are locked in.
+    pub(crate) jail: Option<jail::Jail>,
     /// Whether guests have a network card.
     pub(crate) user_network: bool,
     /// What their cards are connected to.
@@ -223,6 +232,10 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         check_artifact("kernel", &config.artifacts.kernel, "kernel")?;
         check_artifact("initramfs", &config.artifacts.initrd, "guest")?;
     }
+    let jail = if is_vm { jails::open(&config.jail, &config.data_dir)? } else { None };
+    if is_vm && jail.is_none() {
+        tracing::warn!("VM processes are not jailed: a guest that breaks out of its VM has all rights of this user");
+    }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     #[expect(clippy::cast_precision_loss, reason = "no host has 2^52 cpus")]
     let capacity = Capacity { cpus: cpus as f64, memory_mb: config.memory_mb.map_or_else(host_memory, Ok)? };
@@ -245,6 +258,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         images: Images::new(config.image_store),
         driver,
         artifacts: config.artifacts,
+        jail,
         user_network,
         network,
         safe: Arc::default(),

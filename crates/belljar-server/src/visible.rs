@@ -122,6 +122,7 @@ fn error_details(row: &SandboxRow) -> Option<ErrorDetails> {
         TerminationReason::ConfigurationError => "the node cannot do what was asked for",
         TerminationReason::GuestShutdown => "the guest powered itself off, rebooted or panicked",
         TerminationReason::VmmExited => "the VM process ended",
+        TerminationReason::OutOfMemory => "the VM process used more memory than it may",
         TerminationReason::GuestUnresponsive => "the guest stopped answering",
         TerminationReason::NodeLost => "its node lost it",
         TerminationReason::NoSpace => "the node's disk is full",

@@ -7,7 +7,7 @@ use crate::{
     testing::rows::{self, placed},
 };
 
-const REASONS: [TerminationReason; 12] = [
+const REASONS: [TerminationReason; 13] = [
     TerminationReason::User,
     TerminationReason::Timeout,
     TerminationReason::ImageNotFound,
@@ -17,6 +17,7 @@ const REASONS: [TerminationReason; 12] = [
     TerminationReason::ConfigurationError,
     TerminationReason::GuestShutdown,
     TerminationReason::VmmExited,
+    TerminationReason::OutOfMemory,
     TerminationReason::GuestUnresponsive,
     TerminationReason::NodeLost,
     TerminationReason::NoSpace,

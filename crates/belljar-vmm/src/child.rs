@@ -131,7 +131,7 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// Field 22 of `/proc/PID/stat`. The name in field 2 may hold blanks and parentheses, hence from the last one.
-fn parse_start_time(stat: &str) -> Option<u64> {
+pub(crate) fn parse_start_time(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     match fields.next()? {
         "Z" | "X" => None,

@@ -1,5 +1,6 @@
 //! The two traits at the seam, and the plain values that cross it.
 
+use crate::jail::Jail;
 use crate::{MemoryUse, VmmError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -41,7 +42,7 @@ pub trait Vm: Send + Sync {
     async fn connect_link(&self) -> Result<tokio::net::UnixStream, VmmError>;
 
     /// Resolves when the VM has ended, with the reason; may be called often and by many. Except for
-    /// [`VmExit::Process`] the VM process is still there, stopped, and waits for [`Vm::kill`].
+    /// [`VmExit::Process`] and [`VmExit::OutOfMemory`] the VM process is still there, stopped, and waits for [`Vm::kill`].
     async fn wait(&self) -> VmExit;
 
     /// Ends the VM process if it still runs, waits until it is gone, and removes the files it had in its run directory.
@@ -180,6 +181,8 @@ pub struct VmSpec {
     pub devices: Option<PathBuf>,
     /// The guest's network card.
     pub network: NetworkSpec,
+    /// What the VM process is locked in, as root. `None`: nothing.
+    pub jail: Option<Jail>,
 }
 
 /// Pages of guest memory, copied out of a paused VM.
@@ -223,6 +226,8 @@ pub enum VmExit {
     GuestReset,
     /// The guest's kernel gave up. The message is the guest's own, so untrusted, and capped.
     GuestPanic { message: String },
+    /// The kernel ended the VM process: it used more memory than it may.
+    OutOfMemory,
     /// The VM process ended, by itself or killed. Both are `None` when it was an adopted one: only a parent is told.
     Process { code: Option<i32>, signal: Option<i32> },
 }
@@ -233,6 +238,7 @@ impl fmt::Display for VmExit {
             Self::GuestShutdown => f.write_str("the guest powered off"),
             Self::GuestReset => f.write_str("the guest rebooted"),
             Self::GuestPanic { message } => write!(f, "the guest kernel panicked: {message}"),
+            Self::OutOfMemory => f.write_str("the VM process used more memory than it may, and was ended"),
             Self::Process { code: Some(code), .. } => write!(f, "the VM process ended with exit code {code}"),
             Self::Process { signal: Some(signal), .. } => write!(f, "the VM process was ended by signal {signal}"),
             Self::Process { code: None, signal: None } => f.write_str("the VM process ended"),

@@ -1,15 +1,15 @@
 //! The link to a guest agent over a hybrid vsock: one that the VM process shows to the host as Unix sockets.
 //!
 //! ```text
-//! host  --connect link.sock, "CONNECT 1024\n"--> VM process --vsock 1024--> guest: "OK n\n", then its bytes; or the end
-//! guest --vsock 1025 (the bell)--> VM process --connect link.sock_1025--> host, who tries again at once
+//! host  --connect vsock.sock, "CONNECT 1024\n"--> VM process --vsock 1024--> guest: "OK n\n", then its bytes; or the end
+//! guest --vsock 1025 (the bell)--> VM process --connect vsock.sock_1025--> host, who tries again at once
 //! ```
 //! Format: Firecracker's `docs/vsock.md`; Cloud Hypervisor has the same. A guest rings once, when its agent begins to listen,
 //! so that nobody has to ask a booting guest again and again.
 
 use crate::error::VmmError;
 use crate::limits::{RING_PATIENCE, VSOCK_ANSWER, VSOCK_ANSWER_BYTES};
-use crate::run_dir::{BELL, LINK, RunDir};
+use crate::run_dir::{BELL, RunDir, VSOCK};
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,7 +44,7 @@ impl Hybrid {
             match self.dial().await {
                 Ok(Some(stream)) => return Ok(stream),
                 Ok(None) => {}
-                Err(source) => return Err(VmmError::Link { path: self.dir.file(LINK), source }),
+                Err(source) => return Err(VmmError::Link { path: self.dir.file(VSOCK), source }),
             }
             // Whoever rings has no more to say.
             drop(tokio::time::timeout(RING_PATIENCE, self.bell.accept()).await);
@@ -53,7 +53,7 @@ impl Hybrid {
 
     /// `None`: nobody listens, or the guest is not far enough to say so.
     async fn dial(&self) -> io::Result<Option<UnixStream>> {
-        let mut stream = self.dir.connect(LINK).await?;
+        let mut stream = self.dir.connect(VSOCK).await?;
         let answered = async {
             stream.write_all(format!("CONNECT {LINK_PORT}\n").as_bytes()).await?;
             let mut line = Vec::new();

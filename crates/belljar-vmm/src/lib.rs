@@ -33,6 +33,7 @@ mod fifo_console;
 pub mod firecracker;
 mod guard;
 mod hybrid;
+pub mod jail;
 pub mod limits;
 mod log;
 mod memory;

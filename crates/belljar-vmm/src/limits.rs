@@ -43,6 +43,31 @@ pub const RING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a started VM process may take until it is ready to be driven. 50 ms are usual.
 pub const LAUNCH: Duration = Duration::from_secs(30);
 
+/// How long a jail's launcher may be silent. It takes some 10 ms.
+pub const JAIL: Duration = Duration::from_secs(30);
+
+/// Bytes of what it says.
+pub const JAIL_REPORT_BYTES: usize = 4096;
+
+/// Open files of a VM process: some twenty are its own, and each connection over a hybrid vsock is one more.
+pub const JAIL_FILES: u64 = 1024;
+
+/// Processes and threads of a VM process, besides one for each virtual CPU.
+pub const JAIL_THREADS: u64 = 128;
+
+/// Bytes that a VM process may write to its room: its saved devices, twice.
+pub const JAIL_ROOM_BYTES: u64 = 2 * DEVICES_BYTES;
+
+/// Files in it, those that were put there included.
+pub const JAIL_ROOM_FILES: u64 = 64;
+
+/// Bytes of a `jail.json`; ours have about 300.
+pub const INMATE_BYTES: u64 = 4 * 1024;
+
+/// Memory of a VM process beyond its guest's that its control group allows, MiB: its own 10 to 60, the kernel's page tables and
+/// buffers for it, and what is cached of its files.
+pub const JAIL_MEMORY_MIB: u64 = 256;
+
 /// Characters of a guest's last words that become part of an exit reason. They are the guest's, hence untrusted.
 pub const PANIC_CHARS: usize = 200;
 

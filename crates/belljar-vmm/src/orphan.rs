@@ -1,6 +1,6 @@
 //! VM processes that nobody was told of: their launcher died between starting them and writing the record.
 
-use crate::child;
+use crate::child::{self, Process};
 use crate::error::VmmError;
 use crate::run_dir::RunDir;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -22,8 +22,26 @@ pub(crate) async fn claim(dir: &RunDir) -> Result<(), VmmError> {
     }
 }
 
-/// Ends whatever works in the directory (a VM process does, and nothing else), and waits until it is gone.
+/// Ends whatever works in the directory (a VM process does, or its launcher, and nothing else) and the process that was jailed
+/// for it, and waits until they are gone.
 pub(crate) async fn end(dir: &RunDir) -> Result<(), VmmError> {
+    end_workers(dir).await?;
+    // Now there is nobody who could write one.
+    match dir.inmate() {
+        Some(inmate) if inmate.is_alive() => {
+            let failed = |source| VmmError::Process { operation: "watch", pid: inmate.pid, source };
+            let process = Process::watch(inmate.pid.cast_signed()).map_err(failed)?;
+            if inmate.is_alive() {
+                process.kill().await?;
+                tracing::warn!(run_dir = %dir.path().display(), inmate.pid, "ended a VM whose launch had been interrupted");
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn end_workers(dir: &RunDir) -> Result<(), VmmError> {
     let failed = |source| VmmError::RunDir { operation: "look for processes in", path: dir.path().to_owned(), source };
     let here = fs::metadata(dir.path()).map(|it| (it.dev(), it.ino())).map_err(failed)?;
     for entry in fs::read_dir("/proc").map_err(failed)? {

@@ -27,6 +27,8 @@ pub const IMAGE_STORE: &str = "BELLJAR_IMAGE_STORE";
 pub const DRIVER: &str = "BELLJAR_DRIVER";
 /// Directory where VM programs are looked for before `PATH`.
 pub const VMM_DIR: &str = "BELLJAR_VMM_DIR";
+/// Whether VM processes are jailed: `auto`, `on` or `off`.
+pub const JAIL: &str = "BELLJAR_JAIL";
 /// Address under which clients reach the data plane; default the first that `belljar up` listens on.
 pub const PUBLIC_URL: &str = "BELLJAR_PUBLIC_URL";
 /// DNS name under which `{id}.` and `{port}-{id}.` lead to the server.

@@ -21,6 +21,7 @@ pub mod up;
 use std::ffi::OsString;
 
 use belljar_api::error::code;
+use belljar_node::jail;
 use clap::Parser;
 
 use crate::{
@@ -42,6 +43,18 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitStatus {
             return status;
         }
     };
+    // As bare as can be: it is to become a VM process.
+    if let Command::Jail = cli.command {
+        return match jail::enter() {
+            0 => ExitStatus::Success,
+            jail::NOBODYS => {
+                let error =
+                    anyhow::anyhow!("`belljar up` starts VM processes with this; there is nothing to call it for");
+                report::report(Printer::new(false, false), &error, ExitStatus::Usage)
+            }
+            _ => ExitStatus::Failure,
+        };
+    }
     let printer = Printer::new(cli.global.json, cli.global.quiet);
     let runs_program = matches!(&cli.command, Command::Run(_) | Command::Exec(_) | Command::Shell(_));
     let done = Settings::load(&cli.global, &Surroundings::of_this_process())

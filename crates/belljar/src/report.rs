@@ -105,7 +105,7 @@ fn settings_hint(error: &SettingsError) -> Option<&'static str> {
                  ingress_domain, tls_cert, tls_key, tls_listen, acme, acme_contact, acme_server, acme_ca, acme_dns_hook, \
                  trusted_proxy, spares, network, allow_private, resolvers, network_bandwidth_mbit, \
                  network_new_connections, network_connections, templates, resident_secs, volume_file, volume_size_mb, \
-                 driver, vmm_dir",
+                 driver, vmm_dir, jail",
         ),
         SettingsError::Read { .. }
         | SettingsError::Current { .. }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_node::{DriverSetting, NetworkLimits, NetworkOptions, NetworkSetting, NodeConfig};
+use belljar_node::{DriverSetting, JailSetting, NetworkLimits, NetworkOptions, NetworkSetting, NodeConfig};
 use belljar_server::{AcmeConfig, LETS_ENCRYPT, TlsFiles, TlsSource};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -171,6 +171,8 @@ pub struct ConfigFile {
     pub driver: Option<DriverSetting>,
     /// Directory of the VM programs.
     pub vmm_dir: Option<PathBuf>,
+    /// Whether VM processes are jailed.
+    pub jail: Option<JailSetting>,
 }
 
 /// What every command needs.
@@ -232,6 +234,8 @@ pub struct UpSettings {
     pub driver: DriverSetting,
     /// Where VM programs are looked for before `PATH`.
     pub vmm_dir: Option<PathBuf>,
+    /// Whether VM processes are jailed.
+    pub jail: JailSetting,
 }
 
 /// How HTTPS is spoken.
@@ -482,6 +486,7 @@ impl Settings {
             volume_size_mb: args.volume_size_mb.or(file.volume_size_mb),
             driver: args.driver.clone().or(file.driver.clone()).unwrap_or_default(),
             vmm_dir: args.vmm_dir.clone().or(file.vmm_dir.clone()),
+            jail: args.jail.or(file.jail).unwrap_or_default(),
         }
     }
 

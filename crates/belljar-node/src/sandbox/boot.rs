@@ -432,6 +432,7 @@ pub(crate) fn vm_spec(
         memory: Some(home.join(frozen::MEMORY)),
         devices,
         network,
+        jail: ctx.jail.clone(),
     }
 }
 

@@ -448,6 +448,7 @@ impl Task {
 fn ending_of(exit: &VmExit) -> Ending {
     let reason = match exit {
         VmExit::GuestShutdown | VmExit::GuestReset | VmExit::GuestPanic { .. } => TerminationReason::GuestShutdown,
+        VmExit::OutOfMemory => TerminationReason::OutOfMemory,
         VmExit::Process { .. } => TerminationReason::VmmExited,
     };
     Ending::new(reason, exit.to_string())

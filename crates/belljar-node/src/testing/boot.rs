@@ -78,6 +78,7 @@ async fn a_vm_that_cannot_be_killed_at_once_is_killed_later() {
 async fn a_running_sandbox_ends_with_its_vm() {
     for (exit, reason) in [
         (VmExit::GuestReset, TerminationReason::GuestShutdown),
+        (VmExit::OutOfMemory, TerminationReason::OutOfMemory),
         (VmExit::Process { code: None, signal: Some(9) }, TerminationReason::VmmExited),
     ] {
         let it = Fixture::new().await;

@@ -110,6 +110,7 @@ impl System {
             image_store: self.dir.path().join("store"),
             driver: DriverSetting::Process { agent: agent() },
             vmm_dir: None,
+            jail: Default::default(),
             templates: false,
             spares: 0,
             resident: NodeConfig::RESIDENT,

@@ -1,9 +1,9 @@
 //! Drivers of VM programs that are driven over HTTP (`rest` module): what they have in common.
 //!
 //! ```text
-//! validate -> claim run dir -> files' names, pipe, bell -> process -> record -> API answers -> boot, or load -> running
+//! validate -> claim run dir -> files' names -> process -> record -> pipe, bell -> API answers -> boot, or load -> running
 //!                          \__________ Files ______________________________________________________/
-//!                                                        \__ Started _____________________________/
+//!                                                     \__ Started ________________________________/
 //! ```
 //! What each does its own way is an [`Api`]: Firecracker's and Cloud Hypervisor's. What both do otherwise than QEMU, and is
 //! hidden here:
@@ -20,6 +20,8 @@ use crate::error::VmmError;
 use crate::fifo_console::FifoConsole;
 use crate::guard::{Files, Started};
 use crate::hybrid::Hybrid;
+use crate::jail;
+use crate::jail::plan::{Entry, Plan};
 use crate::limits::LAUNCH;
 use crate::log::Log;
 use crate::namespace;
@@ -59,8 +61,11 @@ pub(crate) trait Api: Copy + Send + Sync + 'static {
     /// Why it cannot have this network card.
     fn network_obstacle(network: &NetworkSpec) -> Option<&'static str>;
 
-    /// Puts what it will load into the run directory, in which it works: names of [`LOADED`].
-    fn place(spec: &VmSpec, saved: Option<&Saved>, dir: &RunDir) -> Result<(), VmmError>;
+    /// Which files of the host it will load, besides the disk: names of [`LOADED`].
+    fn files(spec: &VmSpec, is_saved: bool) -> Vec<(&'static str, &Path)>;
+
+    /// Puts the saved devices where it will load them from, by names of [`LOADED`].
+    fn unpack(spec: &VmSpec, saved: &Saved, dir: &RunDir) -> Result<(), VmmError>;
 
     /// Has a new process boot a guest, or go on with the saved one and let that stand still.
     async fn begin(spec: &VmSpec, rest: &Rest) -> Result<(), RestError>;
@@ -94,18 +99,40 @@ impl<A: Api> ApiDriver<A> {
         Self { program, api: std::marker::PhantomData, limit: LAUNCH }
     }
 
-    fn start(&self, spec: &VmSpec, dir: &RunDir, log: &Log, disk: Option<&File>) -> Result<Process, VmmError> {
+    async fn start(
+        &self,
+        spec: &VmSpec,
+        is_saved: bool,
+        dir: &Arc<RunDir>,
+        log: &Log,
+        disk: Option<&File>,
+    ) -> Result<Process, VmmError> {
         let program = &self.program.path;
-        let failed = |source| VmmError::Spawn { program: program.clone(), source };
         let args = A::arguments(&spec.id);
         // For as long as it lives it holds our lock on the disk.
         let fds: Vec<_> = disk.iter().map(AsFd::as_fd).collect();
+        let namespace = match &spec.network {
+            NetworkSpec::NamedTap { namespace, .. } => Some(namespace.as_path()),
+            _ => None,
+        };
+        if let Some(disk) = &spec.disk {
+            dir.link_in(disk, DISK)?;
+        }
+        let files = A::files(spec, is_saved);
+        if let Some(jail) = &spec.jail {
+            let files = files.iter().map(|(name, path)| Entry::new(name, path, false));
+            let disk = spec.disk.iter().map(|disk| Entry::new(DISK, disk, true));
+            let plan = Plan::of(spec, jail, program, args, files.chain(disk).collect(), fds.len(), 0);
+            return jail::start(jail, &plan, dir, log, &fds, namespace).await;
+        }
+        files.iter().try_for_each(|(name, path)| dir.link_in(path, name))?;
         let start =
             Start { program, args: &args, cwd: dir.path(), stdout: log.as_fd(), stderr: log.as_fd(), fds: &fds };
-        let pid = match &spec.network {
-            NetworkSpec::NamedTap { namespace, .. } => namespace::enter(namespace, || spawn(&start)),
-            _ => spawn(&start),
+        let pid = match namespace {
+            Some(namespace) => namespace::enter(namespace, || spawn(&start)),
+            None => spawn(&start),
         };
+        let failed = |source| VmmError::Spawn { program: program.clone(), source };
         Process::watch(pid.map_err(failed)?).map_err(failed)
     }
 
@@ -156,6 +183,9 @@ impl<A: Api> ApiDriver<A> {
             dir.clear()?;
             return Ok(None);
         };
+        if record.jailed {
+            dir.enter_room(pid).map_err(failed)?;
+        }
         let dir = Arc::new(dir);
         let parts = Parts {
             process,
@@ -200,29 +230,28 @@ impl<A: Api> Driver for ApiDriver<A> {
         orphan::claim(&dir).await?;
         let files = Files::of(&dir);
         let lock = spec.disk.as_deref().map(|disk| spec::lock_disk(spec, disk)).transpose()?;
-        if let Some(disk) = &spec.disk {
-            dir.link_in(disk, DISK)?;
-        }
-        A::place(spec, saved.as_ref(), &dir)?;
-        dir.make_fifo(CONSOLE_FIFO)?;
-        let (console, link) = (FifoConsole::open(&dir)?, Hybrid::new(&dir)?);
         let operation = "create the log for";
         let log =
             Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
-        let started = Started::of(self.start(spec, &dir, &log, lock.as_ref())?);
+        let started = Started::of(self.start(spec, saved.is_some(), &dir, &log, lock.as_ref()).await?);
         let process = started.process.clone();
-        let rest = Rest::new(Arc::clone(&dir), API);
         let attempt = async {
             // As with QEMU: should we die now, this is how the process is found.
             let record = Record::of(&spec.id, process.pid(), self.kind(), self.version(), guest);
             if let Some(record) = record {
-                dir.write_record(&record)?;
+                dir.write_record(&record.jailed(spec.jail.is_some()))?;
             }
+            // It waits to be told what to do with all of this.
+            dir.make_fifo(CONSOLE_FIFO)?;
+            let (console, link) = (FifoConsole::open(&dir)?, Hybrid::new(&dir)?);
+            saved.iter().try_for_each(|saved| A::unpack(spec, saved, &dir))?;
+            let rest = Rest::new(Arc::clone(&dir), API);
             self.begin(spec, saved.as_ref(), &rest, &process, &log).await?;
-            LOADED.iter().try_for_each(|loaded| dir.remove(loaded))
+            LOADED.iter().try_for_each(|loaded| dir.remove(loaded))?;
+            Ok((rest, console, link))
         };
         match attempt.await {
-            Ok(()) => {
+            Ok((rest, console, link)) => {
                 files.keep();
                 let version = self.version().to_owned();
                 let parts = Parts { process: started.keep(), version, guest, rest, console, link, log, dir };

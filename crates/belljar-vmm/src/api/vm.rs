@@ -60,7 +60,11 @@ impl<A: Api> ApiVm<A> {
         let watched = Arc::clone(&parts);
         let observer = tokio::spawn(async move {
             let ended = watched.process.ended().await;
-            tell.send_replace(Some(A::reason(ended, &watched.console.read(), &watched.log.message())));
+            let reason = match watched.dir.inmate() {
+                Some(inmate) if inmate.was_out_of_memory(ended) => VmExit::OutOfMemory,
+                _ => A::reason(ended, &watched.console.read(), &watched.log.message()),
+            };
+            tell.send_replace(Some(reason));
         });
         Self { parts, api: PhantomData, saving: Mutex::default(), exit, observer }
     }
@@ -149,6 +153,7 @@ impl<A: Api> Vm for ApiVm<A> {
             return Err(VmmError::SmallerDisk { pid, current, wanted: bytes });
         }
         file.set_len(bytes).map_err(failed)?;
+        dir.allow_files_of(pid, bytes).map_err(failed)?;
         A::look_at_disk(&self.parts.rest, bytes).await.map_err(|error| self.failed(error))
     }
 

@@ -21,6 +21,7 @@ use crate::saved::Saved;
 use async_trait::async_trait;
 use serde_json::Value;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 /// What it says when it cannot boot a guest again.
 const RESET: &str = "Error rebooting VM";
@@ -79,18 +80,22 @@ impl Api for CloudHypervisor {
         }
     }
 
-    fn place(spec: &VmSpec, saved: Option<&Saved>, dir: &RunDir) -> Result<(), VmmError> {
-        spec.memory.iter().try_for_each(|memory| dir.link_in(memory, MEMORY))?;
-        let Some(saved) = saved else {
-            dir.link_in(&spec.kernel, KERNEL)?;
-            return spec.initrd.iter().try_for_each(|initrd| dir.link_in(initrd, INITRD));
-        };
+    fn files(spec: &VmSpec, is_saved: bool) -> Vec<(&'static str, &Path)> {
+        let mut files: Vec<_> = spec.memory.iter().map(|memory| (MEMORY, memory.as_path())).collect();
+        if !is_saved {
+            files.push((KERNEL, spec.kernel.as_path()));
+            files.extend(spec.initrd.iter().map(|initrd| (INITRD, initrd.as_path())));
+        }
+        files
+    }
+
+    fn unpack(spec: &VmSpec, saved: &Saved, dir: &RunDir) -> Result<(), VmmError> {
         let (config, state) = state::unpack(&saved.devices).map_err(|error| {
             let path = spec.devices.clone().unwrap_or_default();
             VmmError::Restore { id: spec.id.clone(), path, reason: error.to_string() }
         })?;
-        dir.write(CONFIG, &config)?;
-        dir.write(STATE, &state)
+        dir.put(CONFIG, &config)?;
+        dir.put(STATE, &state)
     }
 
     async fn begin(spec: &VmSpec, rest: &Rest) -> Result<(), RestError> {
@@ -127,7 +132,7 @@ impl Api for CloudHypervisor {
         let failed = |error: RestError| VmmError::Monitor { pid, source: error.into() };
         files.iter().try_for_each(|name| dir.remove(name))?;
         // What is there already is not written to.
-        dir.write(RANGES, b"")?;
+        dir.put(RANGES, b"")?;
         let (path, body) = requests::save();
         let saved = match rest.put(path, &body).await {
             // It has written the other two, and cannot write memory.

@@ -6,7 +6,7 @@
 use crate::api::GUEST_CID;
 use crate::driver::VmSpec;
 use crate::hybrid::LINK_PORT;
-use crate::run_dir::{API, CONSOLE_FIFO, DISK, INITRD, KERNEL, LINK, MEMORY};
+use crate::run_dir::{API, CONSOLE_FIFO, DISK, INITRD, KERNEL, MEMORY, VSOCK};
 use crate::spec;
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ pub(super) fn create(spec: &VmSpec) -> Put {
         "cpus": { "boot_vcpus": spec.vcpus, "max_vcpus": spec.vcpus, "nested": false },
         "memory": { "size": 0, "zones": [zone] },
         "rng": { "src": "/dev/urandom" },
-        "vsock": { "cid": GUEST_CID, "socket": LINK },
+        "vsock": { "cid": GUEST_CID, "socket": VSOCK },
         "serial": { "mode": "File", "file": CONSOLE_FIFO },
         "console": { "mode": "Off" },
     });
@@ -121,6 +121,7 @@ mod tests {
             memory: Some("/data/memory".into()),
             devices: None,
             network: NetworkSpec::None,
+            jail: None,
         }
     }
 

@@ -12,6 +12,7 @@ pub(crate) mod saved;
 use crate::cloud_hypervisor;
 use crate::driver::{Accelerator, Driver, DriverKind, NetworkSpec, VmSpec};
 use crate::firecracker;
+use crate::jail::{Jail, tests};
 use crate::probe;
 use crate::qemu::{QemuConfig, QemuDriver};
 use std::os::unix::fs::PermissionsExt;
@@ -57,21 +58,30 @@ fn drivers() -> Vec<Box<dyn Driver>> {
 /// Does it with each driver, in a directory that is clean afterwards.
 async fn with_each(work: impl AsyncFn(&dyn Driver, &World)) {
     for driver in drivers() {
-        println!("{}", driver.kind());
-        let world = World::new();
-        work(&*driver, &world).await;
-        world.assert_clean();
+        let in_software = driver.kind() == DriverKind::Qemu { accel: Accelerator::Tcg };
+        let mut jails = vec![tests::jail()];
+        // Without one, too, where that takes no time.
+        if in_software && jails[0].is_some() {
+            jails.push(None);
+        }
+        for jail in jails {
+            println!("{}, jailed: {}", driver.kind(), jail.is_some());
+            let world = World { jail, ..World::new() };
+            work(&*driver, &world).await;
+            world.assert_clean();
+        }
     }
 }
 
 /// A directory with everything a launch needs.
 pub(crate) struct World {
     dir: tempfile::TempDir,
+    jail: Option<Jail>,
 }
 
 impl World {
     pub(crate) fn new() -> Self {
-        let this = Self { dir: tempfile::tempdir().unwrap() };
+        let this = Self { dir: tempfile::tempdir().unwrap(), jail: None };
         std::fs::create_dir(this.run_dir()).unwrap();
         std::fs::set_permissions(this.run_dir(), std::fs::Permissions::from_mode(0o700)).unwrap();
         std::fs::write(this.path("disk"), vec![0; 1 << 20]).unwrap();
@@ -114,6 +124,7 @@ impl World {
             memory: None,
             devices: None,
             network: NetworkSpec::None,
+            jail: self.jail.clone(),
         }
     }
 

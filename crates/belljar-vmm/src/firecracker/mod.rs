@@ -14,10 +14,11 @@ use crate::limits::{DEVICES_BYTES, MAX_FIRECRACKER_VCPUS, MAX_MEMORY_MIB};
 use crate::panic_words::panic_message;
 use crate::probe::Program;
 use crate::rest::{Rest, RestError};
-use crate::run_dir::{DEVICES, INITRD, KERNEL, RunDir};
+use crate::run_dir::{DEVICES, INITRD, KERNEL, MEMORY, RunDir};
 use crate::saved::Saved;
 use async_trait::async_trait;
 use serde_json::Value;
+use std::path::Path;
 
 /// What it logs when a processor of the guest has a triple fault.
 const TRIPLE_FAULT: &str = "vcpu run: Shutdown";
@@ -70,20 +71,22 @@ impl Api for Firecracker {
         }
     }
 
-    fn place(spec: &VmSpec, saved: Option<&Saved>, dir: &RunDir) -> Result<(), VmmError> {
-        match saved {
-            Some(saved) => dir.write(DEVICES, &saved.devices),
-            None => {
-                dir.link_in(&spec.kernel, KERNEL)?;
-                spec.initrd.iter().try_for_each(|initrd| dir.link_in(initrd, INITRD))
-            }
+    fn files(spec: &VmSpec, is_saved: bool) -> Vec<(&'static str, &Path)> {
+        if is_saved {
+            return spec.memory.iter().map(|memory| (MEMORY, memory.as_path())).collect();
         }
+        let initrd = spec.initrd.iter().map(|initrd| (INITRD, initrd.as_path()));
+        [(KERNEL, spec.kernel.as_path())].into_iter().chain(initrd).collect()
+    }
+
+    fn unpack(_spec: &VmSpec, saved: &Saved, dir: &RunDir) -> Result<(), VmmError> {
+        dir.put(DEVICES, &saved.devices)
     }
 
     async fn begin(spec: &VmSpec, rest: &Rest) -> Result<(), RestError> {
         put(rest, requests::console()).await?;
-        if let (Some(_), Some(memory)) = (&spec.devices, &spec.memory) {
-            return put(rest, requests::load(spec, memory)).await;
+        if spec.devices.is_some() {
+            return put(rest, requests::load(spec)).await;
         }
         for request in requests::boot(spec) {
             put(rest, request).await?;

@@ -5,10 +5,9 @@
 use crate::api::GUEST_CID;
 use crate::driver::{NetworkSpec, VmSpec};
 use crate::hybrid::LINK_PORT;
-use crate::run_dir::{API, CONSOLE_FIFO, DEVICES, DISK, INITRD, KERNEL, LINK};
+use crate::run_dir::{API, CONSOLE_FIFO, DEVICES, DISK, INITRD, KERNEL, MEMORY, VSOCK};
 use crate::spec;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// Ids of the devices, in saved states too.
 const DISK_ID: &str = "disk";
@@ -52,17 +51,17 @@ pub(super) fn boot(spec: &VmSpec) -> Vec<Put> {
         let card = json!({ "iface_id": CARD_ID, "host_dev_name": name });
         put(&format!("/network-interfaces/{CARD_ID}"), card);
     }
-    put("/vsock", json!({ "guest_cid": GUEST_CID, "uds_path": LINK }));
+    put("/vsock", json!({ "guest_cid": GUEST_CID, "uds_path": VSOCK }));
     put("/entropy", json!({}));
     put("/actions", json!({ "action_type": "InstanceStart" }));
     all
 }
 
-/// How a guest goes on with the devices in [`DEVICES`] and this memory.
-pub(super) fn load(spec: &VmSpec, memory: &Path) -> Put {
+/// How a guest goes on with the devices in [`DEVICES`] and the memory in [`MEMORY`].
+pub(super) fn load(spec: &VmSpec) -> Put {
     let mut load = json!({
         "snapshot_path": DEVICES,
-        "mem_backend": { "backend_type": "File", "backend_path": memory },
+        "mem_backend": { "backend_type": "File", "backend_path": MEMORY },
         "resume_vm": false,
     });
     if let NetworkSpec::NamedTap { name, .. } = &spec.network {
@@ -100,7 +99,6 @@ fn command_line(spec: &VmSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
 
     fn spec() -> VmSpec {
         VmSpec {
@@ -115,6 +113,7 @@ mod tests {
             memory: Some("/data/memory".into()),
             devices: None,
             network: NetworkSpec::NamedTap { namespace: "/run/netns/n".into(), name: "tap0".into() },
+            jail: None,
         }
     }
 
@@ -149,9 +148,9 @@ mod tests {
 
     #[test]
     fn a_restored_guest_gets_its_own_tap() {
-        let (_, body) = load(&spec(), &PathBuf::from("/data/memory"));
+        let (_, body) = load(&spec());
         assert_eq!(body["network_overrides"][0]["host_dev_name"], "tap0");
-        let (_, body) = load(&VmSpec { network: NetworkSpec::None, ..spec() }, &PathBuf::from("/data/memory"));
+        let (_, body) = load(&VmSpec { network: NetworkSpec::None, ..spec() });
         assert!(body.get("network_overrides").is_none());
     }
 }

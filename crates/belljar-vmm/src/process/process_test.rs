@@ -44,6 +44,7 @@ impl World {
             memory: None,
             devices: None,
             network: NetworkSpec::None,
+            jail: None,
         }
     }
 

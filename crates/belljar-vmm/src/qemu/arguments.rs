@@ -2,8 +2,9 @@
 
 use super::QemuConfig;
 use crate::driver::{Accelerator, NetworkSpec, VmSpec};
+use crate::jail::plan::Entry;
 use crate::limits::CONSOLE_BYTES;
-use crate::run_dir::Card;
+use crate::run_dir::{self, Card};
 use crate::shape::Shape;
 use crate::spawn::FIRST_FD;
 use crate::spec;
@@ -126,6 +127,30 @@ impl Options {
 
     fn user_card(&mut self, restrict: bool) {
         self.card(&format!("user,restrict={},ipv6=off", if restrict { "on" } else { "off" }));
+    }
+}
+
+/// The files of a VM whose process is jailed.
+pub(super) fn entries(spec: &VmSpec) -> Vec<Entry> {
+    let entry = |name: &'static str, write: bool| move |path: &PathBuf| Entry::new(name, path, write);
+    let mut all: Vec<_> = spec.disk.iter().map(entry(run_dir::DISK, true)).collect();
+    all.extend(spec.memory.iter().map(entry(run_dir::MEMORY, false)));
+    if spec.devices.is_none() {
+        all.push(Entry::new(run_dir::KERNEL, &spec.kernel, false));
+        all.extend(spec.initrd.iter().map(entry(run_dir::INITRD, false)));
+    }
+    all
+}
+
+/// The specification as that process sees it.
+pub(super) fn inside(spec: &VmSpec) -> VmSpec {
+    let place = |path: &Option<PathBuf>, name: &str| path.as_ref().map(|_| Entry::inside(name));
+    VmSpec {
+        kernel: Entry::inside(run_dir::KERNEL),
+        initrd: place(&spec.initrd, run_dir::INITRD),
+        disk: place(&spec.disk, run_dir::DISK),
+        memory: place(&spec.memory, run_dir::MEMORY),
+        ..spec.clone()
     }
 }
 

@@ -23,6 +23,7 @@ fn spec() -> VmSpec {
         memory: None,
         devices: None,
         network: NetworkSpec::None,
+        jail: None,
     }
 }
 

@@ -23,6 +23,8 @@ use crate::child::Process;
 use crate::driver::{Accelerator, Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
 use crate::error::VmmError;
 use crate::guard::{Files, Started};
+use crate::jail;
+use crate::jail::plan::Plan;
 use crate::limits::{LAUNCH, MAX_MEMORY_MIB, MAX_VCPUS, QMP_REPLY, TRANSLATION_CACHE_MIB};
 use crate::log::Log;
 use crate::orphan;
@@ -82,25 +84,35 @@ impl QemuDriver {
         Self { heads: Arc::new(Heads::new(config.clone())), config, tsc: Tsc::new() }
     }
 
-    fn start(
+    async fn start(
         &self,
         spec: &VmSpec,
-        args: &[String],
-        dir: &RunDir,
+        tsc_khz: Option<u64>,
+        dir: &Arc<RunDir>,
         log: &Log,
         state: Option<&State>,
     ) -> Result<Process, VmmError> {
         let program = &self.config.program.path;
         let qmp = dir.listen(QMP)?;
         let link = dir.listen(LINK)?;
-        let failed = |source| VmmError::Spawn { program: program.clone(), source };
         let mut fds = vec![qmp.as_fd(), link.as_fd()];
         fds.extend(state.map(|state| state.file.as_fd()));
         if let NetworkSpec::Tap(tap) = &spec.network {
             fds.push(tap.as_fd());
         }
-        let pid = spawn(&Start { program, args, cwd: dir.path(), stdout: log.as_fd(), stderr: log.as_fd(), fds: &fds })
-            .map_err(failed)?;
+        if let Some(jail) = &spec.jail {
+            let args = arguments::arguments(&self.config, &arguments::inside(spec), tsc_khz);
+            let (kvm, more_mib) = match self.config.accel {
+                Accelerator::Kvm => (true, 0),
+                Accelerator::Tcg => (false, u64::from(self.config.translation_cache_mib)),
+            };
+            let plan = Plan::of(spec, jail, program, args, arguments::entries(spec), fds.len(), more_mib);
+            return jail::start(jail, &Plan { kvm, ..plan }, dir, log, &fds, None).await;
+        }
+        let args = arguments::arguments(&self.config, spec, tsc_khz);
+        let failed = |source| VmmError::Spawn { program: program.clone(), source };
+        let (stdout, stderr) = (log.as_fd(), log.as_fd());
+        let pid = spawn(&Start { program, args: &args, cwd: dir.path(), stdout, stderr, fds: &fds }).map_err(failed)?;
         Process::watch(pid).map_err(failed)
     }
 
@@ -158,6 +170,9 @@ impl QemuDriver {
             dir.clear()?;
             return Ok(None);
         };
+        if record.jailed {
+            dir.enter_room(pid).map_err(failed("look into the room of"))?;
+        }
         let log = Log::of_process(pid).map_err(failed("read the log of"))?;
         let monitor = |source: QmpError| VmmError::Monitor { pid, source: source.into() };
         let Driven { qmp, stopped, paused } = tokio::time::timeout(QMP_REPLY, drive(&dir))
@@ -232,7 +247,6 @@ impl Driver for QemuDriver {
         let state = State::open(spec)?;
         // Who is restored has been told.
         let tsc_khz = if state.is_none() { self.tsc.khz().await } else { None };
-        let args = arguments::arguments(&self.config, spec, tsc_khz);
         let Shape { vcpus, memory_mib, disk, card } = Shape::of(spec);
         let guest = Guest { memory_mib, memory_inode, vcpus, disk, card };
         let dir = Arc::new(RunDir::open(&spec.run_dir)?);
@@ -241,14 +255,14 @@ impl Driver for QemuDriver {
         let operation = "create the log for";
         let log =
             Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
-        let started = Started::of(self.start(spec, &args, &dir, &log, state.as_ref())?);
+        let started = Started::of(self.start(spec, tsc_khz, &dir, &log, state.as_ref()).await?);
         let attempt = async {
             let process = started.process.clone();
             // The record comes before anything that takes time: should we die now, it is how the process is found.
             // (There is none of a process that has ended already; connecting reports that.)
             let record = Record::of(&spec.id, process.pid(), self.kind(), self.version(), guest);
             if let Some(record) = record {
-                dir.write_record(&record)?;
+                dir.write_record(&record.jailed(spec.jail.is_some()))?;
             }
             let Driven { qmp, stopped, .. } = self.supervise(&process, &log, drive(&dir)).await?;
             if let Some(state) = &state {

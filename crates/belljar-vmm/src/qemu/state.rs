@@ -8,6 +8,7 @@ use crate::driver::VmSpec;
 use crate::error::VmmError;
 use crate::limits::DEVICES_BYTES;
 use crate::shape::{OtherShape, Shape};
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -76,9 +77,11 @@ impl State {
     pub(super) fn open(spec: &VmSpec) -> Result<Option<Self>, VmmError> {
         let Some(path) = &spec.devices else { return Ok(None) };
         let read = || {
-            let file = File::open(path)?;
             let mut bytes = Vec::new();
-            (&file).take(DEVICES_BYTES).read_to_end(&mut bytes)?;
+            File::open(path)?.take(DEVICES_BYTES).read_to_end(&mut bytes)?;
+            // One that QEMU may open whoever it is.
+            let mut file = File::from(memfd_create("belljar-vmm-devices", MemfdFlags::CLOEXEC)?);
+            file.write_all(&bytes)?;
             Ok((file, bytes))
         };
         let what = "device state";

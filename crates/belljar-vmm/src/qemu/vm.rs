@@ -139,7 +139,10 @@ async fn observe(
             if ended.signal != Some(libc::SIGKILL) {
                 tracing::warn!(pid = process.pid(), ?ended, log = log.message(), "QEMU ended by itself");
             }
-            ended.into()
+            match console.dir.inmate() {
+                Some(inmate) if inmate.was_out_of_memory(ended) => VmExit::OutOfMemory,
+                _ => ended.into(),
+            }
         }
     };
     exit.send_replace(Some(reason));
@@ -252,7 +255,12 @@ impl Vm for QemuVm {
         let size = node.and_then(|node| node.get("image")?.get("virtual-size")?.as_u64());
         match size {
             Some(current) if bytes < current => Err(VmmError::SmallerDisk { pid: self.pid(), current, wanted: bytes }),
-            _ => self.command("block_resize", json!({ "node-name": DISK, "size": bytes })).await.map(drop),
+            _ => {
+                let (pid, operation) = (self.pid(), "let larger files be written by");
+                let allowed = self.parts.dir.allow_files_of(pid, bytes);
+                allowed.map_err(|source| VmmError::Process { operation, pid, source })?;
+                self.command("block_resize", json!({ "node-name": DISK, "size": bytes })).await.map(drop)
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, FromArgMatches, Subcommand};
 
-use belljar_node::{DriverSetting, NetworkSetting};
+use belljar_node::{DriverSetting, JailSetting, NetworkSetting};
 use ipnet::IpNet;
 
 use super::value::{self, SshListen};
@@ -114,6 +114,10 @@ pub struct UpArgs {
     /// that works here; see `belljar doctor` [default: auto]
     #[arg(long, value_name = "DRIVER", env = env_vars::DRIVER, hide_env_values = true)]
     pub driver: Option<DriverSetting>,
+    /// Whether VM processes are jailed: `on`, `off`, or `auto`: as root they are, as another user they cannot be
+    /// [default: auto]
+    #[arg(long, value_name = "JAIL", env = env_vars::JAIL, hide_env_values = true)]
+    pub jail: Option<JailSetting>,
     /// Directory where the programs of Firecracker, Cloud Hypervisor and QEMU are looked for before PATH
     #[arg(long, value_name = "DIR", env = env_vars::VMM_DIR, hide_env_values = true)]
     pub vmm_dir: Option<PathBuf>,

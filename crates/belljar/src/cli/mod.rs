@@ -184,4 +184,7 @@ pub enum Command {
     /// Print the OpenAPI document of the server
     #[command(hide = true)]
     Openapi,
+    /// Make the jail of a VM process; `up` calls it
+    #[command(hide = true)]
+    Jail,
 }

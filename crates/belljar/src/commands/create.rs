@@ -121,6 +121,9 @@ fn not_running(created: &CreatedSandbox) -> Failure {
             failure.hint("`belljar image ls` lists the images, `belljar image build` builds one")
         }
         Some(TerminationReason::NoCapacity) => failure.hint("ask for fewer cpus or less memory"),
+        Some(TerminationReason::OutOfMemory) => {
+            failure.hint("tell the people who run the server: the VM process used too much")
+        }
         Some(TerminationReason::NoSpace) => failure.hint("make room on the server's disk"),
         _ => failure.hint("the server's log has the details; `belljar doctor` checks the machine"),
     }

@@ -12,7 +12,7 @@ use crate::{
 /// Width of the column of marks.
 const MARKS: usize = 8;
 /// Width of the column of names.
-const NAMES: usize = 12;
+const NAMES: usize = 18;
 
 pub(super) fn doctor(ctx: &Context) -> anyhow::Result<ExitStatus> {
     let up = ctx.settings.up(&UpArgs::of_environment()?)?;

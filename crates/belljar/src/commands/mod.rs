@@ -100,6 +100,8 @@ pub fn dispatch(ctx: Context, command: Command) -> anyhow::Result<ExitStatus> {
         Command::Env => env::env(&ctx),
         Command::Completion { shell } => completion::completion(&ctx, shell),
         Command::Openapi => openapi::openapi(&ctx),
+        // Done before anything was read.
+        Command::Jail => Ok(ExitStatus::Failure),
     }
 }
 

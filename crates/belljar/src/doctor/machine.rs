@@ -10,17 +10,15 @@ use std::{
 use nix::sys::statvfs::statvfs;
 
 use super::Check;
-use crate::{settings::UpSettings, table::bytes};
+use crate::{settings::UpSettings, table::bytes, up::together::jail_options};
 
 /// Memory below which not even two small sandboxes fit, bytes.
 const MEMORY_WISH: u64 = 2 * 1024 * 1024 * 1024;
 /// Free disk below which sandboxes soon run into its end, bytes.
 const DISK_WISH: u64 = 10 * 1024 * 1024 * 1024;
-/// Controllers that limit a sandbox's VM.
-const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 
 pub(super) fn checks(data_dir: &Path, up: &UpSettings) -> Vec<Check> {
-    vec![tun(), nftables(), network(up), cgroups(), clones(data_dir), memory(), disk(data_dir), user()]
+    vec![tun(), nftables(), network(up), jail(up), clones(data_dir), memory(), disk(data_dir), user()]
 }
 
 fn tun() -> Check {
@@ -64,20 +62,20 @@ fn network(up: &UpSettings) -> Check {
     }
 }
 
-fn cgroups() -> Check {
-    let remedy = "boot with systemd.unified_cgroup_hierarchy=1; until then VMs are not limited by the host";
-    let root = Path::new("/sys/fs/cgroup");
-    match fs::read_to_string(root.join("cgroup.controllers")) {
-        Ok(text) => {
-            let there: Vec<&str> = text.split_whitespace().collect();
-            let lacking: Vec<&str> = CONTROLLERS.into_iter().filter(|wanted| !there.contains(wanted)).collect();
-            match lacking.is_empty() {
-                true => Check::ok("cgroups", format!("version 2 with {}", CONTROLLERS.join(", "))),
-                false => Check::warn("cgroups", format!("version 2 without {}", lacking.join(", ")), remedy),
-            }
+fn jail(up: &UpSettings) -> Check {
+    let off = "a guest that breaks out of its VM has all rights of the user who runs `belljar up`";
+    match belljar_node::open_jail(&jail_options(up.jail), &std::env::temp_dir()) {
+        Ok(Some(jail)) if jail.controllers.is_complete() => {
+            let words = "each VM process has a user, namespaces, a root directory and limits of its own";
+            Check::ok("jail", format!("{words}; {}", jail.controllers))
         }
-        Err(_) if root.join("memory").is_dir() => Check::warn("cgroups", "version 1", remedy),
-        Err(_) => Check::warn("cgroups", "not mounted on /sys/fs/cgroup", remedy),
+        Ok(Some(jail)) => {
+            let words = "each VM process has a user, namespaces and a root directory of its own";
+            let remedy = "mount control groups on /sys/fs/cgroup with cpu, memory and pids; until then VMs are not limited by the host";
+            Check::warn("jail", format!("{words}; {}", jail.controllers), remedy)
+        }
+        Ok(None) => Check::warn("jail", format!("none: {off}"), "run `belljar up` as root, without --jail off"),
+        Err(error) => Check::missing("jail", error.to_string(), format!("run `belljar up --jail off`, and then {off}")),
     }
 }
 

@@ -15,7 +15,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use belljar_node::{Artifacts, Machine, NodeConfig, ServerSetting, Shutdown, storage::StorageOptions};
+use belljar_node::{
+    Artifacts, JailOptions, JailSetting, Machine, NodeConfig, ServerSetting, Shutdown, storage::StorageOptions,
+};
 use belljar_server::{Listeners, Server, ServerConfig};
 use belljar_vmm::probe::DriverChoice;
 use tokio::{
@@ -129,6 +131,7 @@ pub async fn prepare(
         image_store: settings.image_store.clone(),
         driver: settings.driver.clone(),
         vmm_dir: settings.vmm_dir.clone(),
+        jail: jail_options(settings.jail),
         templates: settings.templates,
         spares: settings.spares,
         network: settings.network.clone(),
@@ -156,6 +159,11 @@ pub async fn prepare(
         log: None,
     };
     Ok(Together { server, node, listeners, summary })
+}
+
+/// This program makes the jails, also when its file has been replaced.
+pub(crate) fn jail_options(kind: JailSetting) -> JailOptions {
+    JailOptions { kind, launcher: vec!["/proc/self/exe".into(), "jail".into()] }
 }
 
 /// Where clients reach sandboxes: as the operator says, or in TLS under the name that has a certificate.

@@ -85,6 +85,7 @@ fn a_whole_script() {
         add chain inet belljar forward { type filter hook forward priority filter; policy drop; }
         add chain inet belljar input { type filter hook input priority filter; policy drop; }
         add chain inet belljar postrouting { type nat hook postrouting priority srcnat; policy accept; }
+        add chain inet belljar inmates { type filter hook output priority filter; policy accept; }
         flush table inet belljar
         flush set inet belljar resolved
         add element inet belljar resolved { 93.184.216.34 timeout 90s }
@@ -138,6 +139,7 @@ fn a_whole_script() {
         add rule inet belljar input iifname "tap0" goto service
         add rule inet belljar input iifname "up0" ct state established ct direction reply counter name "in" accept
         add rule inet belljar postrouting oifname "up0" masquerade
+        add rule inet belljar inmates meta skuid >= 1879048192 drop
         add table arp belljar
         add chain arp belljar input { type filter hook input priority filter; policy accept; }
         flush table arp belljar

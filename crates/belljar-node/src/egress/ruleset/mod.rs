@@ -11,6 +11,7 @@
 //! uplink -> forward -> incoming: only replies, else the same
 //! tap -> input -> service: DNS to the resolver, HTTPS to the proxy, echo to the gateway
 //! uplink -> input: replies to the proxy's own connections
+//! output: nothing from a VM process, which may live here for its tap, only the resolver's and the proxy's
 //! ```
 //!
 //! **A connection is judged once per generation of the policy**: `permit` marks it with the generation, and its packets
@@ -39,6 +40,8 @@ use std::{
     net::Ipv4Addr,
     time::Duration,
 };
+
+use belljar_vmm::jail::FIRST_USER;
 
 use self::rule::{Chain, DROPS, Set};
 pub(crate) use self::{
@@ -104,6 +107,7 @@ pub(crate) fn compile(policy: &Policy, resolved: &Resolved, wiring: &Wiring<'_>)
         }
     }
     line(&mut script, format_args!("add rule inet belljar postrouting oifname {:?} masquerade", wiring.uplink));
+    line(&mut script, format_args!("add rule inet belljar inmates meta skuid >= {FIRST_USER} drop"));
     script.push_str(&arp(wiring));
     script
 }
@@ -171,6 +175,7 @@ fn declarations(chains: &[Chain], wiring: &Wiring<'_>) -> String {
     }
     script
         .push_str("add chain inet belljar postrouting { type nat hook postrouting priority srcnat; policy accept; }\n");
+    script.push_str("add chain inet belljar inmates { type filter hook output priority filter; policy accept; }\n");
     script.push_str("flush table inet belljar\n");
     script
 }

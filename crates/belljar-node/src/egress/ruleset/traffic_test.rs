@@ -19,6 +19,8 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
 };
 
+use belljar_vmm::jail::FIRST_USER;
+
 use super::{
     Resolved, Wiring, admit, compile, counts, deny, dropped,
     golden_test::{WIRING, policy},
@@ -314,6 +316,23 @@ fn a_guest_that_forges_its_address_is_not_heard() {
     net.guest.shell("ip route replace default via 10.0.2.2 src 10.0.2.15; ip link set g0 address 02:00:00:00:00:02");
     net.guest.shell("ip route replace default via 10.0.2.2 src 10.0.2.15");
     net.check("udp 1.1.1.1:80", "silence");
+}
+
+/// It may live in the namespace, where its tap is, and is not the guest.
+#[test]
+fn a_vm_process_reaches_nothing_itself() {
+    let Some(net) = net() else { return };
+    net.apply(&policy(true, &[], &[], &operator()), &Resolved::default(), 1);
+    net.check("tcp 1.1.1.1:80", "passes");
+    let send = |user: u32, to: &str| {
+        let script = format!("setpriv --reuid {user} --clear-groups bash -c 'echo x >/dev/udp/{to}' 2>&1 || true");
+        net.sandbox.shell(&script)
+    };
+    for to in ["1.1.1.1/80", "127.0.0.1/80", "10.0.2.2/80"] {
+        assert_eq!(send(0, to), "", "{to}");
+        let inmate = send(FIRST_USER + 1, to);
+        assert!(inmate.contains("not permitted"), "{to}: {inmate}");
+    }
 }
 
 #[test]

@@ -1,0 +1,224 @@
+//! Control groups: limits of processor time, memory and processes, and whether the kernel ended a process for want of memory.
+//!
+//! Version 2 where its controllers are, else version 1. Each VM process has a group of its own, `belljar/vm-PID`, made by its
+//! launcher. Format: the kernel's `admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/`.
+
+use super::plan::Group;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+const MOUNTS: &str = "/proc/self/mountinfo";
+/// Above the groups of VM processes.
+const OURS: &str = "belljar";
+/// Microseconds in which processor time is accounted for.
+const PERIOD: u64 = 100_000;
+
+/// The controllers that can be used here, and where.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Controllers {
+    /// The parent of our groups in version 2, and the controllers that it has.
+    v2: Option<(PathBuf, Vec<String>)>,
+    /// Controllers of version 1: name and the parent of our groups.
+    v1: Vec<(String, PathBuf)>,
+}
+
+/// What a VM process may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shares {
+    /// Processors.
+    pub processors: u32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Processes and threads.
+    pub threads: u64,
+}
+
+const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
+
+impl Controllers {
+    /// Finds them, and makes the groups that ours are below. Those that cannot be used are left out: see its words.
+    #[must_use]
+    pub fn find() -> Self {
+        let mounts = fs::read_to_string(MOUNTS).unwrap_or_default();
+        let mut found = Self::default();
+        for (kind, options, point) in mounts.lines().filter_map(parse_mount) {
+            match kind {
+                "cgroup2" if found.v2.is_none() => found.v2 = open_v2(&point),
+                "cgroup" => {
+                    for name in WANTED {
+                        let is_new = !found.v1.iter().any(|(known, _)| known == name);
+                        let ours = point.join(OURS);
+                        if is_new
+                            && options.split(',').any(|option| option == name)
+                            && fs::create_dir_all(&ours).is_ok()
+                        {
+                            found.v1.push((name.to_owned(), ours));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let Some((_, names)) = &found.v2 {
+            found.v1.retain(|(name, _)| !names.contains(name));
+        }
+        found
+    }
+
+    /// Names of the controllers that can be used.
+    fn names(&self) -> Vec<&str> {
+        let v2 = self.v2.iter().flat_map(|(_, names)| names.iter());
+        v2.chain(self.v1.iter().map(|(name, _)| name)).map(String::as_str).collect()
+    }
+
+    /// Whether all that we want can be limited.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let names = self.names();
+        WANTED.iter().all(|name| names.contains(name))
+    }
+
+    /// The groups of one VM process.
+    pub(crate) fn groups(&self, shares: Shares) -> Vec<Group> {
+        let v2 = self.v2.iter().filter(|(_, names)| !names.is_empty()).map(|(parent, names)| Group {
+            parent: parent.clone(),
+            settings: names.iter().flat_map(|name| settings_v2(name, shares)).collect(),
+        });
+        let v1 =
+            self.v1.iter().map(|(name, parent)| Group { parent: parent.clone(), settings: settings_v1(name, shares) });
+        v2.chain(v1).collect()
+    }
+}
+
+/// Whether the kernel ended a process of these groups for want of memory.
+pub(crate) fn were_out_of_memory(groups: &[PathBuf]) -> bool {
+    let count = |file: &Path| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    groups.iter().any(|group| count(&group.join("memory.events")) + count(&group.join("memory.oom_control")) > 0)
+}
+
+/// Removes groups of a process that is gone. What is not there is fine; one that is still busy stays.
+pub(crate) fn remove(groups: &[PathBuf]) {
+    for group in groups {
+        if let Err(error) = fs::remove_dir(group)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, group = %group.display(), "a control group stays behind");
+        }
+    }
+}
+
+impl fmt::Display for Controllers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |names: &[&str]| if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+        let names = self.names();
+        let missing: Vec<_> = WANTED.into_iter().filter(|name| !names.contains(name)).collect();
+        write!(f, "control groups limit {}", list(&names))?;
+        if missing.is_empty() { Ok(()) } else { write!(f, ", not {}", list(&missing)) }
+    }
+}
+
+/// Name of a process's group.
+pub(super) fn name(pid: u32) -> String {
+    format!("vm-{pid}")
+}
+
+/// Kind, options and mount point of a line of `mountinfo`; see `proc(5)`.
+fn parse_mount(line: &str) -> Option<(&str, &str, PathBuf)> {
+    let (before, after) = line.split_once(" - ")?;
+    let point = before.split(' ').nth(4)?;
+    let mut after = after.split(' ');
+    let (kind, options) = (after.next()?, after.nth(1)?);
+    Some((kind, options, PathBuf::from(point)))
+}
+
+/// Has the controllers handed down to our parent group.
+fn open_v2(root: &Path) -> Option<(PathBuf, Vec<String>)> {
+    let ours = root.join(OURS);
+    fs::create_dir_all(&ours).ok()?;
+    for name in WANTED {
+        // One that is not there cannot be handed down, which shows below.
+        for group in [root, &ours] {
+            drop(fs::write(group.join("cgroup.subtree_control"), format!("+{name}")));
+        }
+    }
+    let handed = fs::read_to_string(ours.join("cgroup.subtree_control")).ok()?;
+    let names: Vec<_> = handed.split_whitespace().filter(|name| WANTED.contains(name)).map(str::to_owned).collect();
+    if names.is_empty() {
+        // Another one has them.
+        drop(fs::remove_dir(&ours));
+        return None;
+    }
+    Some((ours, names))
+}
+
+fn quota(shares: Shares) -> u64 {
+    PERIOD * u64::from(shares.processors)
+}
+
+fn settings_v2(controller: &str, shares: Shares) -> Vec<(String, String)> {
+    let one = |file: &str, value: String| vec![(file.to_owned(), value)];
+    match controller {
+        "cpu" => one("cpu.max", format!("{} {PERIOD}", quota(shares))),
+        "memory" => one("memory.max", shares.memory.to_string()),
+        "pids" => one("pids.max", shares.threads.to_string()),
+        _ => Vec::new(),
+    }
+}
+
+fn settings_v1(controller: &str, shares: Shares) -> Vec<(String, String)> {
+    let all: &[(&str, u64)] = match controller {
+        "cpu" => &[("cpu.cfs_period_us", PERIOD), ("cpu.cfs_quota_us", quota(shares))],
+        "memory" => &[("memory.limit_in_bytes", shares.memory)],
+        "pids" => &[("pids.max", shares.threads)],
+        _ => &[],
+    };
+    all.iter().map(|(file, value)| ((*file).to_owned(), value.to_string())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_read() {
+        let check = |line: &str, expected: Option<(&str, &str, &str)>| {
+            let expected = expected.map(|(kind, options, point)| (kind, options, PathBuf::from(point)));
+            assert_eq!(parse_mount(line), expected, "{line}");
+        };
+        let v1 = "31 23 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct";
+        check(v1, Some(("cgroup", "rw,cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct")));
+        check(
+            "29 23 0:25 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate",
+            Some(("cgroup2", "rw,nsdelegate", "/sys/fs/cgroup")),
+        );
+        check("", None);
+        check("29 23 0:25 / /x rw", None);
+    }
+
+    #[test]
+    fn limits_are_what_was_asked_for() {
+        let shares = Shares { processors: 2, memory: 1 << 30, threads: 100 };
+        let both = Controllers {
+            v2: Some(("/two/belljar".into(), vec!["memory".into()])),
+            v1: vec![("cpu".into(), "/cpu/belljar".into()), ("pids".into(), "/pids/belljar".into())],
+        };
+        let groups = both.groups(shares);
+        let settings: Vec<_> = groups.iter().flat_map(|group| group.settings.clone()).collect();
+        let expected = [
+            ("memory.max", "1073741824"),
+            ("cpu.cfs_period_us", "100000"),
+            ("cpu.cfs_quota_us", "200000"),
+            ("pids.max", "100"),
+        ];
+        assert_eq!(settings, expected.map(|(file, value)| (file.to_owned(), value.to_owned())));
+        assert_eq!(both.to_string(), "control groups limit memory, cpu, pids");
+        assert!(both.is_complete() && !Controllers::default().is_complete());
+        assert_eq!(Controllers::default().to_string(), "control groups limit nothing, not cpu, memory, pids");
+        assert_eq!(settings_v2("cpu", shares), [("cpu.max".to_owned(), "200000 100000".to_owned())]);
+    }
+}

@@ -101,3 +101,26 @@ pub(crate) fn lock_disk(spec: &VmSpec, disk: &Path) -> Result<File, VmmError> {
         Err(error) => Err(failed(error.into())),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::driver::{NetworkSpec, VmSpec};
+
+    /// One whose paths are easily found again.
+    pub(crate) fn spec() -> VmSpec {
+        VmSpec {
+            id: "x".into(),
+            run_dir: "/data/run".into(),
+            kernel: "/cache/vmlinux".into(),
+            initrd: Some("/cache/initrd".into()),
+            disk: Some("/data/disk".into()),
+            cmdline_extra: "more".into(),
+            vcpus: 2,
+            memory_mib: 512,
+            memory: Some("/data/memory".into()),
+            devices: None,
+            network: NetworkSpec::None,
+            jail: None,
+        }
+    }
+}

@@ -276,3 +276,7 @@ impl<A: Api> Driver for ApiDriver<A> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "api_test.rs"]
+mod tests;

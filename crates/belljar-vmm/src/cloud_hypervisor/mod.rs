@@ -34,7 +34,7 @@ pub fn driver(program: Program) -> Box<dyn Driver> {
 
 /// See the module.
 #[derive(Clone, Copy)]
-struct CloudHypervisor;
+pub(crate) struct CloudHypervisor;
 
 async fn put(rest: &Rest, (path, body): requests::Put) -> Result<(), RestError> {
     rest.put(path, &body).await.map(drop)

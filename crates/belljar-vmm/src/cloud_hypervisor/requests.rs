@@ -106,24 +106,7 @@ fn command_line(spec: &VmSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::NetworkSpec;
-
-    fn spec() -> VmSpec {
-        VmSpec {
-            id: "x".into(),
-            run_dir: "/data/run".into(),
-            kernel: "/cache/vmlinux".into(),
-            initrd: Some("/cache/initrd".into()),
-            disk: Some("/data/disk".into()),
-            cmdline_extra: "more".into(),
-            vcpus: 2,
-            memory_mib: 512,
-            memory: Some("/data/memory".into()),
-            devices: None,
-            network: NetworkSpec::None,
-            jail: None,
-        }
-    }
+    use crate::spec::tests::spec;
 
     #[test]
     fn a_guest_has_what_was_asked_for() {

@@ -31,7 +31,7 @@ pub fn driver(program: Program) -> Box<dyn Driver> {
 
 /// See the module.
 #[derive(Clone, Copy)]
-struct Firecracker;
+pub(crate) struct Firecracker;
 
 async fn put(rest: &Rest, (path, body): requests::Put) -> Result<(), RestError> {
     rest.put(&path, &body).await.map(drop)

@@ -99,27 +99,15 @@ fn command_line(spec: &VmSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::tests::spec;
 
-    fn spec() -> VmSpec {
-        VmSpec {
-            id: "x".into(),
-            run_dir: "/data/run".into(),
-            kernel: "/cache/vmlinux".into(),
-            initrd: Some("/cache/initrd".into()),
-            disk: Some("/data/disk".into()),
-            cmdline_extra: "more".into(),
-            vcpus: 2,
-            memory_mib: 512,
-            memory: Some("/data/memory".into()),
-            devices: None,
-            network: NetworkSpec::NamedTap { namespace: "/run/netns/n".into(), name: "tap0".into() },
-            jail: None,
-        }
+    fn with_tap() -> VmSpec {
+        VmSpec { network: NetworkSpec::NamedTap { namespace: "/run/netns/n".into(), name: "tap0".into() }, ..spec() }
     }
 
     #[test]
     fn a_boot_asks_for_every_device_and_starts_last() {
-        let all = boot(&spec());
+        let all = boot(&with_tap());
         let paths: Vec<_> = all.iter().map(|(path, _)| path.as_str()).collect();
         let expected = [
             "/machine-config",
@@ -141,14 +129,14 @@ mod tests {
     /// What it remembers must not name a place on the host.
     #[test]
     fn nothing_is_a_path_of_the_host() {
-        for (path, body) in boot(&spec()) {
+        for (path, body) in boot(&with_tap()) {
             assert!(!body.to_string().contains("/data") && !body.to_string().contains("/cache"), "{path}: {body}");
         }
     }
 
     #[test]
     fn a_restored_guest_gets_its_own_tap() {
-        let (_, body) = load(&spec());
+        let (_, body) = load(&with_tap());
         assert_eq!(body["network_overrides"][0]["host_dev_name"], "tap0");
         let (_, body) = load(&VmSpec { network: NetworkSpec::None, ..spec() });
         assert!(body.get("network_overrides").is_none());

@@ -21,8 +21,10 @@
 
 pub(crate) mod cgroup;
 mod filter;
+mod inmate;
 mod launcher;
 pub(crate) mod plan;
+mod root;
 
 pub use cgroup::Controllers;
 pub use launcher::{NOBODYS, enter};
@@ -176,8 +178,13 @@ fn run_launcher(
     match (pid, problem) {
         (_, Some(problem)) => Err(io::Error::other(problem)),
         (Some(pid), None) => {
-            dir.enter_room(pid.unsigned_abs())?;
-            Ok(guard)
+            match dir.enter_room(pid.unsigned_abs()) {
+                Ok(()) => Ok(guard),
+                // One that is ending has no root any more, and whoever waits for it is told.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(guard),
+                Err(_) if child::start_time(pid.unsigned_abs()).is_none() => Ok(guard),
+                Err(error) => Err(error),
+            }
         }
         (None, None) => Err(io::Error::other("its launcher ended and said nothing")),
     }

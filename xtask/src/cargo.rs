@@ -28,8 +28,8 @@ pub(crate) fn has_nextest() -> bool {
 }
 
 /// Builds the tests of a crate's library and gives the path of their program.
-pub(crate) fn test_program(package: &str) -> Result<PathBuf> {
-    let build = ["test", "--no-run", "--lib", "--message-format=json", "--package", package];
+pub(crate) fn test_program(package: &str, which: &[&str]) -> Result<PathBuf> {
+    let build = [&["test", "--no-run", "--message-format=json", "--package", package], which].concat();
     run::step(&format!("build the tests of {package}"), &mut cargo(&build))?;
     let messages = run::output(&mut cargo(&build))?;
     let program = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());

@@ -34,7 +34,7 @@ struct Tier {
 
 /// One command of a tier.
 struct Check {
-    name: &'static str,
+    name: String,
     command: Command,
     /// Whether it prints counts of tests; a command that does not counts as one test.
     counts: bool,
@@ -49,7 +49,7 @@ const TIERS: [Tier; 6] = [
     Tier { name: "system", about: "the whole system in one process, without VMs", boots: false, checks: system },
     Tier { name: "vm", about: "the whole system with real VMs", boots: true, checks: vm },
     Tier { name: "sdk", about: "the vendor's published Python SDK", boots: true, checks: sdk },
-    Tier { name: NESTED, about: "VM programs on working KVM, in an emulated machine", boots: false, checks: nested },
+    Tier { name: NESTED, about: "VM programs on working KVM, in an emulated machine", boots: true, checks: nested },
 ];
 
 fn tidy() -> Result<Vec<Check>> {
@@ -69,10 +69,10 @@ fn tidy() -> Result<Vec<Check>> {
         "warnings",
     ];
     Ok(vec![
-        Check { name: "tidy: rules", command: task(&["tidy"])?, counts: false },
-        Check { name: "tidy: format", command: cargo(&["fmt", "--all", "--check"]), counts: false },
-        Check { name: "tidy: lints", command: cargo(&lints), counts: false },
-        Check { name: "tidy: generated files", command: task(&["gen", "--check"])?, counts: false },
+        Check { name: "tidy: rules".to_owned(), command: task(&["tidy"])?, counts: false },
+        Check { name: "tidy: format".to_owned(), command: cargo(&["fmt", "--all", "--check"]), counts: false },
+        Check { name: "tidy: lints".to_owned(), command: cargo(&lints), counts: false },
+        Check { name: "tidy: generated files".to_owned(), command: task(&["gen", "--check"])?, counts: false },
     ])
 }
 
@@ -83,7 +83,7 @@ fn unit() -> Result<Vec<Check>> {
 fn system() -> Result<Vec<Check>> {
     let agent = cargo(&["build", "--package", "belljar-guest"]);
     Ok(vec![
-        Check { name: "system: build the agent", command: agent, counts: false },
+        Check { name: "system: build the agent".to_owned(), command: agent, counts: false },
         tests("system: tests", &["--package", "belljar-tests", "--features", "system", "--test", "system"]),
     ])
 }
@@ -96,37 +96,44 @@ fn sdk() -> Result<Vec<Check>> {
     Ok(vec![tests("sdk: tests", &["--package", "belljar-tests", "--features", "e2e", "--test", "sdk"])])
 }
 
-/// One suite for every VM program that is here, in one machine each.
+/// For every VM program that is here, in a machine each: one suite for all drivers, the jail's, and the whole system in one go.
 fn nested() -> Result<Vec<Check>> {
     let kernel = kernel::outer()?;
     say(&format!("  outer kernel: {}", kernel.display()));
-    let suite = cargo::test_program("belljar-vmm")?;
+    let suite = cargo::test_program("belljar-vmm", &["--lib"])?;
+    let system = cargo::test_program("belljar-tests", &["--features", "e2e", "--test", "vm"])?;
     let mut checks = Vec::new();
-    for (name, driver, program) in [
-        ("nested: QEMU on KVM", "qemu-kvm", "qemu-system-x86_64"),
-        ("nested: Firecracker", "firecracker", "firecracker"),
-        ("nested: Cloud Hypervisor", "cloud-hypervisor", "cloud-hypervisor"),
-    ] {
+    for (driver, program) in
+        [("qemu-kvm", "qemu-system-x86_64"), ("firecracker", "firecracker"), ("cloud-hypervisor", "cloud-hypervisor")]
+    {
         if nested::vm_program(program).is_none() {
             say(&format!("  {driver}: skipped: no {program} binary"));
             continue;
         }
-        let mut command = Command::new(env::current_exe()?);
-        command.args(["nested", "--"]).arg(&suite).args(["conformance", "--test-threads=1", "--color=never"]);
-        command.env("BELLJAR_CONFORMANCE", driver);
-        checks.push(Check { name, command, counts: true });
+        let check = |what: &str, tests: &Path, filter: &[&str], variable: &str| -> Result<Check> {
+            let mut command = Command::new(env::current_exe()?);
+            command.args(["nested", "--"]).arg(tests).args(filter).args([
+                "--test-threads=1",
+                "--color=never",
+                "--nocapture",
+            ]);
+            command.env(variable, driver);
+            Ok(Check { name: format!("nested: {driver}: {what}"), command, counts: true })
+        };
+        checks.push(check("suite", &suite, &["conformance", "jail"], "BELLJAR_CONFORMANCE")?);
+        checks.push(check("system", &system, &["drivers"], "BELLJAR_DRIVER")?);
     }
     Ok(checks)
 }
 
 /// `cargo nextest run`, or `cargo test` where it is not installed.
-fn tests(name: &'static str, which: &[&str]) -> Check {
+fn tests(name: &str, which: &[&str]) -> Check {
     // What a failed test said stands last in the log, where a failed check shows it.
     let runner: &[&str] =
         if cargo::has_nextest() { &["nextest", "run", "--failure-output", "final"] } else { &["test"] };
     let mut command = cargo(runner);
     command.args(which).args(["--no-fail-fast", "--color", "never"]);
-    Check { name, command, counts: true }
+    Check { name: name.to_owned(), command, counts: true }
 }
 
 /// How a tier went.
@@ -190,7 +197,7 @@ fn run_tier(tier: &Tier, artifacts: &mut Option<Artifacts>, wanted: bool) -> Out
 
 fn run_check(mut check: Check, artifacts: Option<&Artifacts>) -> Count {
     let prepared = artifacts.map_or(Ok(()), |artifacts| artifacts.pass_to(&mut check.command).map(drop));
-    let finished = prepared.and_then(|()| run::try_step(check.name, &mut check.command));
+    let finished = prepared.and_then(|()| run::try_step(&check.name, &mut check.command));
     let finished = match finished {
         Ok(finished) => finished,
         Err(error) => return Count::failed(format!("{}: {error:#}", check.name)),

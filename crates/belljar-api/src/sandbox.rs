@@ -221,6 +221,17 @@ pub struct CreateSandbox {
     /// Secrets that it uses; see [`crate::secret`]. A snapshot brings those of its source unless the field is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_names: Option<Vec<String>>,
+    /// What is to run it, one of [`RUNTIMES`]; what its node has when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+}
+
+/// What can run a sandbox. `qemu` is either of QEMU's: `qemu-kvm` in hardware, `qemu-tcg` in software.
+pub const RUNTIMES: [&str; 5] = ["firecracker", "cloud-hypervisor", "qemu", "qemu-kvm", "qemu-tcg"];
+
+/// Whether a node with this driver is what was asked for.
+pub fn is_runtime(wanted: &str, driver: &str) -> bool {
+    wanted == driver || (wanted == "qemu" && driver.starts_with("qemu-"))
 }
 
 /// Body of `PATCH /sandboxes/{ref}`: what is absent stays.
@@ -274,7 +285,7 @@ pub struct SandboxInfo {
     pub status: SandboxStatus,
     /// Image name as asked for.
     pub image: String,
-    /// Driver that runs it: `qemu`, `firecracker`, `cloud-hypervisor`, `process`.
+    /// Driver that runs it: `firecracker`, `cloud-hypervisor`, `qemu-kvm`, `qemu-tcg`, `process`.
     pub runtime: Option<String>,
     /// What it has.
     pub resources: Resources,
@@ -482,6 +493,10 @@ impl CreateSandbox {
             return invalid("file_systems", "this release has no mounts; leave the field out");
         }
         secret::check_names(self.secret_names.as_deref().unwrap_or_default())?;
+        if let Some(runtime) = self.runtime.as_deref().filter(|runtime| !RUNTIMES.contains(runtime)) {
+            let known = RUNTIMES.join(", ");
+            return invalid("runtime", format!("there is no {runtime:?}; there are {known}; without the field, what is best"));
+        }
         if self.auto_resume == Some(false) && self.name.is_none() {
             return invalid("auto_resume", "false needs a name: only named sandboxes are suspended");
         }

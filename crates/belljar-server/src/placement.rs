@@ -5,7 +5,7 @@
 
 use belljar_api::{
     node::Capacity,
-    sandbox::{PendingReason, Resources, TerminationReason},
+    sandbox::{PendingReason, Resources, TerminationReason, is_runtime},
 };
 
 /// A connected node.
@@ -19,6 +19,8 @@ pub(crate) struct NodeView {
     pub(crate) used_memory_mb: u64,
     /// Whether egress rules hold there.
     pub(crate) egress_rules: bool,
+    /// What runs its sandboxes.
+    pub(crate) driver: String,
     /// Whether it has the image.
     pub(crate) image: ImagePresence,
 }
@@ -29,6 +31,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) resources: &'a Resources,
     /// It has egress rules or secrets, which must not be ignored.
     pub(crate) egress_rules: bool,
+    /// What is to run it, if that was asked for.
+    pub(crate) runtime: Option<&'a str>,
 }
 
 /// What to say where no node enforces egress rules.
@@ -81,6 +85,16 @@ pub(crate) fn decide(nodes: &[NodeView], wanted: Wanted<'_>) -> Decision {
     if with_image.is_empty() {
         return Decision::Never(TerminationReason::ConfigurationError, NO_EGRESS_RULES.to_owned());
     }
+    if let Some(runtime) = wanted.runtime {
+        let mut others: Vec<_> = with_image.iter().map(|node| node.driver.as_str()).collect();
+        others.sort_unstable();
+        others.dedup();
+        let detail = format!("runtime: no node runs sandboxes with {runtime}; there is {}", others.join(", "));
+        with_image.retain(|node| is_runtime(runtime, &node.driver));
+        if with_image.is_empty() {
+            return Decision::Never(TerminationReason::ConfigurationError, detail);
+        }
+    }
     let wanted = wanted.resources;
     let fitting: Vec<_> = with_image
         .iter()
@@ -115,7 +129,8 @@ mod tests {
 
     fn node(id: &str, cpus: f64, memory_mb: u64, used_memory_mb: u64, present: bool) -> NodeView {
         let image = if present { ImagePresence::Present } else { ImagePresence::Absent("no image x".into()) };
-        NodeView { id: id.into(), capacity: Capacity { cpus, memory_mb }, used_memory_mb, egress_rules: false, image }
+        let (id, capacity, driver) = (id.into(), Capacity { cpus, memory_mb }, "qemu-tcg".into());
+        NodeView { id, capacity, used_memory_mb, egress_rules: false, driver, image }
     }
 
     #[track_caller]
@@ -126,7 +141,7 @@ mod tests {
     #[track_caller]
     fn check_rules(nodes: &[NodeView], cpus: f64, memory_mb: u64, egress_rules: bool, expected: &str) {
         let resources = Resources { cpus, memory_mb, disk_mb: 10240, ephemeral_disk_mb: 10240 };
-        let got = match decide(nodes, Wanted { resources: &resources, egress_rules }) {
+        let got = match decide(nodes, Wanted { resources: &resources, egress_rules, runtime: None }) {
             Decision::Place { node_id, .. } => node_id,
             Decision::Wait(reason) => format!("{reason:?}"),
             Decision::Never(reason, _) => format!("{reason:?}"),
@@ -156,6 +171,30 @@ mod tests {
         check_rules(&[without, with], 1.0, 1024, false, "a");
     }
 
+    #[test]
+    fn a_runtime_that_was_asked_for_is_had_or_refused() {
+        let qemu = node("a", 2.0, 9999, 0, true);
+        let fire = NodeView { driver: "firecracker".into(), ..node("b", 2.0, 4096, 0, true) };
+        let resources = Resources { cpus: 1.0, memory_mb: 1024, disk_mb: 10240, ephemeral_disk_mb: 10240 };
+        let check = |nodes: &[NodeView], runtime: &str, expected: &str| {
+            let wanted = Wanted { resources: &resources, egress_rules: false, runtime: Some(runtime) };
+            let got = match decide(nodes, wanted) {
+                Decision::Place { node_id, .. } => node_id,
+                Decision::Wait(reason) => format!("{reason:?}"),
+                Decision::Never(reason, detail) => format!("{reason:?}: {detail}"),
+            };
+            assert_eq!(got, expected, "{runtime}");
+        };
+        let both = [qemu.clone(), fire];
+        check(&both, "firecracker", "b");
+        check(&both, "qemu", "a");
+        check(&both, "qemu-tcg", "a");
+        let refused = "ConfigurationError: runtime: no node runs sandboxes with cloud-hypervisor; there is firecracker, qemu-tcg";
+        check(&both, "cloud-hypervisor", refused);
+        check(&[qemu], "qemu-kvm", "ConfigurationError: runtime: no node runs sandboxes with qemu-kvm; there is qemu-tcg");
+        check(&[], "qemu", "NoExecutorsAvailable");
+    }
+
     proptest! {
         #[test]
         fn a_placement_always_fits(
@@ -172,7 +211,7 @@ mod tests {
             let fits = |n: &NodeView| n.image == ImagePresence::Present
                 && n.capacity.cpus >= wanted.cpus
                 && n.used_memory_mb + memory_mb <= n.capacity.memory_mb;
-            match decide(&nodes, Wanted { resources: &wanted, egress_rules: false }) {
+            match decide(&nodes, Wanted { resources: &wanted, egress_rules: false, runtime: None }) {
                 Decision::Place { node_id, .. } => prop_assert!(nodes.iter().any(|n| n.id == node_id && fits(n))),
                 Decision::Wait(_) | Decision::Never(..) => prop_assert!(!nodes.iter().any(fits)),
             }

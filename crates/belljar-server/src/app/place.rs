@@ -31,13 +31,19 @@ pub(crate) async fn decision(app: &App, spec: &Spec, home: Option<&str>) -> Deci
                 capacity: link.hello().capacity,
                 used_memory_mb: app.live.table.used_mb(link.id()),
                 egress_rules: link.hello().egress_rules,
+                driver: link.hello().driver.clone(),
                 image,
             }),
             // A node that cannot be asked counts as away; its connection is about to end.
             Err(error) => tracing::warn!(node = link.id(), %error, "a node did not say whether it has an image"),
         }
     }
-    decide(&views, Wanted { resources: &spec.resources, egress_rules: spec.needs_egress_rules() })
+    let wanted = Wanted {
+        resources: &spec.resources,
+        egress_rules: spec.needs_egress_rules(),
+        runtime: spec.runtime.as_deref(),
+    };
+    decide(&views, wanted)
 }
 
 /// Runs until it is dropped.

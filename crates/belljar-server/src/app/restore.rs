@@ -38,6 +38,7 @@ pub(super) fn spec(request: &CreateSandbox, snapshot: &SnapshotRow) -> Result<Sp
         auto_resume: request.auto_resume.unwrap_or(inherited),
         max_pending_secs: request.max_pending_secs,
         secrets: source.secrets.clone(),
+        runtime: request.runtime.clone(),
     })
 }
 

@@ -107,6 +107,7 @@ impl App {
             auto_resume: request.auto_resume.unwrap_or(true),
             max_pending_secs: request.max_pending_secs,
             secrets: self.secret_refs(request.secret_names.as_deref().unwrap_or_default()).await?,
+            runtime: request.runtime.clone(),
         };
         check_image(&spec.image)?;
         Ok(spec)

@@ -87,6 +87,9 @@ pub(crate) struct Spec {
     /// Secrets that it uses.
     #[serde(default)]
     pub(crate) secrets: Vec<SecretRef>,
+    /// What is to run it; `None`: whatever its node has.
+    #[serde(default)]
+    pub(crate) runtime: Option<String>,
 }
 
 impl Spec {

@@ -20,6 +20,7 @@ pub(crate) fn spec() -> Spec {
         auto_resume: true,
         max_pending_secs: None,
         secrets: Vec::new(),
+        runtime: None,
     }
 }
 

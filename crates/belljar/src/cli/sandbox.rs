@@ -64,6 +64,9 @@ pub struct CreateArgs {
     /// What it is like.
     #[command(flatten)]
     pub machine: MachineArgs,
+    /// What is to run it: firecracker, cloud-hypervisor, qemu, qemu-kvm or qemu-tcg [default: what its node has]
+    #[arg(long)]
+    pub runtime: Option<String>,
     /// How it lives.
     #[command(flatten)]
     pub life: LifeArgs,

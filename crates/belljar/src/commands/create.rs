@@ -13,8 +13,8 @@ use crate::{
 };
 
 pub(super) async fn create(ctx: &Context, args: CreateArgs) -> anyhow::Result<ExitStatus> {
-    let request =
-        CreateSandbox { entrypoint: Some(args.entrypoint).filter(|words| !words.is_empty()), ..request(&args.machine) };
+    let entrypoint = Some(args.entrypoint).filter(|words| !words.is_empty());
+    let request = CreateSandbox { entrypoint, runtime: args.runtime, ..request(&args.machine) };
     make(ctx, request, args.life).await
 }
 

@@ -61,6 +61,9 @@ pub const JAIL_ROOM_BYTES: u64 = 2 * DEVICES_BYTES;
 /// Files in it, those that were put there included.
 pub const JAIL_ROOM_FILES: u64 = 64;
 
+/// How often a control group is tried to be removed whose process is ending, each time twice as long after the last: 4 s in all.
+pub const GROUP_PATIENCE: u32 = 12;
+
 /// Bytes of a `jail.json`; ours have about 300.
 pub const INMATE_BYTES: u64 = 4 * 1024;
 

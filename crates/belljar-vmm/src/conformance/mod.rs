@@ -6,6 +6,7 @@
 //! Which drivers: those of `BELLJAR_CONFORMANCE`, names separated by commas, which then must work here; else QEMU in
 //! software, where it is installed.
 
+mod hostile;
 mod life;
 pub(crate) mod saved;
 

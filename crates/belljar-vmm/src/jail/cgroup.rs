@@ -4,10 +4,13 @@
 //! launcher. Format: the kernel's `admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/`.
 
 use super::plan::Group;
+use crate::limits::GROUP_PATIENCE;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 const MOUNTS: &str = "/proc/self/mountinfo";
 /// Above the groups of VM processes.
@@ -101,15 +104,26 @@ pub(crate) fn were_out_of_memory(groups: &[PathBuf]) -> bool {
     groups.iter().any(|group| count(&group.join("memory.events")) + count(&group.join("memory.oom_control")) > 0)
 }
 
-/// Removes groups of a process that is gone. What is not there is fine; one that is still busy stays.
+/// Removes groups of a process that is gone, or about to be: then a thread waits for that. What is not there is fine.
 pub(crate) fn remove(groups: &[PathBuf]) {
-    for group in groups {
-        if let Err(error) = fs::remove_dir(group)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, group = %group.display(), "a control group stays behind");
-        }
+    let busy: Vec<_> = groups.iter().filter(|group| !try_remove(group)).cloned().collect();
+    if !busy.is_empty() {
+        thread::spawn(move || {
+            // Version 1 tells nobody when a group has become empty.
+            for pause in (0..GROUP_PATIENCE).map(|step| Duration::from_millis(1 << step)) {
+                thread::sleep(pause);
+                if busy.iter().all(|group| try_remove(group)) {
+                    return;
+                }
+            }
+            tracing::warn!(?busy, "control groups of a VM process stay behind");
+        });
     }
+}
+
+/// Whether it is gone.
+fn try_remove(group: &Path) -> bool {
+    fs::remove_dir(group).map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
 }
 
 impl fmt::Display for Controllers {

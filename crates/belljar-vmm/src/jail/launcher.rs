@@ -10,7 +10,7 @@ use super::{FIRST_USER, Inmate, ROOM, cgroup};
 use crate::child;
 use crate::run_dir::INMATE;
 use crate::spawn::FIRST_FD;
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat, unlinkat};
 use rustix::io::{Errno, FdFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount_change, mount_remount, unmount};
 use rustix::thread::UnshareFlags;
@@ -167,24 +167,23 @@ fn hand_over(plan: &Plan, held: &Held, pid: i32) -> Done {
         chownat(CWD, &path, uid, gid, AtFlags::SYMLINK_NOFOLLOW).step(format_args!("give away {}", path.display()))?;
     }
     mount_remount("/", MountFlags::RDONLY | MountFlags::NOSUID, "").step("protect its root")?;
-    let groups = plan.groups.iter().zip(&held.groups);
-    let groups: Vec<_> = groups
-        .map(|(group, parent)| {
-            let name = cgroup::name(pid.unsigned_abs());
-            join_group(parent, &name, &group.settings, pid).map(|()| group.parent.join(name))
-        })
-        .collect::<Done<_>>()?;
-    note(held, pid, groups)
+    // Before there are groups: whoever finds the note removes them.
+    let name = cgroup::name(pid.unsigned_abs());
+    note(held, pid, plan.groups.iter().map(|group| group.parent.join(&name)).collect())?;
+    let mut groups = plan.groups.iter().zip(&held.groups);
+    groups.try_for_each(|(group, parent)| join_group(parent, &name, &group.settings, pid))
 }
 
 /// Makes a control group and moves the process there.
 fn join_group(parent: &OwnedFd, name: &str, settings: &[(String, String)], pid: i32) -> Done {
     let named = |file: &str| format!("set {file} of its control group");
-    match mkdirat(parent, name, Mode::from_bits_truncate(0o755)) {
-        // Of an earlier process with this number.
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(error).step("make its control group"),
-    }
+    let make = || mkdirat(parent, name, Mode::from_bits_truncate(0o755));
+    let made = match make() {
+        // Of an earlier process with this number, and with what was counted for that.
+        Err(Errno::EXIST) => unlinkat(parent, name, AtFlags::REMOVEDIR).and_then(|()| make()),
+        made => made,
+    };
+    made.step("make its control group")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let group = openat(parent, name, flags, Mode::empty()).step("open its control group")?;
     let pid = pid.to_string();

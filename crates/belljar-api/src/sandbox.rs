@@ -495,7 +495,10 @@ impl CreateSandbox {
         secret::check_names(self.secret_names.as_deref().unwrap_or_default())?;
         if let Some(runtime) = self.runtime.as_deref().filter(|runtime| !RUNTIMES.contains(runtime)) {
             let known = RUNTIMES.join(", ");
-            return invalid("runtime", format!("there is no {runtime:?}; there are {known}; without the field, what is best"));
+            return invalid(
+                "runtime",
+                format!("there is no {runtime:?}; there are {known}; without the field, what is best"),
+            );
         }
         if self.auto_resume == Some(false) && self.name.is_none() {
             return invalid("auto_resume", "false needs a name: only named sandboxes are suspended");

@@ -189,9 +189,14 @@ mod tests {
         check(&both, "firecracker", "b");
         check(&both, "qemu", "a");
         check(&both, "qemu-tcg", "a");
-        let refused = "ConfigurationError: runtime: no node runs sandboxes with cloud-hypervisor; there is firecracker, qemu-tcg";
+        let refused =
+            "ConfigurationError: runtime: no node runs sandboxes with cloud-hypervisor; there is firecracker, qemu-tcg";
         check(&both, "cloud-hypervisor", refused);
-        check(&[qemu], "qemu-kvm", "ConfigurationError: runtime: no node runs sandboxes with qemu-kvm; there is qemu-tcg");
+        check(
+            &[qemu],
+            "qemu-kvm",
+            "ConfigurationError: runtime: no node runs sandboxes with qemu-kvm; there is qemu-tcg",
+        );
         check(&[], "qemu", "NoExecutorsAvailable");
     }
 

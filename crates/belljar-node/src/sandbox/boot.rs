@@ -18,7 +18,7 @@ use belljar_api::{
     node::SandboxSpec,
     sandbox::{Resources, TerminationReason},
 };
-use belljar_link::{ConnectOptions, Connector, LinkError};
+use belljar_link::{ConnectOptions, Connector, LinkError, Session};
 use belljar_vmm::{NetworkSpec, Vm, VmExit, VmSpec, VmmError};
 
 use tokio_util::task::AbortOnDropHandle;
@@ -28,7 +28,7 @@ use crate::{
     Context, blocking, chain,
     guest::{self, GuestError},
     images::{self, NodeImageError},
-    limits::{BOOT_TIMEOUT, CONSOLE_QUOTE, RESTORE_TIMEOUT},
+    limits::{BOOT_TIMEOUT, CONSOLE_QUOTE, LINK_RETRIES, LINK_RETRY_FIRST, RESTORE_TIMEOUT},
     logs::file::now_ns,
     network::{self, Gate, GateError, NetworkError},
     pressure,
@@ -69,8 +69,8 @@ pub(crate) enum BootError {
     Gate(#[from] GateError),
     #[error("the VM did not start: {0}")]
     Vmm(#[from] VmmError),
-    #[error("the guest's agent did not answer: {0}")]
-    Link(#[from] LinkError),
+    #[error("the guest's agent did not answer: {source}; its console: {console}")]
+    Link { source: LinkError, console: String },
     #[error("the guest refused its configuration: {0}")]
     Guest(#[from] GuestError),
     #[error("the guest ended while it booted ({exit}); its console: {console}")]
@@ -100,7 +100,7 @@ impl BootError {
             | Self::Network(_)
             | Self::Gate(_)
             | Self::Vmm(_)
-            | Self::Link(_)
+            | Self::Link { .. }
             | Self::Guest(_) => TerminationReason::StartupFailedInternalError,
             Self::Exited { .. } | Self::Timeout { .. } | Self::SpareGone | Self::Origin(_) | Self::Freeze(_) => {
                 TerminationReason::StartupFailedInternalError
@@ -454,8 +454,7 @@ where
     Fut: Future<Output = Result<Connector, BootError>> + Send,
 {
     let connect = async {
-        let io = vm.connect_link().await?;
-        let (link, session) = belljar_link::connect(io, ConnectOptions { timeout }).await?;
+        let (link, session) = shake_hands(vm, timeout).await?;
         let session = AbortOnDropHandle::new(tokio::spawn(session));
         Ok::<_, BootError>((first(link).await?, session))
     };
@@ -463,11 +462,28 @@ where
         biased;
         exit = vm.wait() => Err(BootError::Exited { exit, console: console(vm).await }),
         result = tokio::time::timeout(timeout, connect) => match result {
-            Ok(Err(BootError::Link(_))) | Err(_) => {
-                Err(BootError::Timeout { after: timeout, console: console(vm).await })
-            }
+            Err(_) => Err(BootError::Timeout { after: timeout, console: console(vm).await }),
             Ok(result) => result,
         },
+    }
+}
+
+/// Connects to the agent. A guest that wakes is told to cut off what it had open before, and may take a new connection for
+/// that: one that breaks at once is made again, a few times.
+async fn shake_hands(vm: &dyn Vm, timeout: Duration) -> Result<(Connector, Session), BootError> {
+    let mut pauses = (0..LINK_RETRIES).map(|n| LINK_RETRY_FIRST * 2_u32.pow(n));
+    loop {
+        let source = match belljar_link::connect(vm.connect_link().await?, ConnectOptions { timeout }).await {
+            Ok(linked) => return Ok(linked),
+            Err(source) => source,
+        };
+        match (&source, pauses.next()) {
+            (LinkError::Eof | LinkError::Io(_), Some(pause)) => {
+                tracing::debug!(%source, "a new link broke at once");
+                tokio::time::sleep(pause).await;
+            }
+            _ => return Err(BootError::Link { source, console: console(vm).await }),
+        }
     }
 }
 

@@ -121,16 +121,20 @@ pub(super) async fn stop(
         }
         Parts::All => {
             let vm = booted.vm.clone();
-            let pages = async {
+            let devices = into.join(DEVICES);
+            let kept = async {
+                // First: some VM programs write to memory while they save their devices.
+                vm.save_devices(&devices).await?;
                 Ok::<_, VmmError>(match meanwhile {
-                    Meanwhile::GoesOn => Pages::Copied(blocking(move || vm.copy_dirty(room)).await?),
-                    Meanwhile::StandsStill => Pages::InVm(vm),
+                    Meanwhile::GoesOn => {
+                        let vm = vm.clone();
+                        Pages::Copied(blocking(move || vm.copy_dirty(room)).await?)
+                    }
+                    Meanwhile::StandsStill => Pages::InVm(vm.clone()),
                 })
             };
-            let devices = into.join(DEVICES);
-            let (disk, pages, devices) = tokio::join!(disk, pages, booted.vm.save_devices(&devices));
+            let (disk, pages) = tokio::join!(disk, kept);
             disk?;
-            devices?;
             pages?
         }
     };

@@ -109,6 +109,9 @@ impl Task {
 
     /// Lets a VM that stands still, or was about to, go on.
     pub(super) async fn carry_on(&mut self, booted: Booted) -> Stage {
+        if self.ctx.driver.capabilities().saving_ends_link {
+            return self.link_anew(booted, "its link ended when it was saved".to_owned()).await;
+        }
         match self.go_on(&booted).await {
             Ok(()) => Stage::Awake(booted),
             Err(error) => self.relink(booted, format!("it does not go on: {}", chain(&error))).await,

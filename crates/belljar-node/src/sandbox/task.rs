@@ -332,15 +332,20 @@ impl Task {
 
     /// Makes the link anew, with a guest that may stand still. One that loses it too often has to end.
     pub(super) async fn relink(&mut self, booted: Booted, trouble: String) -> Stage {
-        let Booted { vm, link, session, runtime, network, gate } = booted;
-        drop((link, session));
-        self.publish(NodeState::Running, None);
         self.note(level::WARN, &trouble);
         self.link_failures.retain(|at| at.elapsed() < LINK_FAILURE_WINDOW);
         self.link_failures.push(Instant::now());
         if self.link_failures.len() >= LINK_FAILURES_MAX {
             return Stage::Over(Ending::new(TerminationReason::GuestUnresponsive, trouble));
         }
+        self.link_anew(booted, trouble).await
+    }
+
+    /// The same where nobody is to blame. `why` is for the case that it cannot be made.
+    pub(super) async fn link_anew(&mut self, booted: Booted, why: String) -> Stage {
+        let Booted { vm, link, session, runtime, network, gate } = booted;
+        drop((link, session));
+        self.publish(NodeState::Running, None);
         let (plan, again, pauses) = (self.plan(), vm.clone(), self.ctx.driver.capabilities().snapshots);
         let relink = async move {
             if pauses {
@@ -356,7 +361,7 @@ impl Task {
                 if let Ok(exit) = tokio::time::timeout(EXIT_GRACE, vm.wait()).await {
                     return Stage::Over(ending_of(&exit));
                 }
-                let detail = format!("{trouble}; {}", chain(&error));
+                let detail = format!("{why}; {}", chain(&error));
                 Stage::Over(Ending::new(TerminationReason::GuestUnresponsive, detail))
             }
         }

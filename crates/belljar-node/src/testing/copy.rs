@@ -34,6 +34,22 @@ async fn nothing_waits(it: &Fixture) {
     assert_eq!(names(&it.ctx.storage.passing()), Vec::<String>::new());
 }
 
+/// As often as it likes: a link that the VM program ended is no fault of the guest's.
+#[tokio::test(start_paused = true)]
+async fn a_source_whose_link_ends_with_each_copy_goes_on() {
+    let it = Fixture::new().await;
+    it.world.saving_ends_link.store(true, Ordering::SeqCst);
+    let source = it.run(named(0)).await;
+    for _ in 0..10 {
+        assert!(all_run(&copy(&it, &source, &copies(1)).await));
+        let state = it.wait(&source, |state| *state == NodeState::Running).await;
+        assert_eq!((state, it.report(&source).trouble), (NodeState::Running, None));
+    }
+    it.suspend(&source).await;
+    it.resume(&source).await;
+    assert!(it.machine(&source).runs_users());
+}
+
 #[tokio::test(start_paused = true)]
 async fn copies_begin_where_their_source_stands_and_go_their_own_way() {
     let it = Fixture::new().await;

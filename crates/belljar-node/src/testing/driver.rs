@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -18,6 +18,7 @@ use belljar_vmm::{
 use tokio::{
     net::UnixStream,
     sync::{Mutex as AsyncMutex, watch},
+    task::AbortHandle,
 };
 
 use super::{
@@ -51,6 +52,8 @@ pub(super) struct World {
     pub(super) entropy: Mutex<HashSet<String>>,
     /// What no guest may ever see, and did.
     pub(super) complaints: Mutex<Vec<String>>,
+    /// See [`Capabilities::saving_ends_link`].
+    pub(super) saving_ends_link: AtomicBool,
 }
 
 impl World {
@@ -61,6 +64,7 @@ impl World {
             faults: Faults::default(),
             entropy: Mutex::default(),
             complaints: Mutex::default(),
+            saving_ends_link: AtomicBool::default(),
         })
     }
 
@@ -111,6 +115,8 @@ struct FakeVm {
     world: Arc<World>,
     machine: Arc<Machine>,
     run_dir: PathBuf,
+    /// What serves the link.
+    served: Mutex<Option<AbortHandle>>,
 }
 
 impl FakeVm {
@@ -119,7 +125,7 @@ impl FakeVm {
             // A real one has one control connection.
             world.complain("a VM is driven twice");
         }
-        Box::new(Self { world: world.clone(), machine, run_dir: run_dir.to_owned() })
+        Box::new(Self { world: world.clone(), machine, run_dir: run_dir.to_owned(), served: Mutex::default() })
     }
 }
 
@@ -144,6 +150,7 @@ impl Driver for FakeDriver {
             tap_network: false,
             restricts_network: true,
             snapshots: true,
+            saving_ends_link: self.0.saving_ends_link.load(Ordering::SeqCst),
             limits_resources: true,
             max_vcpus: 4,
             max_memory_mib: 1 << 20,
@@ -203,7 +210,8 @@ impl Vm for FakeVm {
             return Err(VmmError::Link { path: self.run_dir.clone(), source: io::ErrorKind::ConnectionRefused.into() });
         }
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        tokio::spawn(guest::serve(self.machine.clone(), theirs));
+        let served = tokio::spawn(guest::serve(self.machine.clone(), theirs)).abort_handle();
+        *self.served.lock().expect("served") = Some(served);
         Ok(ours)
     }
 
@@ -257,6 +265,9 @@ impl Vm for FakeVm {
         self.world.step("driver: save devices")?;
         if !self.machine.is_paused() {
             return Err(VmmError::NotPaused { pid: 1 });
+        }
+        if self.world.saving_ends_link.load(Ordering::SeqCst) {
+            self.served.lock().expect("served").iter().for_each(AbortHandle::abort);
         }
         self.machine.save_devices(to).map_err(|source| VmmError::Save { pid: 1, path: to.to_owned(), source })
     }

@@ -71,7 +71,12 @@ async fn a_failed_create_says_why() {
     let reply = harness.call("POST", "/sandboxes", r#"{"runtime":"firecracker"}"#).await;
     check(&reply, "ConfigurationError", "no node runs sandboxes with firecracker; there is process");
     let reply = harness.call("POST", "/sandboxes", r#"{"runtime":"gvisor"}"#).await;
-    check_error(&reply, StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, "there is no \"gvisor\"; there are firecracker");
+    check_error(
+        &reply,
+        StatusCode::BAD_REQUEST,
+        code::INVALID_ARGUMENT,
+        "there is no \"gvisor\"; there are firecracker",
+    );
     assert!(node.commands().is_empty(), "a node heard of it");
     node.set_boot(Boot::Fail(TerminationReason::StartupFailedInternalError, "the kernel did not boot"));
     let reply = harness.call("POST", "/sandboxes", "{}").await;

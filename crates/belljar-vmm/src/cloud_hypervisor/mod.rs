@@ -59,6 +59,7 @@ impl Api for CloudHypervisor {
             tap_network: true,
             named_tap: false,
             snapshots: true,
+            saving_ends_link: false,
             restricts_network: false,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,

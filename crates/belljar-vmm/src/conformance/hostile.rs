@@ -16,9 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where VM programs put registers, 64 KiB each: virtio over MMIO (Firecracker, QEMU), PCI devices (Cloud Hypervisor),
 /// interrupt controllers, timers.
-const REGISTERS: [u32; 8] = [
-    0xc000_0000, 0xd000_0000, 0xe000_0000, 0xe800_0000, 0xfeb0_0000, 0xfec0_0000, 0xfed0_0000, 0xfee0_0000,
-];
+const REGISTERS: [u32; 8] =
+    [0xc000_0000, 0xd000_0000, 0xe000_0000, 0xe800_0000, 0xfeb0_0000, 0xfec0_0000, 0xfed0_0000, 0xfee0_0000];
 
 /// Writes pseudo-random values to pseudo-random ports and registers.
 fn wild(seed: u32) -> Vec<u8> {

@@ -50,6 +50,7 @@ impl Api for Firecracker {
             tap_network: true,
             named_tap: true,
             snapshots: true,
+            saving_ends_link: true,
             restricts_network: false,
             limits_resources: true,
             max_vcpus: MAX_FIRECRACKER_VCPUS,

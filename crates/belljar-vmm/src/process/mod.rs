@@ -120,6 +120,7 @@ impl Driver for ProcessDriver {
             tap_network: false,
             named_tap: false,
             snapshots: false,
+            saving_ends_link: false,
             restricts_network: false,
             limits_resources: false,
             max_vcpus: MAX_VCPUS,

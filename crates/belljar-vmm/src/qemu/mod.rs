@@ -228,6 +228,7 @@ impl Driver for QemuDriver {
             tap_network: true,
             named_tap: false,
             snapshots: true,
+            saving_ends_link: false,
             restricts_network: true,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,

@@ -22,7 +22,7 @@ use crate::{kernel, paths, run};
 /// Seconds after which the machine is given up.
 const LIMIT: u32 = 1800;
 /// Its memory, MiB, and processors.
-const MEMORY_MIB: u32 = 8192;
+const MEMORY_MIB: u32 = 16_384;
 const PROCESSORS: u32 = 2;
 /// A small one makes emulation crawl.
 const TRANSLATION_CACHE_MIB: u32 = 1024;

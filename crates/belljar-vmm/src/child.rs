@@ -139,6 +139,11 @@ pub(crate) fn parse_start_time(stat: &str) -> Option<u64> {
     }
 }
 
+/// Whether the process of that number, start and boot still runs.
+pub(crate) fn is_alive(pid: u32, start: u64, boot: &str) -> bool {
+    boot_id().is_some_and(|id| id == boot) && start_time(pid) == Some(start)
+}
+
 /// Identifies this boot of the machine: start times of an earlier one mean nothing.
 pub(crate) fn boot_id() -> Option<String> {
     Some(std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())

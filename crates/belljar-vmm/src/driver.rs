@@ -75,8 +75,8 @@ pub trait Vm: Send + Sync {
     /// does not pay for it. Blocking.
     fn room_for_dirty(&self) -> Result<Vec<u8>, VmmError>;
 
-    /// Copies what the guest wrote to its memory since it began with [`VmSpec::memory`]. Only while paused, and after
-    /// [`Vm::save_devices`] where both are kept: some VM programs tell the guest of it, in its memory. Blocking: about
+    /// Copies what the guest wrote to its memory since it began with [`VmSpec::memory`]. Only while paused, and
+    /// after [`Vm::save_devices`] where that writes to memory ([`Capabilities::saving_ends_link`]). Blocking: about
     /// 30 ms for 100 MiB where `room` is large enough; it may be empty.
     fn copy_dirty(&self, room: Vec<u8>) -> Result<DirtyMemory, VmmError>;
 
@@ -145,7 +145,8 @@ pub struct Capabilities {
     pub restricts_network: bool,
     /// [`Vm::save_devices`], [`Vm::copy_dirty`], [`Vm::each_dirty`] and [`VmSpec::devices`] work.
     pub snapshots: bool,
-    /// [`Vm::save_devices`] ends the byte stream to the guest agent, and whatever went over it, also of a guest that goes on.
+    /// [`Vm::save_devices`] ends the byte stream to the guest agent, and whatever went over it, also of a guest that goes on; it
+    /// tells the guest so in its memory, which therefore has to be copied afterwards.
     pub saving_ends_link: bool,
     /// `vcpus` and `memory_mib` are enforced.
     pub limits_resources: bool,

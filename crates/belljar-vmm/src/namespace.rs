@@ -6,8 +6,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-/// On a thread of its own, which is in the namespace of that file: what it starts stays there. Blocking.
-pub(crate) fn enter<T: Send>(namespace: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+/// On a thread of its own, which is in the namespace of that file: what it starts stays there. `None`: here. Blocking.
+pub(crate) fn enter<T: Send>(namespace: Option<&Path>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let Some(namespace) = namespace else { return work() };
     let file = File::open(namespace)?;
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("namespace".into()).spawn_scoped(scope, || {

@@ -15,16 +15,19 @@ pub(crate) async fn claim(dir: &RunDir) -> Result<(), VmmError> {
         Some(_) => dir.clear(),
         // What a launch makes first is never gone before its process.
         None if dir.is_clear() => Ok(()),
-        None => {
-            end(dir).await?;
-            dir.clear()
-        }
+        None => sweep(dir).await,
     }
+}
+
+/// Ends what was started for a directory without a record, and removes what that left.
+pub(crate) async fn sweep(dir: &RunDir) -> Result<(), VmmError> {
+    end(dir).await?;
+    dir.clear()
 }
 
 /// Ends whatever works in the directory (a VM process does, or its launcher, and nothing else) and the process that was jailed
 /// for it, and waits until they are gone.
-pub(crate) async fn end(dir: &RunDir) -> Result<(), VmmError> {
+async fn end(dir: &RunDir) -> Result<(), VmmError> {
     end_workers(dir).await?;
     // Now there is nobody who could write one.
     match dir.inmate() {

@@ -8,7 +8,7 @@
 //!           api.sock      to the other programs' control interface; Cloud Hypervisor has api.sock.lock, too
 //!           disk          the disk by another name, which does not change when a directory is renamed (not QEMU)
 //!           kernel, initrd  the same, until they are loaded
-//!           memory        the same, of a memory file (Cloud Hypervisor only)
+//!           memory        the same, of a memory file
 //!           devices.new   state of the devices that is being saved or loaded
 //!           config.json, state.json  the same, in two files; memory-ranges keeps memory from being saved (Cloud Hypervisor only)
 //!           console.fifo  where the console's output waits to be read (not QEMU)
@@ -220,7 +220,7 @@ impl Record {
 
     /// Whether that very process (not a later one with its number) still runs.
     pub(crate) fn is_alive(&self) -> bool {
-        child::boot_id().is_some_and(|id| id == self.boot_id) && child::start_time(self.pid) == Some(self.start_time)
+        child::is_alive(self.pid, self.start_time, &self.boot_id)
     }
 }
 

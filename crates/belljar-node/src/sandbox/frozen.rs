@@ -122,9 +122,7 @@ pub(super) async fn stop(
         Parts::All => {
             let vm = booted.vm.clone();
             let devices = into.join(DEVICES);
-            let kept = async {
-                // First: some VM programs write to memory while they save their devices.
-                vm.save_devices(&devices).await?;
+            let pages = async {
                 Ok::<_, VmmError>(match meanwhile {
                     Meanwhile::GoesOn => {
                         let vm = vm.clone();
@@ -132,6 +130,16 @@ pub(super) async fn stop(
                     }
                     Meanwhile::StandsStill => Pages::InVm(vm.clone()),
                 })
+            };
+            let devices = vm.save_devices(&devices);
+            let kept = async {
+                // One that tells the guest of it does so in memory; for any other, the pause is as long as the longest of these.
+                if ctx.driver.capabilities().saving_ends_link {
+                    devices.await?;
+                    return pages.await;
+                }
+                let (devices, pages) = tokio::join!(devices, pages);
+                devices.and(pages)
             };
             let (disk, pages) = tokio::join!(disk, kept);
             disk?;

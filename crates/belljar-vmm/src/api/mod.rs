@@ -128,10 +128,7 @@ impl<A: Api> ApiDriver<A> {
         files.iter().try_for_each(|(name, path)| dir.link_in(path, name))?;
         let start =
             Start { program, args: &args, cwd: dir.path(), stdout: log.as_fd(), stderr: log.as_fd(), fds: &fds };
-        let pid = match namespace {
-            Some(namespace) => namespace::enter(namespace, || spawn(&start)),
-            None => spawn(&start),
-        };
+        let pid = namespace::enter(namespace, || spawn(&start));
         let failed = |source| VmmError::Spawn { program: program.clone(), source };
         Process::watch(pid.map_err(failed)?).map_err(failed)
     }
@@ -269,8 +266,7 @@ impl<A: Api> Driver for ApiDriver<A> {
         match dir.read_record() {
             Some(record) => self.adopt_recorded(dir, record).await,
             None => {
-                orphan::end(&dir).await?;
-                dir.clear()?;
+                orphan::sweep(&dir).await?;
                 Ok(None)
             }
         }

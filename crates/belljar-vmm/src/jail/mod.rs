@@ -163,10 +163,7 @@ fn run_launcher(
     let program = PathBuf::from(program);
     let start =
         Start { program: &program, args: &args, cwd: dir.path(), stdout: log.as_fd(), stderr: log.as_fd(), fds: &fds };
-    let pid = match namespace {
-        Some(namespace) => crate::namespace::enter(namespace, || spawn(&start)),
-        None => spawn(&start),
-    }?;
+    let pid = crate::namespace::enter(namespace, || spawn(&start))?;
     drop(fds);
     drop(theirs);
     let told = read_report(report, pid);
@@ -252,7 +249,7 @@ pub(crate) struct Inmate {
 
 impl Inmate {
     pub(crate) fn is_alive(&self) -> bool {
-        child::boot_id().is_some_and(|id| id == self.boot_id) && child::start_time(self.pid) == Some(self.start_time)
+        child::is_alive(self.pid, self.start_time, &self.boot_id)
     }
 
     /// Whether the kernel ended it for want of memory.

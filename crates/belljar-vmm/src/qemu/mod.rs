@@ -290,8 +290,7 @@ impl Driver for QemuDriver {
         match dir.read_record() {
             Some(record) => self.adopt_recorded(dir, record).await,
             None => {
-                orphan::end(&dir).await?;
-                dir.clear()?;
+                orphan::sweep(&dir).await?;
                 Ok(None)
             }
         }

@@ -32,6 +32,7 @@ use crate::{
     limits::PAGE,
     network,
     storage::{self, Storage, StorageError},
+    vault::is_zero,
 };
 
 pub(crate) const MEMORY: &str = "memory";
@@ -262,7 +263,6 @@ fn write_pages(path: &Path, dirty: &DirtyMemory) -> io::Result<()> {
 
 /// Writes what is not zero in as few calls as it takes, and punches holes for the rest.
 fn write_run(file: &File, offset: u64, run: &[u8]) -> io::Result<()> {
-    let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
     let mut at = 0;
     while at < run.len() {
         let pages = run[at..].chunks(PAGE);

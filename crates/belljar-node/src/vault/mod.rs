@@ -58,6 +58,7 @@ use std::{
 
 use belljar_api::snapshot::{Collected, SnapshotDiff};
 
+pub(crate) use self::flat::is_zero;
 use self::{
     cache::Cache,
     files::Files,

@@ -29,6 +29,8 @@ struct Tier {
     about: &'static str,
     /// Whether it boots VMs: needs root's image, the kernel, the agent and the binary.
     boots: bool,
+    /// Why it runs only when it is asked for by name.
+    by_name: Option<&'static str>,
     checks: fn() -> Result<Vec<Check>>,
 }
 
@@ -43,13 +45,32 @@ struct Check {
 /// The tier of `--nested`.
 pub(crate) const NESTED: &str = "nested";
 
-const TIERS: [Tier; 6] = [
-    Tier { name: "tidy", about: "format, lints, rules of the repository", boots: false, checks: tidy },
-    Tier { name: "unit", about: "the tests of each crate", boots: false, checks: unit },
-    Tier { name: "system", about: "the whole system in one process, without VMs", boots: false, checks: system },
-    Tier { name: "vm", about: "the whole system with real VMs", boots: true, checks: vm },
-    Tier { name: "sdk", about: "the vendor's published Python SDK", boots: true, checks: sdk },
-    Tier { name: NESTED, about: "VM programs on working KVM, in an emulated machine", boots: true, checks: nested },
+const TIERS: [Tier; 7] = [
+    Tier { name: "tidy", about: "format, lints, rules of the repository", boots: false, by_name: None, checks: tidy },
+    Tier { name: "unit", about: "the tests of each crate", boots: false, by_name: None, checks: unit },
+    Tier {
+        name: "system",
+        about: "the whole system in one process, without VMs",
+        boots: false,
+        by_name: None,
+        checks: system,
+    },
+    Tier { name: "vm", about: "the whole system with real VMs", boots: true, by_name: None, checks: vm },
+    Tier { name: "sdk", about: "the vendor's published Python SDK", boots: true, by_name: None, checks: sdk },
+    Tier {
+        name: NESTED,
+        about: "VM programs on working KVM, in an emulated machine",
+        boots: true,
+        by_name: None,
+        checks: nested,
+    },
+    Tier {
+        name: "nested-system",
+        about: "the whole system on working KVM, in an emulated machine",
+        boots: true,
+        by_name: Some("it takes up to a quarter of an hour, and the emulated machine's own memory has gone bad in it"),
+        checks: nested_system,
+    },
 ];
 
 fn tidy() -> Result<Vec<Check>> {
@@ -96,39 +117,40 @@ fn sdk() -> Result<Vec<Check>> {
     Ok(vec![tests("sdk: tests", &["--package", "belljar-tests", "--features", "e2e", "--test", "sdk"])])
 }
 
-/// For every VM program that is here, in a machine each: one suite for all drivers, the jail's, and the whole system in one go.
+/// For every VM program that is here, in a machine each: one suite for all drivers, and the jail's.
 fn nested() -> Result<Vec<Check>> {
-    let kernel = kernel::outer()?;
-    say(&format!("  outer kernel: {}", kernel.display()));
     let suite = cargo::test_program("belljar-vmm", &["--lib"])?;
+    let drivers = NESTED_DRIVERS.into_iter().filter(|(driver, program)| is_here(driver, program));
+    drivers
+        .map(|(driver, _)| inside(driver, "suite", &suite, &["conformance", "jail"], "BELLJAR_CONFORMANCE"))
+        .collect()
+}
+
+/// The whole system in one go, with those that it is known to run on.
+fn nested_system() -> Result<Vec<Check>> {
     let system = cargo::test_program("belljar-tests", &["--features", "e2e", "--test", "vm"])?;
-    let mut checks = Vec::new();
-    // Those that the whole system is known to run on.
-    for (driver, program, whole) in [
-        ("qemu-kvm", "qemu-system-x86_64", true),
-        ("firecracker", "firecracker", false),
-        ("cloud-hypervisor", "cloud-hypervisor", false),
-    ] {
-        if nested::vm_program(program).is_none() {
-            say(&format!("  {driver}: skipped: no {program} binary"));
-            continue;
-        }
-        let check = |what: &str, tests: &Path, filter: &[&str], variable: &str| -> Result<Check> {
-            let mut command = Command::new(env::current_exe()?);
-            command.args(["nested", "--"]).arg(tests).args(filter).args([
-                "--test-threads=1",
-                "--color=never",
-                "--nocapture",
-            ]);
-            command.env(variable, driver);
-            Ok(Check { name: format!("nested: {driver}: {what}"), command, counts: true })
-        };
-        checks.push(check("suite", &suite, &["conformance", "jail"], "BELLJAR_CONFORMANCE")?);
-        if whole {
-            checks.push(check("system", &system, &["drivers"], "BELLJAR_DRIVER")?);
-        }
+    Ok(vec![inside("qemu-kvm", "system", &system, &["drivers"], "BELLJAR_DRIVER")?])
+}
+
+/// Drivers that need KVM, and their programs.
+const NESTED_DRIVERS: [(&str, &str); 3] =
+    [("qemu-kvm", "qemu-system-x86_64"), ("firecracker", "firecracker"), ("cloud-hypervisor", "cloud-hypervisor")];
+
+fn is_here(driver: &str, program: &str) -> bool {
+    let is_here = nested::vm_program(program).is_some();
+    if !is_here {
+        say(&format!("  {driver}: skipped: no {program} binary"));
     }
-    Ok(checks)
+    is_here
+}
+
+/// Tests in a machine with working KVM; `variable` tells them of the driver.
+fn inside(driver: &str, what: &str, tests: &Path, filter: &[&str], variable: &str) -> Result<Check> {
+    let mut command = Command::new(env::current_exe()?);
+    command.args(["nested", "--"]).arg(tests).args(filter);
+    command.args(["--test-threads=1", "--color=never", "--nocapture"]);
+    command.env(variable, driver);
+    Ok(Check { name: format!("nested: {driver}: {what}"), command, counts: true })
 }
 
 /// `cargo nextest run`, or `cargo test` where it is not installed.
@@ -161,7 +183,7 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
     let mut artifacts = None;
     let wanted: Vec<_> =
         TIERS.iter().filter(|tier| names.is_empty() || names.iter().any(|name| name == tier.name)).collect();
-    if wanted.iter().any(|tier| tier.name == NESTED) {
+    if wanted.iter().any(|tier| tier.name.starts_with(NESTED)) {
         // Now, since it builds the guests' kernel in passing. Where it fails, so does the tier.
         if let Err(error) = kernel::outer() {
             say(&format!("  {error:#}"));
@@ -177,6 +199,9 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
 }
 
 fn run_tier(tier: &Tier, artifacts: &mut Option<Artifacts>, wanted: bool) -> Outcome {
+    if let Some(why) = tier.by_name.filter(|_| !wanted) {
+        return Outcome::NotRun(format!("only with `--tier {}`: {why}", tier.name));
+    }
     if tier.boots {
         if let Some(obstacle) = obstacle() {
             say(&format!("  {} is not run: {obstacle}", tier.name));

@@ -192,6 +192,11 @@ impl Server {
         self.app.live.ssh_gateway.get()
     }
 
+    /// Resolves when the first node has joined, which it does once the server runs.
+    pub fn first_node(&self) -> impl Future<Output = ()> + use<> {
+        self.app.live.nodes.next()
+    }
+
     /// Serves on every listener until `shutdown` resolves, then lets open requests end for a few seconds. When it
     /// returns, the nodes are disconnected and the store is closed.
     pub async fn run(self, listeners: impl Into<Listeners>, shutdown: impl Future<Output = ()>) {

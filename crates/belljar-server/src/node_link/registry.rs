@@ -82,6 +82,16 @@ impl Nodes {
         tokio::time::timeout(patience, connected).await.ok().flatten()
     }
 
+    /// Resolves when the next node connects. Keeps nothing alive.
+    pub(crate) fn next(&self) -> impl Future<Output = ()> + use<> {
+        let mut changes = self.changed.subscribe();
+        async move {
+            if changes.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
     /// Driver of a node, connected or not.
     pub(crate) fn driver(&self, id: &str) -> Option<String> {
         self.with(|inner| inner.drivers.get(id).cloned())

@@ -1,7 +1,7 @@
 //! Server and node in one process: what `belljar up` runs.
 //!
 //! ```text
-//! bind -> data directory -> server -> node -> ready -> SIGINT: end sandboxes, node, server
+//! bind -> data directory -> server -> node -> node joined: ready -> SIGINT: end sandboxes, node, server
 //!   \-------\-----------------\--------\-> error: nothing is left running
 //!                                               \----> SIGTERM, SIGHUP: node, server; the VMs go on
 //! ```
@@ -190,7 +190,8 @@ fn driver(settings: &UpSettings) -> anyhow::Result<DriverChoice> {
 }
 
 impl Together {
-    /// Runs until a signal or a failure. `ready` is called once requests are answered.
+    /// Runs until a signal or a failure. `ready` is called once requests are answered, also by the sandboxes of
+    /// an earlier life: the node has found them and has joined the server.
     pub async fn run(self, ready: impl FnOnce(Summary) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let mut stop = pin!(asked_to_stop()?);
         let (stop_server, server_stopped) = oneshot::channel::<()>();
@@ -199,6 +200,7 @@ impl Together {
             // A dropped sender means that we are going away, too.
             let _ = server_stopped.await;
         };
+        let mut joined = pin!(self.server.first_node());
         let mut server = tokio::spawn(self.server.run(self.listeners, stopped));
         let mut node = pin!(belljar_node::run(self.node, node_stopped));
 
@@ -208,16 +210,19 @@ impl Together {
             server.await.context("the server panicked")?;
             return ended.context("the node cannot start");
         }
-        ready(self.summary)?;
-        let mode = tokio::select! {
-            mode = &mut stop => mode,
-            ended = &mut node => {
-                ended.context("the node failed")?;
-                return Err(Failure::new("the node ended by itself").into());
-            }
-            ended = &mut server => {
-                ended.context("the server panicked")?;
-                return Err(Failure::new("the server ended by itself").into());
+        let mut ready = Some(|| ready(self.summary));
+        let mode = loop {
+            tokio::select! {
+                mode = &mut stop => break mode,
+                ended = &mut node => {
+                    ended.context("the node failed")?;
+                    return Err(Failure::new("the node ended by itself").into());
+                }
+                ended = &mut server => {
+                    ended.context("the server panicked")?;
+                    return Err(Failure::new("the server ended by itself").into());
+                }
+                () = &mut joined, if ready.is_some() => ready.take().map_or(Ok(()), |ready| ready())?,
             }
         };
         tracing::info!(?mode, "stopping");

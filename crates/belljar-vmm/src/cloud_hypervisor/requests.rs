@@ -88,8 +88,12 @@ pub(super) fn look_at_disk(bytes: u64) -> Put {
     ("/api/v1/vm.resize-disk", json!({ "id": DISK_ID, "desired_size": bytes }))
 }
 
-/// The memory of a configuration whose guest's memory is the file of the run directory, whatever it was.
-pub(super) fn memory_of_file(config: &mut Value) {
+/// Makes a configuration one to go on with: memory is the file of the run directory, whatever it was, and what was loaded at
+/// the boot is in there. An initrd would be looked for.
+pub(super) fn to_go_on(config: &mut Value) {
+    if let Some(payload) = config.get_mut("payload").and_then(Value::as_object_mut) {
+        payload.remove("initramfs");
+    }
     if let Some(zone) = config.pointer_mut("/memory/zones/0") {
         zone["file"] = json!(MEMORY);
     }

@@ -29,7 +29,7 @@ pub(super) enum StateError {
 /// Makes one of the files.
 pub(super) fn pack(config: &[u8], state: &[u8]) -> Result<Vec<u8>, StateError> {
     let mut both = Both { config: serde_json::from_slice(config)?, state: serde_json::from_slice(state)? };
-    requests::memory_of_file(&mut both.config);
+    requests::to_go_on(&mut both.config);
     let memory = both.state.pointer_mut(MEMORY_STATE).ok_or(StateError::Missing("memory"))?;
     let mut inner: Value = serde_json::from_str(memory.as_str().ok_or(StateError::Missing("memory as text"))?)?;
     let ranges = inner.get_mut("memory_ranges").ok_or(StateError::Missing("memory ranges"))?;
@@ -51,7 +51,8 @@ mod tests {
 
     #[test]
     fn memory_is_in_its_file_and_the_rest_as_it_was() {
-        let config = json!({ "memory": { "size": 0, "zones": [{ "id": "memory", "size": 5 }] }, "cpus": { "n": 1 } });
+        let config = json!({ "memory": { "size": 0, "zones": [{ "id": "memory", "size": 5 }] }, "cpus": { "n": 1 },
+            "payload": { "kernel": "kernel", "initramfs": "initrd" } });
         let inner = json!({ "memory_ranges": { "data": [{ "gpa": 0, "length": 5 }] }, "boot_ram": u64::MAX });
         let state = |inner: &Value| {
             let memory = json!({ "snapshots": {}, "snapshot_data": { "state": inner.to_string() } });
@@ -62,6 +63,7 @@ mod tests {
         let (new_config, new_state) = unpack(&packed).unwrap();
         let mut expected = config.clone();
         expected["memory"]["zones"][0]["file"] = json!("memory");
+        expected["payload"] = json!({ "kernel": "kernel" });
         assert_eq!(serde_json::from_slice::<Value>(&new_config).unwrap(), expected);
         let expected = state(&json!({ "memory_ranges": { "data": [] }, "boot_ram": u64::MAX }));
         assert_eq!(serde_json::from_slice::<Value>(&new_state).unwrap(), expected);

@@ -86,6 +86,7 @@ impl World {
         std::fs::create_dir(this.run_dir()).unwrap();
         std::fs::set_permissions(this.run_dir(), std::fs::Permissions::from_mode(0o700)).unwrap();
         std::fs::write(this.path("disk"), vec![0; 1 << 20]).unwrap();
+        std::fs::write(this.path("initrd"), "an initrd").unwrap();
         this
     }
 
@@ -117,7 +118,7 @@ impl World {
             id: "test".into(),
             run_dir: self.run_dir(),
             kernel: self.path("kernel"),
-            initrd: None,
+            initrd: Some(self.path("initrd")),
             disk: Some(self.path("disk")),
             cmdline_extra: String::new(),
             vcpus: 1,

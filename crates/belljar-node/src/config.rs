@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use belljar_vmm::DiskLimits;
 use tokio::{io::DuplexStream, sync::mpsc};
 
 use crate::{driver::DriverSetting, jails::JailOptions, network::NetworkOptions, storage::StorageOptions};
@@ -35,6 +36,8 @@ pub struct NodeConfig {
     pub memory_mb: Option<u64>,
     /// What the cards of VMs are connected to.
     pub network: NetworkOptions,
+    /// How much of their disks' speed sandboxes may have, each.
+    pub disk_limits: DiskLimits,
     /// The volume of a data directory that cannot reflink.
     pub storage: StorageOptions,
 }

@@ -44,7 +44,7 @@ use belljar_vmm::{Driver, DriverKind};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use belljar_vmm::jail;
+pub use belljar_vmm::{DiskLimits, jail};
 
 pub use self::{
     config::{Artifacts, NodeConfig, ServerSetting},
@@ -141,6 +141,8 @@ pub(crate) struct Context {
     pub(crate) templates: Templates,
     /// How long the memory of a sleeping sandbox is held for a quick wake.
     pub(crate) resident: Duration,
+    /// How much of their disks' speed sandboxes may have, each.
+    pub(crate) disk_limits: DiskLimits,
     /// Where tests make things fail.
     pub(crate) faults: Faults,
     /// Boots at once: more only slow each other down.
@@ -268,6 +270,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         snapshots,
         templates: Templates::new(config.templates, config.spares),
         resident: config.resident,
+        disk_limits: config.disk_limits,
         faults: Faults::default(),
         tasks: TaskTracker::new(),
         leaving: CancellationToken::new(),

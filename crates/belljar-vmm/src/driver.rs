@@ -5,6 +5,7 @@ use crate::{MemoryUse, VmmError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -183,10 +184,22 @@ pub struct VmSpec {
     /// command line are in there: `kernel`, `initrd` and `cmdline_extra` are not used, so a state of a guest that was
     /// still loading its kernel cannot be gone on with.
     pub devices: Option<PathBuf>,
+    /// How much of its disk's speed the guest may have. Of a guest that goes on, too, whatever it had before.
+    pub disk_limits: DiskLimits,
     /// The guest's network card.
     pub network: NetworkSpec,
     /// What the VM process is locked in, as root. `None`: nothing.
     pub jail: Option<Jail>,
+}
+
+/// What a guest may read from and write to its disk together, in each second; `None`: as much as there is. What it did not
+/// use of one second it may use in the next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// Bytes.
+    pub bytes: Option<NonZeroU64>,
+    /// Requests.
+    pub requests: Option<NonZeroU64>,
 }
 
 /// Pages of guest memory, copied out of a paused VM.

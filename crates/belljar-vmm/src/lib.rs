@@ -52,7 +52,9 @@ mod spawn;
 mod spec;
 mod supervise;
 
-pub use driver::{Accelerator, Capabilities, DirtyMemory, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
+pub use driver::{
+    Accelerator, Capabilities, DirtyMemory, DiskLimits, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec,
+};
 pub use error::{MonitorError, VmmError};
 pub use memory::MemoryUse;
 pub use rest::RestError;

@@ -104,7 +104,7 @@ pub(crate) fn lock_disk(spec: &VmSpec, disk: &Path) -> Result<File, VmmError> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use crate::driver::{NetworkSpec, VmSpec};
+    use crate::driver::{DiskLimits, NetworkSpec, VmSpec};
 
     /// One whose paths are easily found again.
     pub(crate) fn spec() -> VmSpec {
@@ -119,6 +119,7 @@ pub(crate) mod tests {
             memory_mib: 512,
             memory: Some("/data/memory".into()),
             devices: None,
+            disk_limits: DiskLimits::default(),
             network: NetworkSpec::None,
             jail: None,
         }

@@ -65,6 +65,10 @@ pub const NETWORK_BANDWIDTH_MBIT: &str = "BELLJAR_NETWORK_BANDWIDTH_MBIT";
 pub const NETWORK_NEW_CONNECTIONS: &str = "BELLJAR_NETWORK_NEW_CONNECTIONS";
 /// Connections that each sandbox may have at once.
 pub const NETWORK_CONNECTIONS: &str = "BELLJAR_NETWORK_CONNECTIONS";
+/// Mebibytes per second that each sandbox may read from and write to its disk.
+pub const DISK_BANDWIDTH_MIB: &str = "BELLJAR_DISK_BANDWIDTH_MIB";
+/// Requests per second that each sandbox may send to its disk.
+pub const DISK_IOPS: &str = "BELLJAR_DISK_IOPS";
 /// Whether sandboxes begin from golden snapshots: `true` or `false`.
 pub const TEMPLATES: &str = "BELLJAR_TEMPLATES";
 /// Seconds that the memory of a sleeping sandbox is held for a quick wake.

@@ -6,12 +6,13 @@
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU64,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use belljar_node::{DriverSetting, JailSetting, NetworkLimits, NetworkOptions, NetworkSetting, NodeConfig};
+use belljar_node::{DiskLimits, DriverSetting, JailSetting, NetworkLimits, NetworkOptions, NetworkSetting, NodeConfig};
 use belljar_server::{AcmeConfig, LETS_ENCRYPT, TlsFiles, TlsSource};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -159,6 +160,10 @@ pub struct ConfigFile {
     pub network_new_connections: Option<u32>,
     /// Connections that each sandbox may have at once.
     pub network_connections: Option<u32>,
+    /// Mebibytes per second of each sandbox's disk.
+    pub disk_bandwidth_mib: Option<u32>,
+    /// Requests per second of each sandbox's disk.
+    pub disk_iops: Option<u32>,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: Option<bool>,
     /// Seconds that the memory of a sleeping sandbox is held.
@@ -222,6 +227,8 @@ pub struct UpSettings {
     pub spares: usize,
     /// What sandboxes' networks are made of.
     pub network: NetworkOptions,
+    /// How much of their disks' speed sandboxes may have, each.
+    pub disk_limits: DiskLimits,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: bool,
     /// How long the memory of a sleeping sandbox is held.
@@ -325,6 +332,17 @@ struct Current {
     image_store: Option<PathBuf>,
 }
 
+/// Mebibytes and requests per second that a disk may be limited to.
+const DISK_MEBIBYTES: RangeInclusive<u32> = 1..=1_000_000;
+const DISK_REQUESTS: RangeInclusive<u32> = 1..=10_000_000;
+
+fn within(setting: &'static str, value: Option<u32>, range: RangeInclusive<u32>) -> Result<Option<u32>, SettingsError> {
+    match value {
+        Some(value) if !range.contains(&value) => Err(SettingsError::OutOfRange { setting, value, range }),
+        value => Ok(value),
+    }
+}
+
 impl Settings {
     /// Reads the configuration file and combines it with the command line.
     pub fn load(args: &GlobalArgs, around: &Surroundings) -> Result<Self, SettingsError> {
@@ -376,19 +394,26 @@ impl Settings {
 
     /// What `belljar up` runs with.
     pub fn up(&self, args: &UpArgs) -> Result<UpSettings, SettingsError> {
-        let (tls, limits) = (self.tls(args)?, self.network_limits(args)?);
-        let mut settings = UpSettings { tls, ..self.combine_up(args, self.current()?) };
+        let (tls, limits, disk_limits) = (self.tls(args)?, self.network_limits(args)?, self.disk_limits(args)?);
+        let mut settings = UpSettings { tls, disk_limits, ..self.combine_up(args, self.current()?) };
         settings.network.limits = limits;
         Ok(settings)
+    }
+
+    /// Pure: flags and environment, then file.
+    fn disk_limits(&self, args: &UpArgs) -> Result<DiskLimits, SettingsError> {
+        let mebibytes = args.disk_bandwidth_mib.or(self.file.disk_bandwidth_mib);
+        let requests = args.disk_iops.or(self.file.disk_iops);
+        let per_second = |limit: Option<u32>, unit: u64| NonZeroU64::new(u64::from(limit.unwrap_or(0)) * unit);
+        Ok(DiskLimits {
+            bytes: per_second(within("disk_bandwidth_mib", mebibytes, DISK_MEBIBYTES)?, 1 << 20),
+            requests: per_second(within("disk_iops", requests, DISK_REQUESTS)?, 1),
+        })
     }
 
     /// Pure: flags and environment, then file, then default.
     fn network_limits(&self, args: &UpArgs) -> Result<NetworkLimits, SettingsError> {
         let (file, default) = (&self.file, NetworkLimits::default());
-        let within = |setting, value: Option<u32>, range: RangeInclusive<u32>| match value {
-            Some(value) if !range.contains(&value) => Err(SettingsError::OutOfRange { setting, value, range }),
-            value => Ok(value),
-        };
         let megabits = args.network_bandwidth_mbit.or(file.network_bandwidth_mbit);
         let new = args.network_new_connections.or(file.network_new_connections);
         let connections = args.network_connections.or(file.network_connections);
@@ -480,6 +505,7 @@ impl Settings {
                 resolvers: args.resolvers.clone().or(file.resolvers.clone()).unwrap_or_default(),
                 limits: NetworkLimits::default(),
             },
+            disk_limits: DiskLimits::default(),
             templates: args.templates.or(file.templates).unwrap_or(true),
             resident: args.resident_secs.or(file.resident_secs).map_or(NodeConfig::RESIDENT, Duration::from_secs),
             volume_file: args.volume_file.clone().or(file.volume_file.clone()),

@@ -94,6 +94,21 @@ fn certificates_come_from_one_place() {
 }
 
 #[test]
+fn limits_of_disks_have_bounds() {
+    let file = ConfigFile { disk_iops: Some(7), ..ConfigFile::default() };
+    let settings = Settings::combine(&GlobalArgs::default(), file, &around());
+    let args = |mib, iops| UpArgs { disk_bandwidth_mib: mib, disk_iops: iops, ..UpArgs::default() };
+    let got = settings.disk_limits(&args(Some(2), None)).expect("limits");
+    assert_eq!(got, DiskLimits { bytes: NonZeroU64::new(2 << 20), requests: NonZeroU64::new(7) });
+    for (args, error) in [
+        (args(Some(0), None), "disk_bandwidth_mib: 0 is not between 1 and 1000000"),
+        (args(None, Some(u32::MAX)), "disk_iops: 4294967295 is not between 1 and 10000000"),
+    ] {
+        assert_eq!(settings.disk_limits(&args).expect_err("refused").to_string(), error);
+    }
+}
+
+#[test]
 fn limits_of_the_network_have_bounds() {
     let file = ConfigFile { network_connections: Some(7), network_new_connections: Some(9), ..ConfigFile::default() };
     let settings = Settings::combine(&GlobalArgs::default(), file, &around());

@@ -431,6 +431,7 @@ pub(crate) fn vm_spec(
         memory_mib: resources.memory_mb,
         memory: Some(home.join(frozen::MEMORY)),
         devices,
+        disk_limits: ctx.disk_limits,
         network,
         jail: ctx.jail.clone(),
     }

@@ -97,6 +97,7 @@ impl Fixture {
             image_store: path.join("store"),
             driver: DriverSetting::Auto,
             vmm_dir: None,
+            disk_limits: crate::DiskLimits::default(),
             jail: crate::JailOptions { kind: crate::JailSetting::Off, launcher: Vec::new() },
             templates: options.templates,
             spares: options.spares,

@@ -114,6 +114,7 @@ impl System {
             templates: false,
             spares: 0,
             resident: NodeConfig::RESIDENT,
+            disk_limits: belljar_node::DiskLimits::default(),
             memory_mb: Some(64 * 1024),
             storage: Default::default(),
         };

@@ -1,4 +1,4 @@
-//! What a sandbox may take of the host's network, and what it is told of it.
+//! What a sandbox may take of the host's network and disk, and what it is told of it.
 
 use std::fs;
 
@@ -109,6 +109,30 @@ fn a_sandbox_takes_no_more_than_its_share() {
     assert!(error.contains("network_bandwidth_mbit: 0 is not between 1 and 100000"), "{error}");
     fs::remove_file(settings.join("config.toml")).unwrap();
     world.up();
+}
+
+#[test]
+fn a_disk_is_no_faster_than_it_may_be() {
+    let world = World::golden_with(&[]);
+    let settings = world.data().parent().unwrap().join("belljar");
+    fs::create_dir_all(&settings).unwrap();
+    fs::write(settings.join("config.toml"), "disk_bandwidth_mib = 2").unwrap();
+    world.kill_server();
+    world.up();
+    // From a golden snapshot that knew no limit.
+    let sandbox = world.create(&json!({"name": "box"}));
+    let write = "dd if=/dev/zero of=/workspace/zeroes bs=256k count=32 oflag=direct status=none";
+    let text = sandbox.sh(&format!("a=$(date +%s%N); {write}; b=$(date +%s%N); echo $(((b - a) / 1000000))"));
+    // Four seconds, less one that may have been saved up. A slow machine only takes longer.
+    assert!(text.parse::<u64>().unwrap() >= 2500, "8 MiB in {text} ms");
+
+    fs::write(settings.join("config.toml"), "disk_bandwidth_mib = 0").unwrap();
+    world.kill_server();
+    let error = world.up_fails();
+    assert!(error.contains("disk_bandwidth_mib: 0 is not between 1 and 1000000"), "{error}");
+    fs::remove_file(settings.join("config.toml")).unwrap();
+    world.up();
+    sandbox.delete();
 }
 
 #[test]

@@ -15,7 +15,7 @@
 mod vm;
 
 use crate::child::{Ended, Process};
-use crate::driver::{Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
+use crate::driver::{Capabilities, DiskLimits, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
 use crate::error::VmmError;
 use crate::fifo_console::FifoConsole;
 use crate::guard::{Files, Started};
@@ -35,12 +35,23 @@ use crate::spawn::{Start, spawn};
 use crate::spec;
 use crate::supervise::supervise;
 use async_trait::async_trait;
+use serde_json::{Value, json};
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use vm::{ApiVm, Parts};
+
+/// What slows a disk down, as both programs take it: buckets that are full again after a second. One without size is none.
+pub(crate) fn rate_limiter(limits: DiskLimits) -> Value {
+    let bucket = |limit: Option<NonZeroU64>| match limit {
+        Some(limit) => json!({ "size": limit, "refill_time": 1000 }),
+        None => json!({ "size": 0, "refill_time": 0 }),
+    };
+    json!({ "bandwidth": bucket(limits.bytes), "ops": bucket(limits.requests) })
+}
 
 /// Every guest has its own vsock: the number says nothing.
 pub(crate) const GUEST_CID: u32 = 3;

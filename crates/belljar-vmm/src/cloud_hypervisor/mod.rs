@@ -91,7 +91,7 @@ impl Api for CloudHypervisor {
     }
 
     fn unpack(spec: &VmSpec, saved: &Saved, dir: &RunDir) -> Result<(), VmmError> {
-        let (config, state) = state::unpack(&saved.devices).map_err(|error| {
+        let (config, state) = state::unpack(&saved.devices, spec.disk_limits).map_err(|error| {
             let path = spec.devices.clone().unwrap_or_default();
             VmmError::Restore { id: spec.id.clone(), path, reason: error.to_string() }
         })?;

@@ -3,8 +3,8 @@
 //!
 //! Every path is a name in its run directory, in which it works: what it saves holds no path of the host.
 
-use crate::api::GUEST_CID;
-use crate::driver::VmSpec;
+use crate::api::{GUEST_CID, rate_limiter};
+use crate::driver::{DiskLimits, VmSpec};
 use crate::hybrid::LINK_PORT;
 use crate::run_dir::{API, CONSOLE_FIFO, DISK, INITRD, KERNEL, MEMORY, VSOCK};
 use crate::spec;
@@ -49,7 +49,8 @@ pub(super) fn create(spec: &VmSpec) -> Put {
         "console": { "mode": "Off" },
     });
     if spec.disk.is_some() {
-        config["disks"] = json!([{ "id": DISK_ID, "path": DISK, "image_type": "Raw" }]);
+        let limiter = rate_limiter(spec.disk_limits);
+        config["disks"] = json!([{ "id": DISK_ID, "path": DISK, "image_type": "Raw", "rate_limiter_config": limiter }]);
     }
     ("/api/v1/vm.create", config)
 }
@@ -86,6 +87,13 @@ pub(super) fn state(running: bool) -> Put {
 /// Tells the guest the size of its disk.
 pub(super) fn look_at_disk(bytes: u64) -> Put {
     ("/api/v1/vm.resize-disk", json!({ "id": DISK_ID, "desired_size": bytes }))
+}
+
+/// Makes the disk of a saved configuration as fast as is said now.
+pub(super) fn limit_disk(config: &mut Value, limits: DiskLimits) {
+    if let Some(disk) = config.pointer_mut("/disks/0") {
+        disk["rate_limiter_config"] = rate_limiter(limits);
+    }
 }
 
 /// Makes a configuration one to go on with: memory is the file of the run directory, whatever it was, and what was loaded at

@@ -11,11 +11,12 @@ mod life;
 pub(crate) mod saved;
 
 use crate::cloud_hypervisor;
-use crate::driver::{Accelerator, Driver, DriverKind, NetworkSpec, VmSpec};
+use crate::driver::{Accelerator, DiskLimits, Driver, DriverKind, NetworkSpec, VmSpec};
 use crate::firecracker;
 use crate::jail::{Jail, tests};
 use crate::probe;
 use crate::qemu::{QemuConfig, QemuDriver};
+use std::num::NonZeroU64;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -125,6 +126,7 @@ impl World {
             memory_mib: 64,
             memory: None,
             devices: None,
+            disk_limits: DiskLimits { bytes: NonZeroU64::new(1 << 30), requests: None },
             network: NetworkSpec::None,
             jail: self.jail.clone(),
         }

@@ -87,7 +87,11 @@ impl Api for Firecracker {
     async fn begin(spec: &VmSpec, rest: &Rest) -> Result<(), RestError> {
         put(rest, requests::console()).await?;
         if spec.devices.is_some() {
-            return put(rest, requests::load(spec)).await;
+            put(rest, requests::load(spec)).await?;
+            return match requests::limit_disk(spec) {
+                Some((path, body)) => rest.patch(&path, &body).await.map(drop),
+                None => Ok(()),
+            };
         }
         for request in requests::boot(spec) {
             put(rest, request).await?;

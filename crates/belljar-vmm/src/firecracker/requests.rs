@@ -2,7 +2,7 @@
 //!
 //! Every path is a name in its run directory, in which it works: what it saves holds no path of the host.
 
-use crate::api::GUEST_CID;
+use crate::api::{GUEST_CID, rate_limiter};
 use crate::driver::{NetworkSpec, VmSpec};
 use crate::hybrid::LINK_PORT;
 use crate::run_dir::{API, CONSOLE_FIFO, DEVICES, DISK, INITRD, KERNEL, MEMORY, VSOCK};
@@ -43,7 +43,7 @@ pub(super) fn boot(spec: &VmSpec) -> Vec<Put> {
     if spec.disk.is_some() {
         let drive = json!({
             "drive_id": DISK_ID, "path_on_host": DISK, "is_root_device": false, "is_read_only": false,
-            "cache_type": "Writeback",
+            "cache_type": "Writeback", "rate_limiter": rate_limiter(spec.disk_limits),
         });
         put(&format!("/drives/{DISK_ID}"), drive);
     }
@@ -81,6 +81,12 @@ pub(super) fn state(running: bool) -> Value {
     json!({ "state": if running { "Resumed" } else { "Paused" } })
 }
 
+/// How fast the disk of a guest that goes on may be, whatever is in its saved state.
+pub(super) fn limit_disk(spec: &VmSpec) -> Option<Put> {
+    let body = json!({ "drive_id": DISK_ID, "rate_limiter": rate_limiter(spec.disk_limits) });
+    spec.disk.is_some().then(|| (format!("/drives/{DISK_ID}"), body))
+}
+
 /// Has the disk looked at again: its size is told to the guest.
 pub(super) fn look_at_disk() -> Put {
     (format!("/drives/{DISK_ID}"), json!({ "drive_id": DISK_ID, "path_on_host": DISK }))
@@ -99,7 +105,9 @@ fn command_line(spec: &VmSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::DiskLimits;
     use crate::spec::tests::spec;
+    use std::num::NonZeroU64;
 
     fn with_tap() -> VmSpec {
         VmSpec { network: NetworkSpec::NamedTap { namespace: "/run/netns/n".into(), name: "tap0".into() }, ..spec() }
@@ -132,6 +140,18 @@ mod tests {
         for (path, body) in boot(&with_tap()) {
             assert!(!body.to_string().contains("/data") && !body.to_string().contains("/cache"), "{path}: {body}");
         }
+    }
+
+    #[test]
+    fn a_disk_is_as_fast_as_is_said_now() {
+        let disk_limits = DiskLimits { bytes: NonZeroU64::new(5), requests: None };
+        let expected =
+            json!({ "bandwidth": { "size": 5, "refill_time": 1000 }, "ops": { "size": 0, "refill_time": 0 } });
+        let limited = VmSpec { disk_limits, ..spec() };
+        assert_eq!(boot(&limited)[2].1["rate_limiter"], expected);
+        assert_eq!(limit_disk(&limited).unwrap().1["rate_limiter"], expected);
+        assert_eq!(limit_disk(&spec()).unwrap().1["rate_limiter"]["bandwidth"]["size"], 0);
+        assert_eq!(limit_disk(&VmSpec { disk: None, ..limited }), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! With a shell script in the agent's place: it speaks the same start protocol.
 
 use super::*;
-use crate::NetworkSpec;
 use crate::child::start_time;
+use crate::{DiskLimits, NetworkSpec};
 use std::os::unix::fs::PermissionsExt;
 
 struct World {
@@ -43,6 +43,7 @@ impl World {
             memory_mib: 64,
             memory: None,
             devices: None,
+            disk_limits: DiskLimits::default(),
             network: NetworkSpec::None,
             jail: None,
         }

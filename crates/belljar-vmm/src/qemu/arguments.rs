@@ -1,7 +1,7 @@
 //! QEMU's command line as a pure function of what is wanted.
 
 use super::QemuConfig;
-use crate::driver::{Accelerator, NetworkSpec, VmSpec};
+use crate::driver::{Accelerator, DiskLimits, NetworkSpec, VmSpec};
 use crate::jail::plan::Entry;
 use crate::limits::CONSOLE_BYTES;
 use crate::run_dir::{self, Card};
@@ -9,6 +9,7 @@ use crate::shape::Shape;
 use crate::spawn::FIRST_FD;
 use crate::spec;
 use serde_json::{Value, json};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 /// Descriptors QEMU finds its listening sockets at, and the saved state to go on with.
@@ -28,6 +29,9 @@ pub const LINK_PORT: &str = "belljar.link";
 
 /// Name of the disk's back end.
 pub(super) const DISK: &str = "disk";
+
+/// Name of what slows the disk down.
+const DISK_LIMITS: &str = "disk-limits";
 
 /// Name of the network card's back end.
 pub(super) const NETWORK: &str = "net";
@@ -154,6 +158,31 @@ pub(super) fn inside(spec: &VmSpec) -> VmSpec {
     }
 }
 
+/// The disk's back end. What the guest trims or zeroes frees space on the host. QEMU's lock on the file stays on: it keeps a
+/// second VM, started by mistake, from damaging the file system. Before a restored guest goes on, QEMU would write the file
+/// out and drop it from the page cache, lest it be stale after a move to this host; it never is.
+fn back_end(disk: &Path, limited: bool) -> String {
+    let raw = |prefix: &str| {
+        format!(
+            "{prefix}discard=unmap,{prefix}detect-zeroes=unmap,{prefix}file.driver=file,{prefix}file.aio=threads,\
+             {prefix}file.drop-cache=off,{prefix}file.filename={}",
+            escaped(disk)
+        )
+    };
+    if limited {
+        let group = format!("throttle-group={DISK_LIMITS},discard=unmap");
+        return format!("driver=throttle,node-name={DISK},{group},file.driver=raw,{}", raw("file."));
+    }
+    format!("driver=raw,node-name={DISK},{}", raw(""))
+}
+
+/// What slows the disk down, if anything does.
+fn throttle_group(limits: DiskLimits) -> Option<String> {
+    let total = |what: &str, limit: Option<NonZeroU64>| limit.map(|limit| format!(",x-{what}-total={limit}"));
+    let all: String = [total("bps", limits.bytes), total("iops", limits.requests)].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| format!("throttle-group,id={DISK_LIMITS}{all}"))
+}
+
 /// The arguments after the program's name, for a valid specification. `tsc_khz`: the rate of the host's time stamp counter.
 pub(super) fn arguments(config: &QemuConfig, spec: &VmSpec, tsc_khz: Option<u64>) -> Vec<String> {
     // Private and read-only: what the guest writes stays its own, whatever this process does.
@@ -171,17 +200,10 @@ pub(super) fn arguments(config: &QemuConfig, spec: &VmSpec, tsc_khz: Option<u64>
     option("device", format!("virtserialport,chardev=link,name={LINK_PORT}"));
     option("device", "virtio-rng-device".to_owned());
     if let Some(disk) = &spec.disk {
-        // What the guest trims or zeroes frees space on the host. QEMU's lock on the file stays on: it keeps a second VM,
-        // started by mistake, from damaging the file system. Before a restored guest goes on, QEMU would write the file out
-        // and drop it from the page cache, lest it be stale after a move to this host; it never is.
-        option(
-            "blockdev",
-            format!(
-                "driver=raw,node-name={DISK},discard=unmap,detect-zeroes=unmap,file.driver=file,file.aio=threads,\
-                 file.drop-cache=off,file.filename={}",
-                escaped(disk)
-            ),
-        );
+        if let Some(group) = throttle_group(spec.disk_limits) {
+            option("object", group);
+        }
+        option("blockdev", back_end(disk, spec.disk_limits != DiskLimits::default()));
         option("device", format!("virtio-blk-device,drive={DISK}"));
     }
     match spec.network {

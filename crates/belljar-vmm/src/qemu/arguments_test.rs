@@ -4,6 +4,7 @@ use crate::limits::{CMDLINE_EXTRA_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_M
 use crate::probe::Program;
 use crate::spec::validate;
 use proptest::prelude::*;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 fn config(accel: Accelerator) -> QemuConfig {
@@ -22,6 +23,7 @@ fn spec() -> VmSpec {
         memory_mib: 512,
         memory: None,
         devices: None,
+        disk_limits: DiskLimits::default(),
         network: NetworkSpec::None,
         jail: None,
     }
@@ -248,4 +250,22 @@ proptest! {
         let plain = VmSpec { disk: Some("/d".into()), memory: Some("/m".into()), ..spec.clone() };
         prop_assert_eq!(all.len(), arguments(&config(Accelerator::Tcg), &plain, None).len());
     }
+}
+
+#[test]
+fn a_disk_is_as_fast_as_is_said() {
+    let disk = Some(PathBuf::from("/data/disk"));
+    let check = |bytes, requests, group: Option<&str>| {
+        let disk_limits = DiskLimits { bytes: NonZeroU64::new(bytes), requests: NonZeroU64::new(requests) };
+        let all = arguments(&config(Accelerator::Kvm), &VmSpec { disk: disk.clone(), disk_limits, ..spec() }, None);
+        let value = |option: &str, part: &str| {
+            all.windows(2).find(|pair| pair[0] == option && pair[1].contains(part)).map(|pair| pair[1].clone())
+        };
+        assert_eq!(value("-object", "throttle").as_deref(), group);
+        let back_end = value("-blockdev", "node-name=disk").unwrap();
+        assert_eq!(back_end.starts_with("driver=throttle,"), group.is_some(), "{back_end}");
+    };
+    check(0, 0, None);
+    check(5, 0, Some("throttle-group,id=disk-limits,x-bps-total=5"));
+    check(5, 7, Some("throttle-group,id=disk-limits,x-bps-total=5,x-iops-total=7"));
 }

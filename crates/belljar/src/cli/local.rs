@@ -98,6 +98,13 @@ pub struct UpArgs {
     /// Connections that each sandbox may have at once, 1 to 1000000 [default: 8192]
     #[arg(long, value_name = "N", env = env_vars::NETWORK_CONNECTIONS, hide_env_values = true)]
     pub network_connections: Option<u32>,
+    /// Mebibytes per second that each sandbox may read from and write to its disk together, 1 to 1000000
+    /// [default: as many as there are]
+    #[arg(long, value_name = "MIB", env = env_vars::DISK_BANDWIDTH_MIB, hide_env_values = true)]
+    pub disk_bandwidth_mib: Option<u32>,
+    /// Requests per second that each sandbox may send to its disk, 1 to 10000000 [default: as many as there are]
+    #[arg(long, value_name = "N", env = env_vars::DISK_IOPS, hide_env_values = true)]
+    pub disk_iops: Option<u32>,
     /// Whether sandboxes begin from golden snapshots; without them each one boots [default: true]
     #[arg(long, value_name = "BOOL", env = env_vars::TEMPLATES, hide_env_values = true)]
     pub templates: Option<bool>,

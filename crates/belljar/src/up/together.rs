@@ -136,6 +136,7 @@ pub async fn prepare(
         spares: settings.spares,
         network: settings.network.clone(),
         resident: settings.resident,
+        disk_limits: settings.disk_limits,
         memory_mb: None,
         storage: StorageOptions {
             volume_path: settings.volume_file.clone(),

@@ -90,7 +90,9 @@ impl Instance {
         };
         // Looked at after the handle was opened: what it says is about the process that the handle is for.
         let same = u32::try_from(self.pid).ok().and_then(start_time) == Some(self.start_time);
-        Ok(same.then_some(handle))
+        // One that has ended is there until its parent asks for it.
+        let ended = poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)?;
+        Ok((same && ended == 0).then_some(handle))
     }
 
     /// Sends SIGTERM, or SIGINT, and waits for the end; blocks. `false` when it did not run any more.
@@ -131,7 +133,8 @@ mod tests {
         let stranger = Instance { pid, start_time: start_time + 1 };
         assert!(!stranger.stop(false, within).expect("stop"));
         let instance = Instance { pid, start_time };
-        assert!(instance.stop(true, within).expect("stop"));
+        assert!(instance.runs() && instance.stop(true, within).expect("stop"));
+        assert!(!instance.runs(), "its parent has not asked for it yet");
         assert_eq!(child.wait().expect("status").signal(), Some(2));
         assert!(!instance.stop(true, within).expect("stop"));
     }

@@ -135,6 +135,8 @@ pub(super) struct ClientBody {
 pub(super) enum Lease {
     /// One request at a time; goes back to where it came from.
     Http1(Http1, Pool, Route, u16),
+    /// One request, and no other after it.
+    Once(#[expect(dead_code, reason = "held until the answer has been read")] Http1),
     /// Shared by the requests of one client.
     Http2(Grpc),
 }
@@ -152,7 +154,7 @@ impl ClientBody {
         match self.lease.take() {
             Some(Lease::Http1(sender, pool, route, port)) => pool.keep(route, port, sender),
             Some(Lease::Http2(connection)) => connection.linger(),
-            None => {}
+            Some(Lease::Once(_)) | None => {}
         }
     }
 }

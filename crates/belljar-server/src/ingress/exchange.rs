@@ -112,13 +112,17 @@ impl Exchange<'_> {
         request: Request<GuestBody>,
         progress: &Progress,
     ) -> Result<(Response<Incoming>, Lease), ApiError> {
+        let has_body = !request.body().is_end_stream();
         let request = match self.app.live.guests.take(&self.sandbox_id, self.port) {
             None => request,
             Some(mut sender) => {
                 let again = repeatable(&request, progress);
                 let flood = Flood::default();
                 match flood.guard(sender.try_send_request(flood.watch(request))).await? {
-                    Ok(response) => return Ok((response, self.lease(sender))),
+                    Ok(response) => {
+                        let lease = self.lease(sender, &response, has_body);
+                        return Ok((response, lease));
+                    }
                     Err(mut error) => match error.take_message() {
                         Some(request) => request,
                         // The guest closed an unused connection just when it was used.
@@ -135,7 +139,8 @@ impl Exchange<'_> {
         let flood = Flood::default();
         let sent = flood.guard(sender.send_request(flood.watch(request))).await?;
         let response = sent.map_err(|error| failed(&error))?;
-        Ok((response, self.lease(sender)))
+        let lease = self.lease(sender, &response, has_body);
+        Ok((response, lease))
     }
 
     /// Sends it over the connection that the client's calls to this port share.
@@ -156,7 +161,12 @@ impl Exchange<'_> {
         Ok((response, Lease::Http2(connection)))
     }
 
-    fn lease(&self, sender: Http1) -> Lease {
+    /// A server that refuses a request and does not read its body closes the connection behind its answer, and says so to
+    /// nobody: a request that came in between would get no answer.
+    fn lease(&self, sender: Http1, response: &Response<Incoming>, has_body: bool) -> Lease {
+        if has_body && !response.status().is_success() {
+            return Lease::Once(sender);
+        }
         Lease::Http1(sender, self.app.live.guests.clone(), self.route.clone(), self.port)
     }
 

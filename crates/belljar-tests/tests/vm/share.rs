@@ -1,6 +1,6 @@
 //! What a sandbox may take of the host's network and disk, and what it is told of it.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use belljar_tests::{
     Sandbox, World,
@@ -11,6 +11,25 @@ use serde_json::{Value, json};
 fn start(settings: &[(&'static str, String)]) -> World {
     let own = [("BELLJAR_RESOLVERS", DNS.to_owned()), ("BELLJAR_NETWORK", "namespaces".to_owned())];
     World::start_with(&[&own, settings].concat())
+}
+
+/// Writes the configuration file, whose path it answers.
+fn configure(world: &World, text: &str) -> PathBuf {
+    let settings = world.data().parent().unwrap().join("belljar");
+    fs::create_dir_all(&settings).unwrap();
+    let file = settings.join("config.toml");
+    fs::write(&file, text).unwrap();
+    file
+}
+
+/// A server does not start with that, and says why; it starts without.
+fn refused(world: &World, text: &str, why: &str) {
+    let file = configure(world, text);
+    world.kill_server();
+    let error = world.up_fails();
+    assert!(error.contains(why), "{error}");
+    fs::remove_file(file).unwrap();
+    world.up();
 }
 
 /// Runs a Python script with the names of the other side.
@@ -58,15 +77,13 @@ for n in range(300):
 fn a_sandbox_takes_no_more_than_its_share() {
     let internet = Internet::enter();
     let world = start(&[]);
-    let settings = world.data().parent().unwrap().join("belljar");
-    fs::create_dir_all(&settings).unwrap();
     let sandbox = world.create(&json!({"name": "box"}));
     python(&sandbox, SEND);
     python(&sandbox, ASK);
     assert_eq!(counted(&world, &sandbox)["dropped"]["packets"], 0, "nothing is limited to so little by itself");
     // A sandbox that lives has the new limits too.
     let restart = |text: &str| {
-        fs::write(settings.join("config.toml"), text).unwrap();
+        configure(&world, text);
         world.kill_server();
         world.up();
         // It is awake when it has answered.
@@ -103,20 +120,13 @@ fn a_sandbox_takes_no_more_than_its_share() {
     let log = world.ok(&["logs", "box"]);
     assert!(log.contains(&format!("blocked: udp {ONE}:7, too many connections")), "{log}");
 
-    fs::write(settings.join("config.toml"), "network_bandwidth_mbit = 0").unwrap();
-    world.kill_server();
-    let error = world.up_fails();
-    assert!(error.contains("network_bandwidth_mbit: 0 is not between 1 and 100000"), "{error}");
-    fs::remove_file(settings.join("config.toml")).unwrap();
-    world.up();
+    refused(&world, "network_bandwidth_mbit = 0", "network_bandwidth_mbit: 0 is not between 1 and 100000");
 }
 
 #[test]
 fn a_disk_is_no_faster_than_it_may_be() {
     let world = World::golden_with(&[]);
-    let settings = world.data().parent().unwrap().join("belljar");
-    fs::create_dir_all(&settings).unwrap();
-    fs::write(settings.join("config.toml"), "disk_bandwidth_mib = 2").unwrap();
+    configure(&world, "disk_bandwidth_mib = 2");
     world.kill_server();
     world.up();
     // From a golden snapshot that knew no limit.
@@ -126,12 +136,7 @@ fn a_disk_is_no_faster_than_it_may_be() {
     // Four seconds, less one that may have been saved up. A slow machine only takes longer.
     assert!(text.parse::<u64>().unwrap() >= 2500, "8 MiB in {text} ms");
 
-    fs::write(settings.join("config.toml"), "disk_bandwidth_mib = 0").unwrap();
-    world.kill_server();
-    let error = world.up_fails();
-    assert!(error.contains("disk_bandwidth_mib: 0 is not between 1 and 1000000"), "{error}");
-    fs::remove_file(settings.join("config.toml")).unwrap();
-    world.up();
+    refused(&world, "disk_bandwidth_mib = 0", "disk_bandwidth_mib: 0 is not between 1 and 1000000");
     sandbox.delete();
 }
 

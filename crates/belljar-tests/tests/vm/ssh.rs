@@ -295,9 +295,9 @@ fn a_session_ends_with_its_client_and_wakes_what_sleeps() {
         drop(client);
         ssh.until(&format!("! kill -0 $(cat /tmp/{name})"));
     }
-    // What wants to outlive its connection does, as under sshd.
-    let mut client =
-        ssh.command("ssh", &["box", "nohup sleep 1000 >/dev/null 2>&1 & echo $! > /tmp/stays; sleep 1000"]);
+    // What wants to outlive its connection does, as under sshd. It says so itself: before `nohup` runs, a hang-up ends it.
+    let stays = "nohup sh -c 'echo $$ > /tmp/stays; exec sleep 1000' >/dev/null 2>&1 & sleep 1000";
+    let mut client = ssh.command("ssh", &["box", stays]);
     let client = Killed(client.spawn().unwrap());
     ssh.until("kill -0 $(cat /tmp/stays)");
     drop(client);

@@ -34,9 +34,19 @@ const PROCESSOR: &str = "max,+svm,-la57,-erms,-fsrm,-fzrm,-fsrs,-fsrc";
 /// Where VM programs are looked for before `PATH`, inside too.
 const PROGRAMS: &str = "BELLJAR_VMM_DIR";
 
+/// Where `belljar vmm install` puts VM programs, as root and else.
+const INSTALLED: [&str; 2] = ["/var/lib/belljar/vmm", ".local/share/belljar/vmm"];
+
+/// Where VM programs are looked for before `PATH`.
+pub(crate) fn vm_programs() -> Option<PathBuf> {
+    let named = env::var_os(PROGRAMS).map(PathBuf::from);
+    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    named.or_else(|| INSTALLED.map(|dir| home.join(dir)).into_iter().find(|dir| dir.is_dir()))
+}
+
 /// Where this machine has a program for VMs.
 pub(crate) fn vm_program(name: &str) -> Option<PathBuf> {
-    let beside = env::var_os(PROGRAMS).map(|dir| Path::new(&dir).join(name)).filter(|path| path.is_file());
+    let beside = vm_programs().map(|dir| dir.join(name)).filter(|path| path.is_file());
     beside.or_else(|| run::find_program(name))
 }
 
@@ -63,7 +73,9 @@ pub(crate) fn run(words: &[String]) -> Result<ExitCode> {
 /// What is told to the shell inside: the variables that say where things lie, and the command.
 fn script(words: &[String]) -> String {
     let ours = env::vars().filter(|(name, _)| name.starts_with("BELLJAR_") || name.starts_with("RUST_"));
-    let mut text: String = ours.map(|(name, value)| format!("export {name}={}\n", quoted(&value))).collect();
+    let programs = vm_programs().map(|dir| (PROGRAMS.to_owned(), dir.display().to_string()));
+    let all = ours.chain(programs);
+    let mut text: String = all.map(|(name, value)| format!("export {name}={}\n", quoted(&value))).collect();
     text.push_str(&words.join(" "));
     text.push('\n');
     text

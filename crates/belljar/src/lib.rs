@@ -2,7 +2,7 @@
 //!
 //! Layers, each knowing only the ones before it: [`cli`] (definitions), [`settings`] (where a value comes from),
 //! [`printer`] (the only place that writes), [`commands`] (one file per verb). A command is a client of the public
-//! API like any other, but for `up`, `down`, `doctor` and `image build|rm`, which are about this machine.
+//! API like any other, but for `up`, `down`, `doctor`, `vmm` and `image build|rm`, which are about this machine.
 
 pub mod cli;
 pub mod commands;
@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod env_vars;
 pub mod exit;
 pub mod printer;
+pub mod releases;
 pub mod remote;
 pub mod report;
 pub mod settings;

@@ -6,6 +6,7 @@ use belljar_api::error::code;
 use crate::{
     exit::ExitStatus,
     printer::{OutputError, Printer},
+    releases::{FetchError, InstallError},
     settings::SettingsError,
     up::data_dir::DataDirError,
 };
@@ -62,6 +63,9 @@ pub fn report(printer: Printer, error: &Error, status: ExitStatus) -> ExitStatus
         if let Some(error) = cause.downcast_ref::<DataDirError>() {
             hints.push(data_dir_hint(error).to_owned());
         }
+        if let Some(InstallError::Fetch(error)) = cause.downcast_ref::<InstallError>() {
+            hints.extend(fetch_hint(error).map(str::to_owned));
+        }
         if let Some(error) = cause.downcast_ref::<SettingsError>() {
             hints.extend(settings_hint(error).map(str::to_owned));
         }
@@ -91,6 +95,17 @@ fn client_hints(error: &belljar_client::Error) -> Option<&'static str> {
             _ => None,
         },
         _ => None,
+    }
+}
+
+fn fetch_hint(error: &FetchError) -> Option<&'static str> {
+    match error {
+        FetchError::Connection { .. } => {
+            Some("the same command goes on where it ended; without a network, `--from DIR` takes the file from there")
+        }
+        FetchError::Refused { .. } => Some("`--from DIR` takes the file from a directory"),
+        FetchError::WrongSum { .. } => Some("do not use that file; something between here and the project changed it"),
+        FetchError::TooLarge { .. } | FetchError::Busy { .. } | FetchError::Io { .. } => None,
     }
 }
 

@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use crate::{
     cli::{GlobalArgs, UpArgs, value::SshListen},
-    env_vars,
+    env_vars, releases,
 };
 
 /// Where `belljar up` listens and clients look when nobody says otherwise.
@@ -240,7 +240,7 @@ pub struct UpSettings {
     /// What runs the sandboxes.
     pub driver: DriverSetting,
     /// Where VM programs are looked for before `PATH`.
-    pub vmm_dir: Option<PathBuf>,
+    pub vmm_dir: PathBuf,
     /// Whether VM processes are jailed.
     pub jail: JailSetting,
 }
@@ -511,7 +511,7 @@ impl Settings {
             volume_file: args.volume_file.clone().or(file.volume_file.clone()),
             volume_size_mb: args.volume_size_mb.or(file.volume_size_mb),
             driver: args.driver.clone().or(file.driver.clone()).unwrap_or_default(),
-            vmm_dir: args.vmm_dir.clone().or(file.vmm_dir.clone()),
+            vmm_dir: args.vmm_dir.clone().or(file.vmm_dir.clone()).unwrap_or_else(|| self.data_dir.join(releases::DIR)),
             jail: args.jail.or(file.jail).unwrap_or_default(),
         }
     }

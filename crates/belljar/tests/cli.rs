@@ -98,6 +98,7 @@ fn help_and_version_go_to_stdout() {
         "df",
         "gc",
         "image",
+        "vmm",
         "key",
         "env",
         "completion",
@@ -159,6 +160,33 @@ fn without_a_server_there_is_a_hint() {
     let json = "{\"causes\":[\"Connection refused (os error 111)\"],\"error\":\"cannot connect to URL\",\
                 \"hints\":[\"start it with `belljar up`, or name another server with --api-url\"]}\n";
     world.check(&["--api-url", "URL", "--json", "ls"], &key, 1, "", json);
+}
+
+#[test]
+fn what_is_not_a_release_is_not_installed() {
+    let world = World::new();
+    let usb = world.home.path().join("usb");
+    let dir = usb.to_str().expect("text");
+    let check = |name: &str, stderr: &str| world.check(&["vmm", "install", "--from", dir, name], &[], 1, "", stderr);
+    let url = "https://github.com/cloud-hypervisor/cloud-hypervisor/releases/download/v53.0/cloud-hypervisor-static";
+    check(
+        "cloud-hypervisor",
+        &format!(
+            "error: HOME/usb/cloud-hypervisor-static does not exist; cloud-hypervisor 53.0 is that file of {url}\n"
+        ),
+    );
+    fs::create_dir(&usb).expect("directory");
+    fs::write(usb.join("cloud-hypervisor-static"), "not it").expect("file");
+    check(
+        "cloud-hypervisor",
+        "error: HOME/usb/cloud-hypervisor-static is not what this version of Belljar takes: its SHA-256 is \
+         06121725c433ccd0469b52730a723e66a9c1e31c67c42b1dba6b501f0bf94c9d, not 448af3d4e59b22c2987f7df94c213ad40fb53a10d437e42b5ee6c4fce7c29ecc\n\n\
+         hint: do not use that file; something between here and the project changed it\n",
+    );
+    check("qemu", "error: no release of qemu is known to this version; there are: firecracker, cloud-hypervisor\n");
+    let output = world.command(&["--json", "vmm", "ls"]).output().expect("belljar");
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&list["items"][0]["name"], &list["items"][0]["installed"]), (&json!("firecracker"), &json!(null)));
 }
 
 #[test]

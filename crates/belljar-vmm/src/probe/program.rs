@@ -62,14 +62,13 @@ const QEMU: Known = Known {
 const FIRECRACKER: Known = Known {
     prefix: "Firecracker v",
     oldest: MIN_FIRECRACKER,
-    remedies: ["put the program of Firecracker's release archive into PATH, or name its directory with --vmm-dir"; 3],
+    remedies: ["belljar vmm install firecracker (or put it into PATH, or name its directory with --vmm-dir)"; 3],
 };
 
 const CLOUD_HYPERVISOR: Known = Known {
     prefix: "cloud-hypervisor v",
     oldest: MIN_CLOUD_HYPERVISOR,
-    remedies: ["put Cloud Hypervisor's released program into PATH as cloud-hypervisor, or name its directory with --vmm-dir";
-        3],
+    remedies: ["belljar vmm install cloud-hypervisor (or put it into PATH, or name its directory with --vmm-dir)"; 3],
 };
 
 /// Asks `program` (usually `qemu-system-x86_64`) for its version. Takes some 20 ms; blocks.

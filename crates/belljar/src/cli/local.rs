@@ -126,6 +126,7 @@ pub struct UpArgs {
     #[arg(long, value_name = "JAIL", env = env_vars::JAIL, hide_env_values = true)]
     pub jail: Option<JailSetting>,
     /// Directory where the programs of Firecracker, Cloud Hypervisor and QEMU are looked for before PATH
+    /// [default: DIR/vmm, where `belljar vmm install` puts them]
     #[arg(long, value_name = "DIR", env = env_vars::VMM_DIR, hide_env_values = true)]
     pub vmm_dir: Option<PathBuf>,
     /// Set by `--detach` in the process that it starts.
@@ -147,6 +148,30 @@ pub struct DownArgs {
     /// Let the virtual machines go on: the next `belljar up` takes them over
     #[arg(long)]
     pub keep: bool,
+}
+
+/// `belljar vmm`.
+#[derive(Debug, Subcommand)]
+pub enum VmmCommand {
+    /// List the releases that this version takes, and what is installed
+    Ls,
+    /// Fetch the releases of VM programs that this version takes, check them and install them
+    Install(VmmInstallArgs),
+}
+
+/// `belljar vmm install`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each program is the project's own release, pinned by its SHA-256. It goes to DIR/vmm of the data directory, where `up` and \
+`doctor` look first. What runs at that time goes on with the program that it has. A broken download goes on where it ended \
+when the command is called again.")]
+pub struct VmmInstallArgs {
+    /// Which ones, as `belljar vmm ls` lists them [default: all]
+    #[arg(value_name = "PROGRAM")]
+    pub programs: Vec<String>,
+    /// Take the files from this directory instead of the network
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
 }
 
 /// `belljar image`.

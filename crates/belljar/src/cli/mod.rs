@@ -15,7 +15,10 @@ use clap::{
 };
 
 pub use self::{
-    local::{DownArgs, ImageBuildArgs, ImageCommand, KeyCommand, SecretCommand, SecretSetArgs, UpArgs},
+    local::{
+        DownArgs, ImageBuildArgs, ImageCommand, KeyCommand, SecretCommand, SecretSetArgs, UpArgs, VmmCommand,
+        VmmInstallArgs,
+    },
     sandbox::{
         CpArgs, CreateArgs, ExecArgs, KillArgs, LifeArgs, LogsArgs, LsArgs, MachineArgs, ProgramArgs, RmArgs, RunArgs,
         ShellArgs, SizeArgs, TunnelArgs,
@@ -163,6 +166,9 @@ pub enum Command {
     /// List, build and remove images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// List and install the programs that run virtual machines
+    #[command(subcommand)]
+    Vmm(VmmCommand),
     /// List, make and revoke API keys
     #[command(subcommand)]
     Key(KeyCommand),

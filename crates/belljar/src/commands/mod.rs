@@ -36,6 +36,7 @@ mod tree;
 mod tunnel;
 mod unpack;
 mod up;
+mod vmm;
 
 use std::future::Future;
 
@@ -94,6 +95,7 @@ pub fn dispatch(ctx: Context, command: Command) -> anyhow::Result<ExitStatus> {
         Command::Df => block_on(storage::df(&ctx)),
         Command::Gc => block_on(storage::gc(&ctx)),
         Command::Image(command) => image::image(&ctx, command),
+        Command::Vmm(command) => vmm::vmm(&ctx, &command),
         Command::Key(command) => block_on(key::key(&ctx, command)),
         Command::Secret(command) => block_on(secret::secret(&ctx, command)),
         Command::SshKey(command) => block_on(ssh_key::ssh_key(&ctx, command)),

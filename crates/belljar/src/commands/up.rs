@@ -186,7 +186,7 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     settings.volume_file.iter().for_each(|file| flag("--volume-file", file.into()));
     settings.volume_size_mb.iter().for_each(|size| flag("--volume-size-mb", size.to_string().into()));
     flag("--driver", settings.driver.to_string().into());
-    settings.vmm_dir.iter().for_each(|dir| flag("--vmm-dir", dir.into()));
+    flag("--vmm-dir", settings.vmm_dir.clone().into());
     flag("--jail", settings.jail.to_string().into());
     let is_acme = settings.tls.as_ref().is_some_and(|tls| matches!(tls.source, TlsSource::Acme(_)));
     all.push(format!("--acme={is_acme}").into());

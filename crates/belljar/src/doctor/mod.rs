@@ -78,7 +78,7 @@ pub struct Report {
 
 /// Looks at everything. Takes some tens of milliseconds.
 pub fn examine(settings: &Settings, up: &UpSettings) -> Report {
-    let machine = Machine::probe(up.vmm_dir.as_deref(), up.network.kind);
+    let machine = Machine::probe(Some(&up.vmm_dir), up.network.kind);
     let choice = machine.choose(&up.driver);
     let mut checks = vec![kvm_check(&machine.kvm)];
     checks.extend(programs(&machine, choice.driver));

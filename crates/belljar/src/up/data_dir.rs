@@ -10,6 +10,7 @@
 //!        server.db             the server's store
 //!        secrets.key           what its secrets are sealed with
 //!        log/belljar.log       what `up --detach` says
+//!        vmm/                  what `belljar vmm install` installed, also before the first `up`
 //!        ...                   the node's own, see `belljar_node::storage`
 //! ```
 
@@ -23,7 +24,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 
 use super::instance::Instance;
-use crate::settings::API_KEY_FILE;
+use crate::{releases, settings::API_KEY_FILE};
 
 /// Format of the directory that this version writes. A newer one is refused, an older one would be brought up to date.
 const FORMAT: u32 = 1;
@@ -38,7 +39,7 @@ const FREED_LOOKS: u32 = 200;
 /// See [`FREED_LOOKS`].
 const FREED_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 /// What may be in a directory that has no format yet.
-const BEFORE_FORMAT: [&str; 2] = ["lock", "lost+found"];
+const BEFORE_FORMAT: [&str; 3] = ["lock", "lost+found", releases::DIR];
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -245,5 +246,6 @@ mod tests {
         check("format", "something\n", Some("says something else"));
         check("letters", "", Some("it has letters"));
         check("lock", "", None);
+        check("vmm", "installed before", None);
     }
 }

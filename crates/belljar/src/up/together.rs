@@ -130,7 +130,7 @@ pub async fn prepare(
         artifacts: Artifacts { kernel: settings.kernel.clone(), initrd: settings.initrd.clone() },
         image_store: settings.image_store.clone(),
         driver: settings.driver.clone(),
-        vmm_dir: settings.vmm_dir.clone(),
+        vmm_dir: Some(settings.vmm_dir.clone()),
         jail: jail_options(settings.jail),
         templates: settings.templates,
         spares: settings.spares,
@@ -182,7 +182,7 @@ fn public_url(settings: &UpSettings, secure: &[SocketAddr]) -> Option<String> {
 
 /// What runs the sandboxes: it is known to be there.
 fn driver(settings: &UpSettings) -> anyhow::Result<DriverChoice> {
-    let choice = Machine::probe(settings.vmm_dir.as_deref(), settings.network.kind).choose(&settings.driver);
+    let choice = Machine::probe(Some(&settings.vmm_dir), settings.network.kind).choose(&settings.driver);
     if choice.driver.is_none() {
         let failure = Failure::new(format!("this machine can run no virtual machine: {}", choice.reason));
         return Err(choice.better.into_iter().fold(failure, Failure::hint).hint("`belljar doctor` says more").into());

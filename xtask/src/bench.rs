@@ -1,14 +1,19 @@
 //! Runs the benchmark program of `belljar-tests` against a release build. It prints the table; this prepares and calls.
 
-use std::process::{Command, ExitCode};
+use std::{
+    env,
+    process::{Command, ExitCode},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
+    artifacts::Artifacts,
     cargo::cargo,
     images, paths, quickstart,
     run::{self, say},
     setup,
+    test::{NESTED_DRIVERS, is_here},
 };
 
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
@@ -18,12 +23,28 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     images::build(&artifacts.belljar)?;
     let which = ["--release", "--package", "belljar-tests", "--features", "e2e", "--bin", "bench"];
     run::step("build the benchmark", cargo(&["build"]).args(which))?;
+    if arguments.first().is_some_and(|section| section == "driver") {
+        return each_driver(&artifacts, arguments);
+    }
     let mut bench = cargo(&["run", "--quiet"]);
     artifacts.pass_to(bench.args(which).arg("--").args(arguments))?;
     if arguments.first().is_some_and(|section| section == "net") {
         process_driver(&mut bench)?;
     }
     Ok(if run::interactive(&mut bench)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Where KVM works: in the emulated machine, with each VM program that is here.
+fn each_driver(artifacts: &Artifacts, arguments: &[String]) -> Result<ExitCode> {
+    let program = paths::target().join("release/bench").canonicalize().context("the benchmark")?;
+    let mut all_ran = true;
+    for (driver, _) in NESTED_DRIVERS.into_iter().filter(|(driver, program)| is_here(driver, program)) {
+        let mut inside = Command::new(env::current_exe()?);
+        inside.args(["nested", "--"]).arg(&program).args(arguments);
+        artifacts.pass_to(&mut inside)?;
+        all_ran &= run::interactive(inside.env("BELLJAR_DRIVER", driver))?;
+    }
+    Ok(if all_ran { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// A server whose sandboxes are plain processes of this machine, built apart: no release ever has that driver.

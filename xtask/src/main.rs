@@ -45,6 +45,9 @@ enum Task {
     },
     /// Run a shell's command line in an emulated machine with working KVM.
     Nested {
+        /// Seconds after which the machine is given up.
+        #[arg(long, value_name = "SECONDS", default_value_t = nested::LIMIT)]
+        limit: u32,
         /// The command line.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
@@ -84,7 +87,7 @@ fn main() -> ExitCode {
             tiers.extend(nested.then(|| test::NESTED.to_owned()));
             return finish(test::run(&tiers));
         }
-        Task::Nested { command } => return finish(nested::run(&command)),
+        Task::Nested { limit, command } => return finish(nested::run(&command, limit)),
         Task::Bench { arguments } => return finish(bench::run(&arguments)),
         Task::Setup => setup::run(),
         Task::Kernel { update } => kernel::run(update).map(|path| run::answer(&path.display().to_string())),

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use crate::{kernel, paths, run};
 
 /// Seconds after which the machine is given up.
-const LIMIT: u32 = 1800;
+pub(crate) const LIMIT: u32 = 1800;
 /// Its memory, MiB.
 const MEMORY_MIB: u32 = 16_384;
 /// With two, emulated at once, the kernel's memory went bad after minutes of starting and ending guests: an oops of its
@@ -50,15 +50,15 @@ pub(crate) fn vm_program(name: &str) -> Option<PathBuf> {
     beside.or_else(|| run::find_program(name))
 }
 
-/// Runs a shell's command line in such a machine; its output, and its exit status.
-pub(crate) fn run(words: &[String]) -> Result<ExitCode> {
+/// Runs a shell's command line in such a machine, for `limit` seconds at most; its output, and its exit status.
+pub(crate) fn run(words: &[String], limit: u32) -> Result<ExitCode> {
     let kernel = kernel::outer()?;
     let job = paths::target().join("nested").join(std::process::id().to_string());
     fs::create_dir_all(&job).with_context(|| format!("cannot create {}", job.display()))?;
     let job = job.canonicalize().context("the job's folder")?;
     fs::write(job.join("init.sh"), include_str!("nested/init.sh")).context("cannot write the job")?;
     fs::write(job.join("command.sh"), script(words)).context("cannot write the job")?;
-    let ran = run::interactive(&mut machine(&kernel, &job)?)?;
+    let ran = run::interactive(&mut machine(&kernel, &job, limit)?)?;
     let status = fs::read_to_string(job.join("status")).ok();
     let status = status.and_then(|text| text.trim().parse::<u8>().ok());
     match (ran, status) {
@@ -66,7 +66,7 @@ pub(crate) fn run(words: &[String]) -> Result<ExitCode> {
             fs::remove_dir_all(&job).with_context(|| format!("cannot remove {}", job.display()))?;
             Ok(ExitCode::from(status))
         }
-        _ => bail!("the nested machine did not come to its end within {LIMIT} s, or not at all; see {}", job.display()),
+        _ => bail!("the nested machine did not come to its end within {limit} s, or not at all; see {}", job.display()),
     }
 }
 
@@ -85,7 +85,7 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-fn machine(kernel: &Path, job: &Path) -> Result<Command> {
+fn machine(kernel: &Path, job: &Path, limit: u32) -> Result<Command> {
     let init = job.join("init.sh");
     // There is nothing to calibrate against inside, and the emulated counter is the host's.
     let line = format!(
@@ -98,7 +98,7 @@ fn machine(kernel: &Path, job: &Path) -> Result<Command> {
         format!("local,id={id},path={},security_model=none,multidevs=remap{options}", path.display())
     };
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=10", &LIMIT.to_string(), "qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
+    command.args(["--kill-after=10", &limit.to_string(), "qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
     command.args(["-no-reboot", "-display", "none", "-chardev", "stdio,id=out,mux=on,signal=off"]);
     // Without an old interrupt controller the serial port is the kernel's alone; programs have another one.
     command.args(["-serial", "chardev:out", "-device", "virtio-serial-device", "-device", "virtconsole,chardev=out"]);

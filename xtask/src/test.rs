@@ -7,7 +7,7 @@ mod count;
 
 use std::{
     env, fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Instant,
 };
@@ -45,7 +45,7 @@ struct Check {
 /// The tier of `--nested`.
 pub(crate) const NESTED: &str = "nested";
 
-const TIERS: [Tier; 7] = [
+const TIERS: [Tier; 8] = [
     Tier { name: "tidy", about: "format, lints, rules of the repository", boots: false, by_name: None, checks: tidy },
     Tier { name: "unit", about: "the tests of each crate", boots: false, by_name: None, checks: unit },
     Tier {
@@ -70,6 +70,13 @@ const TIERS: [Tier; 7] = [
         boots: true,
         by_name: Some("it takes up to a quarter of an hour, and the emulated machine's own memory has gone bad in it"),
         checks: nested_system,
+    },
+    Tier {
+        name: "nested-soak",
+        about: "half an hour of random operations on working KVM, in an emulated machine",
+        boots: true,
+        by_name: Some("it takes more than half an hour for each VM program"),
+        checks: nested_soak,
     },
 ];
 
@@ -120,23 +127,47 @@ fn sdk() -> Result<Vec<Check>> {
 /// For every VM program that is here, in a machine each: one suite for all drivers, and the jail's.
 fn nested() -> Result<Vec<Check>> {
     let suite = cargo::test_program("belljar-vmm", &["--lib"])?;
-    let drivers = NESTED_DRIVERS.into_iter().filter(|(driver, program)| is_here(driver, program));
-    drivers
-        .map(|(driver, _)| inside(driver, "suite", &suite, &["conformance", "jail"], "BELLJAR_CONFORMANCE"))
-        .collect()
+    each_driver("suite", |driver| inside(driver, &suite, "conformance jail", "BELLJAR_CONFORMANCE", nested::LIMIT))
 }
 
 /// The whole system in one go, with those that it is known to run on.
 fn nested_system() -> Result<Vec<Check>> {
-    let system = cargo::test_program("belljar-tests", &["--features", "e2e", "--test", "vm"])?;
-    Ok(vec![inside("qemu-kvm", "system", &system, &["drivers"], "BELLJAR_DRIVER")?])
+    let command = inside("qemu-kvm", &vm_tests()?, "drivers", "BELLJAR_DRIVER", nested::LIMIT)?;
+    Ok(vec![Check { name: "nested: qemu-kvm: system".to_owned(), command, counts: true }])
+}
+
+/// How long random operations go on. The machine around them gets ten more, to start and to end.
+const SOAK_MINUTES: u32 = 30;
+
+/// Random operations, with every VM program that is here.
+fn nested_soak() -> Result<Vec<Check>> {
+    let (tests, limit) = (vm_tests()?, (SOAK_MINUTES + 10) * 60);
+    each_driver("soak", |driver| {
+        let mut command = inside(driver, &tests, "vms_are_not_kept", "BELLJAR_DRIVER", limit)?;
+        command.env("BELLJAR_SOAK_MINUTES", SOAK_MINUTES.to_string());
+        Ok(command)
+    })
+}
+
+/// The tests with real VMs, as a program.
+fn vm_tests() -> Result<PathBuf> {
+    cargo::test_program("belljar-tests", &["--features", "e2e", "--test", "vm"])
+}
+
+/// A check for every VM program that is here.
+fn each_driver(what: &str, command: impl Fn(&str) -> Result<Command>) -> Result<Vec<Check>> {
+    let drivers = NESTED_DRIVERS.into_iter().filter(|(driver, program)| is_here(driver, program));
+    let check = |(driver, _): (&str, _)| {
+        Ok(Check { name: format!("nested: {driver}: {what}"), command: command(driver)?, counts: true })
+    };
+    drivers.map(check).collect()
 }
 
 /// Drivers that need KVM, and their programs.
-const NESTED_DRIVERS: [(&str, &str); 3] =
+pub(crate) const NESTED_DRIVERS: [(&str, &str); 3] =
     [("qemu-kvm", "qemu-system-x86_64"), ("firecracker", "firecracker"), ("cloud-hypervisor", "cloud-hypervisor")];
 
-fn is_here(driver: &str, program: &str) -> bool {
+pub(crate) fn is_here(driver: &str, program: &str) -> bool {
     let is_here = nested::vm_program(program).is_some();
     if !is_here {
         say(&format!("  {driver}: skipped: no {program} binary"));
@@ -144,13 +175,13 @@ fn is_here(driver: &str, program: &str) -> bool {
     is_here
 }
 
-/// Tests in a machine with working KVM; `variable` tells them of the driver.
-fn inside(driver: &str, what: &str, tests: &Path, filter: &[&str], variable: &str) -> Result<Check> {
+/// Tests in a machine with working KVM, which is given up after `limit` seconds; `variable` tells them of the driver.
+fn inside(driver: &str, tests: &Path, filter: &str, variable: &str, limit: u32) -> Result<Command> {
     let mut command = Command::new(env::current_exe()?);
-    command.args(["nested", "--"]).arg(tests).args(filter);
+    command.args(["nested", "--limit", &limit.to_string(), "--"]).arg(tests).args(filter.split(' '));
     command.args(["--test-threads=1", "--color=never", "--nocapture"]);
     command.env(variable, driver);
-    Ok(Check { name: format!("nested: {driver}: {what}"), command, counts: true })
+    Ok(command)
 }
 
 /// `cargo nextest run`, or `cargo test` where it is not installed.

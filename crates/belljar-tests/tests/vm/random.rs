@@ -1,8 +1,9 @@
 //! Random sequences of everything that can be done to sandboxes, with real VMs, against a model that knows only numbers.
 //!
-//! Each run draws a sequence of its own; a failure shows it and its seed, and `BELLJAR_SEED` repeats it.
+//! Each run draws a sequence of its own; a failure shows it and its seed, and `BELLJAR_SEED` repeats it. With
+//! `BELLJAR_SOAK_MINUTES` it goes on for that long.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use belljar_tests::{Sandbox, World};
 use nix::{
@@ -12,7 +13,7 @@ use nix::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-/// Steps of one sequence: they take about half a minute.
+/// Steps of one sequence: they take about half a minute. A soak has as many and goes on.
 const STEPS: usize = 40;
 /// Sandboxes that live at once.
 const BOXES_MAX: usize = 4;
@@ -349,7 +350,8 @@ fn check(resident_secs: u64) {
     eprintln!("BELLJAR_SEED={seed}");
     let world = World::golden_with(&[("BELLJAR_RESIDENT_SECS", resident_secs.to_string())]);
     let mut model = Model { world: &world, boxes: Vec::new(), kept: Vec::new(), last: 0 };
-    for step in 0..STEPS {
+    let (soak, started) = (soak(), Instant::now());
+    for step in (0..).take_while(|step| *step < STEPS || started.elapsed() < soak) {
         let (act, begun) = (Act::random(&mut rng), Instant::now());
         eprint!("{step}: {act:?}");
         model.act(act);
@@ -358,6 +360,11 @@ fn check(resident_secs: u64) {
         eprintln!(": {awake} of {} awake, {:?}", model.boxes.len(), begun.elapsed());
     }
     model.finish();
+}
+
+fn soak() -> Duration {
+    let minutes = std::env::var("BELLJAR_SOAK_MINUTES").ok();
+    Duration::from_mins(minutes.map_or(0, |text| text.parse().expect("BELLJAR_SOAK_MINUTES is a number")))
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! The floor of a cold create: QEMU alone, the same kernel, a copy of the same disk, to its first process.
 
 use std::{
-    fs,
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Command, Stdio},
@@ -9,6 +8,8 @@ use std::{
 };
 
 use belljar_tests::world::prepared;
+
+use crate::restore::copied_disk;
 
 /// What the first process prints.
 const MARK: &str = "first-process-runs";
@@ -23,10 +24,7 @@ impl Bare {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let disk = dir.path().join("disk.ext4");
-        let images = fs::read_dir(prepared("BELLJAR_IMAGE_STORE").join("images")).expect("images");
-        let rootfs = images.map(|entry| entry.expect("an image").path().join("rootfs.ext4")).next().expect("an image");
-        let copied = Command::new("cp").arg("--sparse=always").arg(rootfs).arg(&disk).status().expect("cp");
-        assert!(copied.success());
+        copied_disk(&disk);
         Self { _dir: dir, disk }
     }
 

@@ -1,4 +1,5 @@
-//! The floor of a create from a golden snapshot: QEMU alone, restored copy-on-write, until its guest answers on a port.
+//! The floor of a create from a golden snapshot: QEMU alone, restored copy-on-write, until its guest answers on a port. In
+//! software, and on KVM for [`crate::driver`].
 //!
 //! The same kernel and a copy of the same disk; what answers is a shell that echoes. See QEMU's documentation of
 //! `x-ignore-shared` and `migrate-incoming`.
@@ -15,12 +16,23 @@ use std::{
 use belljar_tests::world::prepared;
 use serde_json::{Value, json};
 
+use crate::alone::Alone;
+
 /// What the guest says when it is ready to echo.
-const READY: &str = "ready-to-echo";
+pub(crate) const READY: &str = "ready-to-echo";
+/// The guest's first process, on the kernel's command line.
+pub(crate) const INIT: &str = "init=/bin/sh -c \"stty -echo; echo ready-to-echo; exec sh\"";
+/// What the guest is asked, and what shows that it answered.
+pub(crate) const ASK: &str = "echo pong-$((6*7))\n";
+pub(crate) const ANSWER: &str = "pong-42";
+/// How code is executed: accelerator and processor.
+const SOFTWARE: [&str; 4] = ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-erms,-fsrm,-fzrm,-fsrs,-fsrc"];
+const HARDWARE: [&str; 4] = ["-accel", "kvm", "-cpu", "host"];
 
 /// A frozen VM: its memory file, its device state, its disk.
 pub(crate) struct Frozen {
     dir: tempfile::TempDir,
+    processor: [&'static str; 4],
 }
 
 /// A running QEMU with its two connections.
@@ -38,14 +50,19 @@ impl Drop for Vm {
 }
 
 impl Frozen {
-    /// Boots once and freezes.
+    /// Boots once and freezes, in software.
     pub(crate) fn new() -> Self {
-        let frozen = Self { dir: tempfile::tempdir().expect("a temporary directory") };
-        let images = fs::read_dir(prepared("BELLJAR_IMAGE_STORE").join("images")).expect("images");
-        let rootfs = images.map(|entry| entry.expect("an image").path().join("rootfs.ext4")).next().expect("an image");
-        let copied =
-            Command::new("cp").arg("--sparse=always").arg(rootfs).arg(frozen.path("disk")).status().expect("cp");
-        assert!(copied.success());
+        Self::with(SOFTWARE)
+    }
+
+    /// The same on KVM.
+    pub(crate) fn on_kvm() -> Self {
+        Self::with(HARDWARE)
+    }
+
+    fn with(processor: [&'static str; 4]) -> Self {
+        let frozen = Self { dir: tempfile::tempdir().expect("a temporary directory"), processor };
+        copied_disk(&frozen.path("disk"));
         let mut vm = frozen.start("on", &[]);
         wait_for(&mut vm.port, READY);
         vm.command("stop", &json!({}));
@@ -60,12 +77,19 @@ impl Frozen {
     /// Restores once; answers the time from the start of QEMU until its guest has answered.
     pub(crate) fn restore(&self) -> Duration {
         let begun = Instant::now();
+        let vm = self.restored();
+        let took = begun.elapsed();
+        drop(vm);
+        took
+    }
+
+    fn restored(&self) -> Vm {
         let mut vm = self.start("off", &["-incoming", "defer"]);
         vm.migrate("migrate-incoming", &self.path("devices"));
         vm.command("cont", &json!({}));
-        vm.port.get_mut().write_all(b"echo pong-$((6*7))\n").expect("the port takes it");
-        wait_for(&mut vm.port, "pong-42");
-        begun.elapsed()
+        vm.port.get_mut().write_all(ASK.as_bytes()).expect("the port takes it");
+        wait_for(&mut vm.port, ANSWER);
+        vm
     }
 
     fn start(&self, share: &str, more: &[&str]) -> Vm {
@@ -79,11 +103,10 @@ impl Frozen {
             "driver=raw,node-name=disk,file.driver=file,file.locking=off,file.filename={}",
             self.path("disk").display()
         );
-        let init = format!("init=/bin/sh -c \"stty -echo; echo {READY}; exec sh\"");
-        let append = format!("console=ttyS0 quiet loglevel=3 reboot=t panic=-1 root=/dev/vda ro {init}");
+        let append = format!("console=ttyS0 quiet loglevel=3 reboot=t panic=-1 root=/dev/vda ro {INIT}");
         let process = Command::new("qemu-system-x86_64")
             .args(["-machine", "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=mem"])
-            .args(["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-erms,-fsrm,-fzrm,-fsrs,-fsrc"])
+            .args(self.processor)
             .args(["-smp", "1", "-m", "1024M", "-object", &object])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-blockdev", &disk, "-device", "virtio-blk-device,drive=disk"])
@@ -104,8 +127,35 @@ impl Frozen {
     }
 }
 
+impl Alone for Frozen {
+    fn restore(&self) -> Duration {
+        Self::restore(self)
+    }
+
+    fn freeze(&self) -> Duration {
+        let mut vm = self.restored();
+        let again = self.path("again");
+        let begun = Instant::now();
+        vm.command("stop", &json!({}));
+        // A private mapping is not left out: all of memory goes along.
+        vm.migrate("migrate", &again);
+        let took = begun.elapsed();
+        drop(vm);
+        fs::remove_file(&again).expect("it is removed");
+        took
+    }
+}
+
+/// A copy of the default image's file system.
+pub(crate) fn copied_disk(to: &Path) {
+    let images = fs::read_dir(prepared("BELLJAR_IMAGE_STORE").join("images")).expect("images");
+    let rootfs = images.map(|entry| entry.expect("an image").path().join("rootfs.ext4")).next().expect("an image");
+    let copied = Command::new("cp").arg("--sparse=always").arg(rootfs).arg(to).status().expect("cp");
+    assert!(copied.success());
+}
+
 /// A floor has nothing but the socket's appearance to wait for, so it looks as fast as it can.
-fn connect(path: &Path) -> UnixStream {
+pub(crate) fn connect(path: &Path) -> UnixStream {
     loop {
         match UnixStream::connect(path) {
             Ok(stream) => return stream,
@@ -114,7 +164,7 @@ fn connect(path: &Path) -> UnixStream {
     }
 }
 
-fn wait_for(port: &mut BufReader<UnixStream>, word: &str) {
+pub(crate) fn wait_for(port: &mut impl BufRead, word: &str) {
     let mut line = Vec::new();
     loop {
         line.clear();

@@ -14,6 +14,12 @@ impl Samples {
         self.0.sort_by(f64::total_cmp);
     }
 
+    /// Those of another, too.
+    pub(crate) fn take(&mut self, other: Self) {
+        self.0.extend(other.0);
+        self.0.sort_by(f64::total_cmp);
+    }
+
     /// Many at once: sorted once.
     pub(crate) fn of(all: Vec<Duration>) -> Self {
         let mut all: Vec<f64> = all.iter().map(|took| took.as_secs_f64() * 1000.0).collect();

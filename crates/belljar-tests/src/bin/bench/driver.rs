@@ -1,0 +1,145 @@
+//! What our way costs where KVM works: each figure beside the VM program alone ([`Alone`]), in one run.
+//!
+//! `BELLJAR_DRIVER` says which program; `cargo xtask bench driver` takes each one that is there, in the emulated machine.
+
+use std::time::Instant;
+
+use belljar_tests::{Sandbox, World};
+use belljar_vmm::MemoryUse;
+use serde_json::json;
+
+use crate::{
+    alone::{Alone, ByHand, MEMORY_MIB, Program},
+    memory::{proportional_mib, resident_mib},
+    progress,
+    restore::Frozen,
+    sleep::spares_ready,
+    table::{Samples, Table},
+};
+
+/// How often each figure is taken; a restore there takes about a second.
+const ROUNDS: usize = 8;
+/// VMs of one golden snapshot at once.
+const MANY: usize = 20;
+
+/// The VM program of a driver, alone.
+fn alone(driver: &str) -> Box<dyn Alone> {
+    match driver {
+        "firecracker" => Box::new(ByHand::new(Program::Firecracker)),
+        "cloud-hypervisor" => Box::new(ByHand::new(Program::CloudHypervisor)),
+        "qemu-kvm" => Box::new(Frozen::on_kvm()),
+        other => panic!("BELLJAR_DRIVER is {other:?}; it has to be firecracker, cloud-hypervisor or qemu-kvm"),
+    }
+}
+
+/// With a VM kept ready, and without.
+pub(crate) fn run(table: &mut Table) {
+    let driver = std::env::var("BELLJAR_DRIVER").expect("BELLJAR_DRIVER names the driver: firecracker");
+    progress(&format!("{driver} alone: boot and freeze"));
+    let alone = alone(&driver);
+    let (mut restore, mut freeze) = (Samples::default(), Samples::default());
+    let ready = World::golden_with(&[("BELLJAR_RESIDENT_SECS", "0".to_owned()), ("BELLJAR_SPARES", "1".to_owned())]);
+    let mut kept = Life::default();
+    let mut cold = Life::default();
+    rounds(&ready, 1, &mut kept, || ());
+    drop(ready);
+    let world = World::golden_with(&[("BELLJAR_RESIDENT_SECS", "0".to_owned()), ("BELLJAR_SPARES", "0".to_owned())]);
+    rounds(&world, 0, &mut cold, || {
+        restore.add(alone.restore());
+        freeze.add(alone.freeze());
+    });
+    table.samples(&format!("{driver} alone: load and resume, to first answer"), &restore, "floor");
+    table.samples("the same: pause, and all of its memory to a file", &freeze, "floor");
+    let both = restore.p50() + freeze.p50();
+    let row = |table: &mut Table, name: &str, samples: &Samples, floor: f64, limit: &str| {
+        table.samples(name, samples, &format!("{:.2} x floor{limit}", samples.p50() / floor));
+    };
+    row(table, "create from golden -> running", &cold.created, restore.p50(), ", <= 1.5");
+    row(table, "create from golden -> first run answered", &cold.answered, restore.p50(), "");
+    row(table, "with a VM kept ready -> running", &kept.created, restore.p50(), "");
+    row(table, "with a VM kept ready -> first run answered", &kept.answered, restore.p50(), "");
+    row(table, "suspend acknowledged, memory in files", &cold.suspended, freeze.p50(), ", <= 1.5");
+    row(table, "resume from disk -> first answer", &cold.resumed, restore.p50(), ", <= 1.5");
+    row(table, "copy, to its first answer", &cold.copied, both, " (both floors), <= 1.5");
+    memory(table, &world);
+}
+
+/// What is done to a sandbox, and how long it takes.
+#[derive(Default)]
+struct Life {
+    created: Samples,
+    answered: Samples,
+    suspended: Samples,
+    resumed: Samples,
+    copied: Samples,
+}
+
+/// Each round once through all of it, `between` in between, so that what slows the machine down slows both.
+fn rounds(world: &World, spares: usize, life: &mut Life, mut between: impl FnMut()) {
+    for round in 0..=ROUNDS {
+        progress(&format!("with {spares} kept ready: {round} of {ROUNDS}"));
+        between();
+        spares_ready(world, spares);
+        let mut one = Life::default();
+        live(world, &mut one);
+        // The first fills caches.
+        if round > 0 {
+            life.take(one);
+        }
+    }
+}
+
+fn live(world: &World, life: &mut Life) {
+    let begun = Instant::now();
+    let sandbox = world.create(&json!({"name": "box", "timeout_secs": 0}));
+    life.created.add(begun.elapsed());
+    sandbox.sh("true");
+    life.answered.add(begun.elapsed());
+    let begun = Instant::now();
+    let copy = world.copy("box", 1).remove(0);
+    health(&copy);
+    life.copied.add(begun.elapsed());
+    copy.delete();
+    let begun = Instant::now();
+    world.suspend("box");
+    life.suspended.add(begun.elapsed());
+    let begun = Instant::now();
+    health(&sandbox);
+    life.resumed.add(begun.elapsed());
+    sandbox.delete();
+    world.wait_until_clean();
+}
+
+fn health(sandbox: &Sandbox<'_>) {
+    assert_eq!(sandbox.http().get("/api/v1/health").status, 200);
+}
+
+impl Life {
+    fn take(&mut self, other: Self) {
+        self.created.take(other.created);
+        self.answered.take(other.answered);
+        self.suspended.take(other.suspended);
+        self.resumed.take(other.resumed);
+        self.copied.take(other.copied);
+    }
+}
+
+/// What one VM process has beyond its guest's memory, and what many from one golden snapshot have together.
+fn memory(table: &mut Table, world: &World) {
+    progress("memory of many");
+    let sandboxes: Vec<_> = (0..MANY).map(|_| world.create(&json!({"timeout_secs": 0}))).collect();
+    sandboxes.iter().for_each(|sandbox| drop(sandbox.sh("true")));
+    let pids = world.vm_pids();
+    assert_eq!(pids.len(), MANY);
+    let own = pids.iter().map(|pid| {
+        let memory = MemoryUse::of(u32::try_from(*pid).expect("a pid"), MEMORY_MIB).expect("the process's memory");
+        memory.overhead() as f64 / f64::from(1 << 20)
+    });
+    let mean = |total: f64| total / MANY as f64;
+    table.value("VM process beyond guest memory", mean(own.sum()), "MiB", "<= 5 + 2 (Firecracker)");
+    let resident = pids.iter().map(|pid| resident_mib(*pid)).sum();
+    let proportional = pids.iter().map(|pid| proportional_mib(*pid)).sum();
+    table.value("each of 20 from one golden: resident", mean(resident), "MiB", "reported");
+    table.value("each of 20 from one golden: proportional", mean(proportional), "MiB", "reported");
+    sandboxes.iter().for_each(|sandbox| drop(sandbox.delete()));
+}

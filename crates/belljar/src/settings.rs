@@ -362,7 +362,7 @@ impl Settings {
     }
 
     /// Pure: flags and environment, then file, then default.
-    fn combine(args: &GlobalArgs, file: ConfigFile, around: &Surroundings) -> Self {
+    pub(crate) fn combine(args: &GlobalArgs, file: ConfigFile, around: &Surroundings) -> Self {
         Self {
             api_url: args.api_url.clone().or(file.api_url.clone()).unwrap_or_else(|| DEFAULT_API_URL.to_owned()),
             api_key: args.api_key.clone().or(file.api_key.clone()),

@@ -37,7 +37,8 @@ const LOG_LINES: usize = 20;
 pub(super) fn up(ctx: &Context, args: &UpArgs) -> anyhow::Result<ExitStatus> {
     let data_dir = absolute(&ctx.settings.data_dir)?;
     let mut settings = ctx.settings.up(args)?;
-    for path in [&mut settings.kernel, &mut settings.initrd, &mut settings.image_store] {
+    let paths = [&mut settings.kernel, &mut settings.initrd, &mut settings.image_store, &mut settings.vmm_dir];
+    for path in paths.into_iter().chain(&mut settings.volume_file) {
         *path = absolute(path)?;
     }
     if let Some(tls) = &mut settings.tls {
@@ -114,7 +115,7 @@ fn detach(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> anyhow::Resu
     let program = std::env::current_exe().context("cannot find this program")?;
     let spinner = ctx.printer.spinner("starting");
     let mut child = Command::new(program)
-        .args(arguments(ctx, data_dir, settings))
+        .args(arguments(ctx.printer.is_json(), data_dir, settings))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -146,7 +147,7 @@ fn detach(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> anyhow::Resu
 }
 
 /// The command line of the detached process: every setting as it was resolved here.
-fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsString> {
+fn arguments(json: bool, data_dir: &Path, settings: &UpSettings) -> Vec<OsString> {
     let mut all: Vec<OsString> = vec!["up".into(), "--detached".into()];
     let mut flag = |name: &str, value: OsString| all.extend([name.into(), value]);
     flag("--data-dir", data_dir.into());
@@ -181,6 +182,9 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     limits.megabits.iter().for_each(|megabits| flag("--network-bandwidth-mbit", megabits.to_string().into()));
     flag("--network-new-connections", limits.new_connections.to_string().into());
     flag("--network-connections", limits.connections.to_string().into());
+    let bytes = settings.disk_limits.bytes.iter().map(|bytes| bytes.get() >> 20);
+    bytes.for_each(|mebibytes| flag("--disk-bandwidth-mib", mebibytes.to_string().into()));
+    settings.disk_limits.requests.iter().for_each(|requests| flag("--disk-iops", requests.to_string().into()));
     flag("--templates", settings.templates.to_string().into());
     flag("--resident-secs", settings.resident.as_secs().to_string().into());
     settings.volume_file.iter().for_each(|file| flag("--volume-file", file.into()));
@@ -190,6 +194,53 @@ fn arguments(ctx: &Context, data_dir: &Path, settings: &UpSettings) -> Vec<OsStr
     flag("--jail", settings.jail.to_string().into());
     let is_acme = settings.tls.as_ref().is_some_and(|tls| matches!(tls.source, TlsSource::Acme(_)));
     all.push(format!("--acme={is_acme}").into());
-    all.extend(ctx.printer.is_json().then(|| "--json".into()));
+    all.extend(json.then(|| "--json".into()));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, CommandFactory, FromArgMatches};
+
+    use super::*;
+    use crate::{
+        cli::{Cli, GlobalArgs},
+        settings::{ConfigFile, Settings, Surroundings},
+    };
+
+    const COMMON: &str = "--listen 127.0.0.1:1,127.0.0.1:2 --ssh-listen 127.0.0.1:3 --kernel /k --initrd /i \
+         --image-store /s --public-url https://example.com --ingress-domain example.com --tls-listen 127.0.0.1:4 \
+         --trusted-proxy 10.0.0.0/8,10.1.0.0/16 --spares 7 --network user --allow-private 10.2.0.0/16,10.3.0.0/16 \
+         --resolvers 10.4.0.1,10.4.0.2 --network-bandwidth-mbit 8 --network-new-connections 9 --network-connections 10 \
+         --disk-bandwidth-mib 11 --disk-iops 12 --templates false --resident-secs 13 \
+         --volume-file /v --volume-size-mb 14 --driver qemu-kvm --jail off --vmm-dir /p";
+    const FILES: &str = "--tls-cert /c --tls-key /y";
+    const ACME: &str = "--acme=true --acme-contact a@example.com --acme-server https://acme.example.com --acme-ca /a \
+                        --acme-dns-hook /h";
+
+    /// What a command line says; it has to be of `up`.
+    fn parse(words: &[OsString]) -> UpSettings {
+        let words = [&[OsString::from("belljar")], words].concat();
+        let matches = Cli::command().try_get_matches_from(words).expect("a command line");
+        let global = GlobalArgs::from_arg_matches(&matches).expect("arguments");
+        let args = UpArgs::from_arg_matches(matches.subcommand().expect("a command").1).expect("arguments");
+        let around = Surroundings { home: Some("/nowhere".into()), ..Surroundings::default() };
+        Settings::combine(&global, ConfigFile::default(), &around).up(&args).expect("settings")
+    }
+
+    #[test]
+    fn the_detached_process_has_every_setting() {
+        for source in [FILES, ACME] {
+            let words = format!("up --data-dir /d {COMMON} {source}");
+            let settings = parse(&words.split_whitespace().map(OsString::from).collect::<Vec<_>>());
+            assert_eq!(parse(&arguments(false, Path::new("/d"), &settings)), settings);
+        }
+        // Whoever adds a setting adds it above.
+        let all = format!("{COMMON} {FILES} {ACME} ");
+        for flag in UpArgs::augment_args(clap::Command::new("up")).get_arguments().filter(|flag| !flag.is_hide_set()) {
+            let name = flag.get_long().expect("a long name");
+            let is_set = all.contains(&format!("--{name} ")) || all.contains(&format!("--{name}="));
+            assert!(is_set || name == "detach", "--{name} is not tried");
+        }
+    }
 }

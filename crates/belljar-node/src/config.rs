@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use belljar_vmm::DiskLimits;
+use belljar_vmm::{DiskLimits, HiddenFeatures};
 use tokio::{io::DuplexStream, sync::mpsc};
 
 use crate::{driver::DriverSetting, jails::JailOptions, network::NetworkOptions, storage::StorageOptions};
@@ -38,6 +38,8 @@ pub struct NodeConfig {
     pub network: NetworkOptions,
     /// How much of their disks' speed sandboxes may have, each.
     pub disk_limits: DiskLimits,
+    /// Features of the processor that guests are not told of, so that what they have is there on every host of a pool.
+    pub hidden_features: HiddenFeatures,
     /// The volume of a data directory that cannot reflink.
     pub storage: StorageOptions,
 }

@@ -14,6 +14,7 @@ use belljar_vmm::{
 
 use serde::Deserialize;
 
+use crate::config::NodeConfig;
 use crate::network::{self, NetworkSetting};
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -195,17 +196,23 @@ pub struct DriverError {
 }
 
 /// The driver of the setting; probes the machine.
-pub(crate) fn open(
-    setting: &DriverSetting,
-    dir: Option<&Path>,
-    network: NetworkSetting,
-) -> Result<Box<dyn Driver>, DriverError> {
+pub(crate) fn open(config: &NodeConfig) -> Result<Box<dyn Driver>, DriverError> {
+    let driver = probed(config)?;
+    if config.hidden_features.is_empty() || driver.capabilities().hides_features {
+        return Ok(driver);
+    }
+    let names = config.hidden_features.names().collect::<Vec<_>>().join(", ");
+    let reason = format!("{names} are not to be told to guests, and {} tells them all there is", driver.kind());
+    Err(DriverError { reason, remedy: Some("choose another driver, or hide nothing".to_owned()) })
+}
+
+fn probed(config: &NodeConfig) -> Result<Box<dyn Driver>, DriverError> {
     #[cfg(feature = "process-driver")]
-    if let DriverSetting::Process { agent } = setting {
+    if let DriverSetting::Process { agent } = &config.driver {
         return Ok(Box::new(belljar_vmm::process::ProcessDriver::new(agent.clone())));
     }
-    let machine = Machine::probe(dir, network);
-    let choice = machine.choose(setting);
+    let machine = Machine::probe(config.vmm_dir.as_deref(), config.network.kind);
+    let choice = machine.choose(&config.driver);
     tracing::info!(driver = ?choice.driver, reason = choice.reason, "driver chosen");
     let none = DriverError { reason: choice.reason, remedy: choice.better };
     let Programs { firecracker, cloud_hypervisor, qemu } = machine.programs;

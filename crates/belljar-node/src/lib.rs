@@ -44,7 +44,7 @@ use belljar_vmm::{Driver, DriverKind};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use belljar_vmm::{DiskLimits, jail};
+pub use belljar_vmm::{CpuFeature, DiskLimits, HiddenFeatures, jail};
 
 pub use self::{
     config::{Artifacts, NodeConfig, ServerSetting},
@@ -143,6 +143,8 @@ pub(crate) struct Context {
     pub(crate) resident: Duration,
     /// How much of their disks' speed sandboxes may have, each.
     pub(crate) disk_limits: DiskLimits,
+    /// Features of the processor that guests are not told of.
+    pub(crate) hidden_features: HiddenFeatures,
     /// Where tests make things fail.
     pub(crate) faults: Faults,
     /// Boots at once: more only slow each other down.
@@ -173,7 +175,7 @@ impl Context {
 
 /// Runs a node until `shutdown` says otherwise.
 pub async fn run(config: NodeConfig, shutdown: watch::Receiver<Shutdown>) -> Result<(), NodeError> {
-    let driver = driver::open(&config.driver, config.vmm_dir.as_deref(), config.network.kind)?;
+    let driver = driver::open(&config)?;
     run_with(config, driver, shutdown).await
 }
 
@@ -271,6 +273,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         templates: Templates::new(config.templates, config.spares),
         resident: config.resident,
         disk_limits: config.disk_limits,
+        hidden_features: config.hidden_features,
         faults: Faults::default(),
         tasks: TaskTracker::new(),
         leaving: CancellationToken::new(),

@@ -1,7 +1,7 @@
 //! The two traits at the seam, and the plain values that cross it.
 
 use crate::jail::Jail;
-use crate::{MemoryUse, VmmError};
+use crate::{HiddenFeatures, MemoryUse, VmmError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -149,6 +149,8 @@ pub struct Capabilities {
     /// [`Vm::save_devices`] ends the byte stream to the guest agent, and whatever went over it, also of a guest that goes on; it
     /// tells the guest so in its memory, which therefore has to be copied afterwards.
     pub saving_ends_link: bool,
+    /// [`VmSpec::hidden_features`] are hidden.
+    pub hides_features: bool,
     /// `vcpus` and `memory_mib` are enforced.
     pub limits_resources: bool,
     /// Most virtual CPUs of one VM.
@@ -186,6 +188,8 @@ pub struct VmSpec {
     pub devices: Option<PathBuf>,
     /// How much of its disk's speed the guest may have. Of a guest that goes on, too, whatever it had before.
     pub disk_limits: DiskLimits,
+    /// Features of the processor that a guest that boots is not told of; one that goes on knows what it was told.
+    pub hidden_features: HiddenFeatures,
     /// The guest's network card.
     pub network: NetworkSpec,
     /// What the VM process is locked in, as root. `None`: nothing.

@@ -43,6 +43,7 @@ mod panic_words;
 pub mod probe;
 #[cfg(feature = "process-driver")]
 pub mod process;
+mod processor;
 pub mod qemu;
 mod rest;
 mod run_dir;
@@ -57,4 +58,5 @@ pub use driver::{
 };
 pub use error::{MonitorError, VmmError};
 pub use memory::MemoryUse;
+pub use processor::{CpuFeature, HiddenFeatures, UnknownFeature};
 pub use rest::RestError;

@@ -28,6 +28,7 @@ use crate::driver::{DriverKind, NetworkSpec};
 use crate::error::VmmError;
 use crate::jail::{Inmate, ROOM, can_raise_limits, cgroup};
 use crate::limits::{INMATE_BYTES, JAIL_ROOM_BYTES, RECORD_BYTES};
+use crate::processor::Processor;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, fchown, fstat, openat};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -129,6 +130,9 @@ pub(crate) struct Guest {
     pub disk: bool,
     #[serde(default)]
     pub card: Card,
+    /// What it was told of its processor.
+    #[serde(default, rename = "cpu", skip_serializing_if = "Option::is_none")]
+    pub processor: Option<Processor>,
 }
 
 /// The kind of a guest's network card. What a card can do depends on what it is connected to, and the guest has been told.

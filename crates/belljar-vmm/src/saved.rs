@@ -5,6 +5,7 @@
 use crate::driver::VmSpec;
 use crate::error::VmmError;
 use crate::limits::DEVICES_BYTES;
+use crate::processor::Processor;
 use crate::shape::{OtherShape, Shape};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -75,6 +76,8 @@ pub(crate) struct Saved {
     pub version: String,
     /// What it wrote.
     pub devices: Vec<u8>,
+    /// What its guest was told of its processor.
+    pub processor: Option<Processor>,
 }
 
 impl Saved {
@@ -89,8 +92,11 @@ impl Saved {
         let what = "device state";
         let state =
             read().map_err(|source| VmmError::File { id: spec.id.clone(), what, path: path.clone(), source })?;
-        match check(&state, program, Shape::of(spec)) {
-            Ok((note, devices)) => Ok(Some(Self { version: note.version, devices: devices.to_vec() })),
+        match check(&state, program, Shape::of(spec, None)) {
+            Ok((note, devices)) => {
+                let (version, processor) = (note.version, note.shape.processor);
+                Ok(Some(Self { version, devices: devices.to_vec(), processor }))
+            }
             Err(error) => Err(VmmError::Restore { id: spec.id.clone(), path: path.clone(), reason: error.to_string() }),
         }
     }
@@ -101,7 +107,7 @@ mod tests {
     use super::*;
     use crate::run_dir::Card;
 
-    const SHAPE: Shape = Shape { vcpus: 2, memory_mib: 64, disk: true, card: Card::None };
+    const SHAPE: Shape = Shape { vcpus: 2, memory_mib: 64, disk: true, card: Card::None, processor: None };
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_noticed() {

@@ -1,6 +1,7 @@
 //! What of a VM decides which saved states it can go on with.
 
 use crate::driver::VmSpec;
+use crate::processor::{OtherProcessor, Processor};
 use crate::run_dir::{Card, Guest};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -12,27 +13,38 @@ pub(crate) struct Shape {
     pub memory_mib: u64,
     pub disk: bool,
     pub card: Card,
+    /// What its guest was told of its processor.
+    #[serde(default, rename = "cpu", skip_serializing_if = "Option::is_none")]
+    pub processor: Option<Processor>,
 }
 
 impl Shape {
-    pub(crate) fn of(spec: &VmSpec) -> Self {
+    /// Of a guest that boots; `processor` is what it is told.
+    pub(crate) fn of(spec: &VmSpec, processor: Option<Processor>) -> Self {
         let card = Card::of(&spec.network);
-        Self { vcpus: spec.vcpus, memory_mib: spec.memory_mib, disk: spec.disk.is_some(), card }
+        Self { vcpus: spec.vcpus, memory_mib: spec.memory_mib, disk: spec.disk.is_some(), card, processor }
     }
 
     pub(crate) fn of_guest(guest: Guest) -> Self {
-        Self { vcpus: guest.vcpus, memory_mib: guest.memory_mib, disk: guest.disk, card: guest.card }
+        let Guest { memory_mib, memory_inode: _, vcpus, disk, card, processor } = guest;
+        Self { vcpus, memory_mib, disk, card, processor }
     }
 
-    /// Refuses another one.
+    /// Refuses another one, and a guest that was told of a processor that is not here.
     pub(crate) fn must_be(self, wanted: Self) -> Result<(), OtherShape> {
-        if self == wanted { Ok(()) } else { Err(OtherShape { saved: self, wanted }) }
+        if (Self { processor: wanted.processor, ..self }) != wanted {
+            return Err(OtherShape::Other { saved: Box::new(self), wanted: Box::new(wanted) });
+        }
+        match self.processor {
+            Some(told) => Ok(Processor::of_host().copied().unwrap_or_default().goes_on_with(told)?),
+            None => Ok(()),
+        }
     }
 }
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vcpus, memory_mib, disk, card } = self;
+        let Self { vcpus, memory_mib, disk, card, processor: _ } = self;
         let disk = if *disk { "a disk" } else { "no disk" };
         write!(f, "{vcpus} vcpus, {memory_mib} MiB of memory, {disk} and {card}")
     }
@@ -40,8 +52,9 @@ impl fmt::Display for Shape {
 
 /// A state that does not fit.
 #[derive(Debug, thiserror::Error)]
-#[error("it is of a VM with {saved}, this one has {wanted}")]
-pub(crate) struct OtherShape {
-    saved: Shape,
-    wanted: Shape,
+pub(crate) enum OtherShape {
+    #[error("it is of a VM with {saved}, this one has {wanted}")]
+    Other { saved: Box<Shape>, wanted: Box<Shape> },
+    #[error(transparent)]
+    Processor(#[from] OtherProcessor),
 }

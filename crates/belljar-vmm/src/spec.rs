@@ -104,6 +104,7 @@ pub(crate) fn lock_disk(spec: &VmSpec, disk: &Path) -> Result<File, VmmError> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use crate::HiddenFeatures;
     use crate::driver::{DiskLimits, NetworkSpec, VmSpec};
 
     /// One whose paths are easily found again.
@@ -120,6 +121,7 @@ pub(crate) mod tests {
             memory: Some("/data/memory".into()),
             devices: None,
             disk_limits: DiskLimits::default(),
+            hidden_features: HiddenFeatures::default(),
             network: NetworkSpec::None,
             jail: None,
         }

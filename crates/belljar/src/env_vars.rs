@@ -69,6 +69,8 @@ pub const NETWORK_CONNECTIONS: &str = "BELLJAR_NETWORK_CONNECTIONS";
 pub const DISK_BANDWIDTH_MIB: &str = "BELLJAR_DISK_BANDWIDTH_MIB";
 /// Requests per second that each sandbox may send to its disk.
 pub const DISK_IOPS: &str = "BELLJAR_DISK_IOPS";
+/// Processor features that sandboxes are not told of, separated by commas.
+pub const HIDE_CPU_FEATURES: &str = "BELLJAR_HIDE_CPU_FEATURES";
 /// Whether sandboxes begin from golden snapshots: `true` or `false`.
 pub const TEMPLATES: &str = "BELLJAR_TEMPLATES";
 /// Seconds that the memory of a sleeping sandbox is held for a quick wake.

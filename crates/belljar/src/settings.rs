@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use belljar_node::{DiskLimits, DriverSetting, JailSetting, NetworkLimits, NetworkOptions, NetworkSetting, NodeConfig};
+use belljar_node::{
+    CpuFeature, DiskLimits, DriverSetting, HiddenFeatures, JailSetting, NetworkLimits, NetworkOptions, NetworkSetting,
+    NodeConfig,
+};
 use belljar_server::{AcmeConfig, LETS_ENCRYPT, TlsFiles, TlsSource};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -164,6 +167,8 @@ pub struct ConfigFile {
     pub disk_bandwidth_mib: Option<u32>,
     /// Requests per second of each sandbox's disk.
     pub disk_iops: Option<u32>,
+    /// Processor features that sandboxes are not told of.
+    pub hide_cpu_features: Option<Vec<CpuFeature>>,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: Option<bool>,
     /// Seconds that the memory of a sleeping sandbox is held.
@@ -229,6 +234,8 @@ pub struct UpSettings {
     pub network: NetworkOptions,
     /// How much of their disks' speed sandboxes may have, each.
     pub disk_limits: DiskLimits,
+    /// Processor features that sandboxes are not told of.
+    pub hidden_features: HiddenFeatures,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: bool,
     /// How long the memory of a sleeping sandbox is held.
@@ -506,6 +513,11 @@ impl Settings {
                 limits: NetworkLimits::default(),
             },
             disk_limits: DiskLimits::default(),
+            hidden_features: [&args.hide_cpu_features, &file.hide_cpu_features]
+                .into_iter()
+                .flatten()
+                .next()
+                .map_or_else(HiddenFeatures::default, |names| names.iter().copied().collect()),
             templates: args.templates.or(file.templates).unwrap_or(true),
             resident: args.resident_secs.or(file.resident_secs).map_or(NodeConfig::RESIDENT, Duration::from_secs),
             volume_file: args.volume_file.clone().or(file.volume_file.clone()),

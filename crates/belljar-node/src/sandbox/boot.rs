@@ -432,6 +432,7 @@ pub(crate) fn vm_spec(
         memory: Some(home.join(frozen::MEMORY)),
         devices,
         disk_limits: ctx.disk_limits,
+        hidden_features: ctx.hidden_features,
         network,
         jail: ctx.jail.clone(),
     }

@@ -120,8 +120,10 @@ impl Templates {
         let vcpus = resources.cpus.ceil().to_string();
         let memory = resources.memory_mb.to_string();
         let driver = ctx.driver.kind().to_string();
+        let hidden = ctx.hidden_features.names().collect::<Vec<_>>().join(",");
+        let (version, network) = (ctx.driver.version(), ctx.network.kind());
         let mut hasher = blake3::Hasher::new();
-        for part in [FORMAT, artifacts, &image, &vcpus, &memory, &driver, ctx.driver.version(), ctx.network.kind()] {
+        for part in [FORMAT, artifacts, &image, &vcpus, &memory, &driver, version, network, &hidden] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }

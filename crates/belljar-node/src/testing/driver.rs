@@ -149,6 +149,7 @@ impl Driver for FakeDriver {
             named_tap: false,
             tap_network: false,
             restricts_network: true,
+            hides_features: true,
             snapshots: true,
             saving_ends_link: self.0.saving_ends_link.load(Ordering::SeqCst),
             limits_resources: true,

@@ -98,6 +98,7 @@ impl Fixture {
             driver: DriverSetting::Auto,
             vmm_dir: None,
             disk_limits: crate::DiskLimits::default(),
+            hidden_features: crate::HiddenFeatures::default(),
             jail: crate::JailOptions { kind: crate::JailSetting::Off, launcher: Vec::new() },
             templates: options.templates,
             spares: options.spares,

@@ -115,6 +115,7 @@ impl System {
             spares: 0,
             resident: NodeConfig::RESIDENT,
             disk_limits: belljar_node::DiskLimits::default(),
+            hidden_features: belljar_node::HiddenFeatures::default(),
             memory_mb: Some(64 * 1024),
             storage: Default::default(),
         };

@@ -1,4 +1,4 @@
-//! What a sandbox may take of the host's network and disk, and what it is told of it.
+//! What a sandbox may take of the host's network and disk, and what it is told of it and of the processor.
 
 use std::{fs, path::PathBuf};
 
@@ -137,6 +137,33 @@ fn a_disk_is_no_faster_than_it_may_be() {
     assert!(text.parse::<u64>().unwrap() >= 2500, "8 MiB in {text} ms");
 
     refused(&world, "disk_bandwidth_mib = 0", "disk_bandwidth_mib: 0 is not between 1 and 1000000");
+    sandbox.delete();
+}
+
+/// Which of two features of the processor the guest's kernel knows.
+fn told(sandbox: &Sandbox<'_>) -> String {
+    sandbox.sh("grep -m1 ^flags /proc/cpuinfo | tr ' ' '\\n' | grep -x -e avx2 -e rdseed")
+}
+
+#[test]
+fn a_guest_is_not_told_of_features_that_are_hidden_and_that_for_life() {
+    let world = World::golden_with(&[("BELLJAR_RESIDENT_SECS", "0".to_owned())]);
+    let restart = |hidden: &str| {
+        configure(&world, &format!("hide_cpu_features = [{hidden}]"));
+        world.kill_server();
+        world.up();
+    };
+    // The golden snapshot that is there knows both.
+    restart("'avx2'");
+    let sandbox = world.create(&json!({"name": "box"}));
+    assert_eq!(told(&sandbox), "rdseed");
+    world.suspend("box");
+    restart("'rdseed'");
+    assert_eq!(told(&sandbox), "rdseed", "it goes on with what it was told");
+    let other = world.create(&json!({}));
+    assert_eq!(told(&other), "avx2");
+    refused(&world, "hide_cpu_features = ['avx1024']", "`avx1024` is no processor feature that can be hidden");
+    other.delete();
     sandbox.delete();
 }
 

@@ -27,6 +27,7 @@ use crate::log::Log;
 use crate::namespace;
 use crate::orphan;
 use crate::probe::Program;
+use crate::processor::Processor;
 use crate::rest::{Rest, RestError};
 use crate::run_dir::{API, CONSOLE_FIFO, DISK, Guest, LOADED, Record, RunDir};
 use crate::saved::Saved;
@@ -231,9 +232,17 @@ impl<A: Api> Driver for ApiDriver<A> {
         spec::check_files(spec)?;
         let memory_inode = spec::check_memory(spec)?;
         let saved = Saved::open(spec, &A::KIND.to_string())?;
-        let Shape { vcpus, memory_mib, disk, card } = Shape::of(spec);
+        if !spec.hidden_features.is_empty() && !A::capabilities().hides_features {
+            let reason = format!("are told to guests by {} whatever is wanted", A::KIND);
+            return Err(VmmError::BadSpec { id: spec.id.clone(), field: "hidden_features", reason });
+        }
+        let processor = match &saved {
+            Some(saved) => saved.processor,
+            None => Some(Processor::here(spec.hidden_features)),
+        };
+        let Shape { vcpus, memory_mib, disk, card, processor } = Shape::of(spec, processor);
         let memory_inode = memory_inode.filter(|_| A::BOOTS_FROM_MEMORY_FILE || saved.is_some());
-        let guest = Guest { memory_mib, memory_inode, vcpus, disk, card };
+        let guest = Guest { memory_mib, memory_inode, vcpus, disk, card, processor };
         let dir = Arc::new(RunDir::open(&spec.run_dir)?);
         orphan::claim(&dir).await?;
         let files = Files::of(&dir);

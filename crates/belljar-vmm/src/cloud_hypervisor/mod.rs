@@ -61,6 +61,7 @@ impl Api for CloudHypervisor {
             snapshots: true,
             saving_ends_link: false,
             restricts_network: false,
+            hides_features: false,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,
             max_memory_mib: MAX_MEMORY_MIB,

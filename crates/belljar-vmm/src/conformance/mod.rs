@@ -10,6 +10,7 @@ mod hostile;
 mod life;
 pub(crate) mod saved;
 
+use crate::HiddenFeatures;
 use crate::cloud_hypervisor;
 use crate::driver::{Accelerator, DiskLimits, Driver, DriverKind, NetworkSpec, VmSpec};
 use crate::firecracker;
@@ -127,6 +128,7 @@ impl World {
             memory: None,
             devices: None,
             disk_limits: DiskLimits { bytes: NonZeroU64::new(1 << 30), requests: None },
+            hidden_features: HiddenFeatures::default(),
             network: NetworkSpec::None,
             jail: self.jail.clone(),
         }

@@ -52,6 +52,7 @@ impl Api for Firecracker {
             snapshots: true,
             saving_ends_link: true,
             restricts_network: false,
+            hides_features: true,
             limits_resources: true,
             max_vcpus: MAX_FIRECRACKER_VCPUS,
             max_memory_mib: MAX_MEMORY_MIB,

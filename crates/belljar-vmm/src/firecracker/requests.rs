@@ -5,6 +5,7 @@
 use crate::api::{GUEST_CID, rate_limiter};
 use crate::driver::{NetworkSpec, VmSpec};
 use crate::hybrid::LINK_PORT;
+use crate::processor::Register;
 use crate::run_dir::{API, CONSOLE_FIFO, DEVICES, DISK, INITRD, KERNEL, MEMORY, VSOCK};
 use crate::spec;
 use serde_json::{Value, json};
@@ -40,6 +41,9 @@ pub(super) fn boot(spec: &VmSpec) -> Vec<Put> {
         source["initrd_path"] = json!(INITRD);
     }
     put("/boot-source", source);
+    if let Some(config) = processor(spec.hidden_features.of_host()) {
+        put("/cpu-config", config);
+    }
     if spec.disk.is_some() {
         let drive = json!({
             "drive_id": DISK_ID, "path_on_host": DISK, "is_root_device": false, "is_read_only": false,
@@ -55,6 +59,21 @@ pub(super) fn boot(spec: &VmSpec) -> Vec<Put> {
     put("/entropy", json!({}));
     put("/actions", json!({ "action_type": "InstanceStart" }));
     all
+}
+
+/// Clears bits of what the guest is told of its processor: leaf, subleaf, register, and the bits. `None` where there are none.
+fn processor(hidden: impl Iterator<Item = (u32, u32, Register, u32)>) -> Option<Value> {
+    let modifier = |(leaf, subleaf, register, bits): (u32, u32, Register, u32)| {
+        let bitmap: String = (0..32).rev().map(|bit| if bits & 1 << bit != 0 { '0' } else { 'x' }).collect();
+        json!({
+            "leaf": format!("{leaf:#x}"), "subleaf": format!("{subleaf:#x}"),
+            // Leaves that have subleaves are looked for with them.
+            "flags": u8::from(matches!(leaf, 7 | 0xd)),
+            "modifiers": [{ "register": format!("{register:?}").to_lowercase(), "bitmap": format!("0b{bitmap}") }],
+        })
+    };
+    let modifiers: Vec<_> = hidden.map(modifier).collect();
+    (!modifiers.is_empty()).then(|| json!({ "cpuid_modifiers": modifiers }))
 }
 
 /// How a guest goes on with the devices in [`DEVICES`] and the memory in [`MEMORY`].
@@ -140,6 +159,20 @@ mod tests {
         for (path, body) in boot(&with_tap()) {
             assert!(!body.to_string().contains("/data") && !body.to_string().contains("/cache"), "{path}: {body}");
         }
+    }
+
+    #[test]
+    fn hidden_bits_are_cleared_and_no_others() {
+        assert_eq!(processor([].into_iter()), None);
+        let hidden = [(7, 0, Register::Ebx, 1 << 31 | 1 << 5), (0x8000_0001, 0, Register::Ecx, 1)];
+        let config = processor(hidden.into_iter()).unwrap();
+        let expected = json!({ "cpuid_modifiers": [
+            { "leaf": "0x7", "subleaf": "0x0", "flags": 1,
+              "modifiers": [{ "register": "ebx", "bitmap": "0b0xxxxxxxxxxxxxxxxxxxxxxxxx0xxxxx" }] },
+            { "leaf": "0x80000001", "subleaf": "0x0", "flags": 0,
+              "modifiers": [{ "register": "ecx", "bitmap": "0bxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx0" }] },
+        ] });
+        assert_eq!(config, expected);
     }
 
     #[test]

@@ -122,6 +122,7 @@ impl Driver for ProcessDriver {
             snapshots: false,
             saving_ends_link: false,
             restricts_network: false,
+            hides_features: false,
             limits_resources: false,
             max_vcpus: MAX_VCPUS,
             max_memory_mib: MAX_MEMORY_MIB,

@@ -44,6 +44,7 @@ impl World {
             memory: None,
             devices: None,
             disk_limits: DiskLimits::default(),
+            hidden_features: crate::HiddenFeatures::default(),
             network: NetworkSpec::None,
             jail: None,
         }

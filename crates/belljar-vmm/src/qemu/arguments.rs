@@ -4,6 +4,7 @@ use super::QemuConfig;
 use crate::driver::{Accelerator, DiskLimits, NetworkSpec, VmSpec};
 use crate::jail::plan::Entry;
 use crate::limits::CONSOLE_BYTES;
+use crate::processor::HiddenFeatures;
 use crate::run_dir::{self, Card};
 use crate::shape::Shape;
 use crate::spawn::FIRST_FD;
@@ -99,7 +100,7 @@ impl Options {
     }
 
     /// What every VM has that shall understand the saved state of another: processor, memory, sandbox.
-    fn machine(config: &QemuConfig, name: &str, shape: &Shape, memory: Option<&str>) -> Self {
+    fn machine(config: &QemuConfig, name: &str, shape: &Shape, hidden: HiddenFeatures, memory: Option<&str>) -> Self {
         let mut all = Self(Vec::new());
         all.flag("nodefaults");
         all.flag("no-user-config");
@@ -116,7 +117,7 @@ impl Options {
         }
         all.add("machine", machine);
         all.add("accel", accel);
-        all.add("cpu", cpu.to_owned());
+        all.add("cpu", hidden.names().fold(cpu.to_owned(), |cpu, name| format!("{cpu},-{name}")));
         all.add("smp", shape.vcpus.to_string());
         all.add("m", format!("{}M", shape.memory_mib));
         all.add("display", "none".to_owned());
@@ -187,7 +188,8 @@ fn throttle_group(limits: DiskLimits) -> Option<String> {
 pub(super) fn arguments(config: &QemuConfig, spec: &VmSpec, tsc_khz: Option<u64>) -> Vec<String> {
     // Private and read-only: what the guest writes stays its own, whatever this process does.
     let private = |path: &PathBuf| format!("mem-path={},share=off,readonly=on,rom=off", escaped(path));
-    let mut all = Options::machine(config, &spec.id, &Shape::of(spec), spec.memory.as_ref().map(private).as_deref());
+    let memory = spec.memory.as_ref().map(private);
+    let mut all = Options::machine(config, &spec.id, &Shape::of(spec, None), spec.hidden_features, memory.as_deref());
     let mut option = |name: &str, value: String| all.add(name, value);
     // A guest that resets leaves a stopped machine: the reason and the console can still be asked for.
     option("action", "reboot=shutdown,shutdown=pause".to_owned());
@@ -231,7 +233,7 @@ pub(super) fn arguments(config: &QemuConfig, spec: &VmSpec, tsc_khz: Option<u64>
 /// shared, so that it is left out of what it tells.
 pub(super) fn teller(config: &QemuConfig, shape: &Shape) -> Vec<String> {
     let memory = format!("mem-path={},share=on", descriptor(MEMORY_FD));
-    let mut all = Options::machine(config, "shape", shape, Some(&memory));
+    let mut all = Options::machine(config, "shape", shape, HiddenFeatures::default(), Some(&memory));
     all.add("chardev", format!("socket,id=qmp,fd={QMP_FD}"));
     all.add("mon", "chardev=qmp,mode=control".to_owned());
     if shape.card != Card::None {

@@ -24,6 +24,7 @@ fn spec() -> VmSpec {
         memory: None,
         devices: None,
         disk_limits: DiskLimits::default(),
+        hidden_features: HiddenFeatures::default(),
         network: NetworkSpec::None,
         jail: None,
     }
@@ -193,7 +194,7 @@ fn restored_in_hardware() {
 
 #[test]
 fn one_that_tells_a_head() {
-    let shape = Shape { vcpus: 1, memory_mib: 512, disk: false, card: Card::User };
+    let shape = Shape { vcpus: 1, memory_mib: 512, disk: false, card: Card::User, processor: None };
     let expected = "-nodefaults -no-user-config -name shape,process=belljar-vm \
                     -object memory-backend-file,id=mem,size=512M,mem-path=/proc/self/fd/5,share=on \
                     -machine microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=mem -accel kvm -cpu host \

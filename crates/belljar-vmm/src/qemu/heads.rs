@@ -44,8 +44,8 @@ impl Heads {
 
     /// The head of saved states of VMs of a shape. Whoever asks at the same time waits, so that one QEMU tells all.
     pub(super) async fn of(&self, shape: Shape) -> Result<Arc<[u8]>, VmmError> {
-        // Processors and disk do not show in it. (A card does: it takes a number that the memory would have had.)
-        let shape = Shape { vcpus: 1, disk: false, ..shape };
+        // Processors, what was told of them and disk do not show in it. (A card does: it takes a number that the memory would have had.)
+        let shape = Shape { vcpus: 1, disk: false, processor: None, ..shape };
         let mut known = self.known.lock().await;
         if let Some((_, head)) = known.iter().find(|(other, _)| *other == shape) {
             return Ok(Arc::clone(head));

@@ -29,6 +29,7 @@ use crate::limits::{LAUNCH, MAX_MEMORY_MIB, MAX_VCPUS, QMP_REPLY, TRANSLATION_CA
 use crate::log::Log;
 use crate::orphan;
 use crate::probe::Program;
+use crate::processor::{HiddenFeatures, Processor};
 use crate::run_dir::{Guest, LINK, QMP, Record, RunDir};
 use crate::shape::Shape;
 use crate::spawn::{Start, spawn};
@@ -82,6 +83,15 @@ impl QemuDriver {
     #[must_use]
     pub fn new(config: QemuConfig) -> Self {
         Self { heads: Arc::new(Heads::new(config.clone())), config, tsc: Tsc::new() }
+    }
+
+    /// What a guest that boots is told of its processor.
+    fn processor(&self, hidden: HiddenFeatures) -> Option<Processor> {
+        match self.config.accel {
+            Accelerator::Kvm => Some(Processor::here(hidden)),
+            // Whatever is emulated, on every host.
+            Accelerator::Tcg => (!hidden.is_empty()).then(|| Processor::emulated(hidden)),
+        }
     }
 
     async fn start(
@@ -230,6 +240,7 @@ impl Driver for QemuDriver {
             snapshots: true,
             saving_ends_link: false,
             restricts_network: true,
+            hides_features: true,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,
             max_memory_mib: MAX_MEMORY_MIB,
@@ -248,8 +259,15 @@ impl Driver for QemuDriver {
         let state = State::open(spec)?;
         // Who is restored has been told.
         let tsc_khz = if state.is_none() { self.tsc.khz().await } else { None };
-        let Shape { vcpus, memory_mib, disk, card } = Shape::of(spec);
-        let guest = Guest { memory_mib, memory_inode, vcpus, disk, card };
+        let processor = match &state {
+            Some(state) => state.processor,
+            None => self.processor(spec.hidden_features),
+        };
+        let Shape { vcpus, memory_mib, disk, card, processor } = Shape::of(spec, processor);
+        let guest = Guest { memory_mib, memory_inode, vcpus, disk, card, processor };
+        // Who is restored has been told.
+        let hidden_features = processor.map_or_else(HiddenFeatures::default, |processor| processor.hidden);
+        let spec = &VmSpec { hidden_features, ..spec.clone() };
         let dir = Arc::new(RunDir::open(&spec.run_dir)?);
         orphan::claim(&dir).await?;
         let files = Files::of(&dir);

@@ -7,6 +7,7 @@ use super::stream::{self, StreamError};
 use crate::driver::VmSpec;
 use crate::error::VmmError;
 use crate::limits::DEVICES_BYTES;
+use crate::processor::Processor;
 use crate::shape::{OtherShape, Shape};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -46,15 +47,15 @@ fn encode(qemu: &str, shape: Shape, head: &[u8], devices: &[u8]) -> Result<Vec<u
 }
 
 /// Makes sure that a VM of this shape can go on with the state, as far as that can be said without QEMU. Returns the version
-/// of the QEMU that wrote it.
-fn check(state: &[u8], wanted: Shape) -> Result<String, StateError> {
+/// of the QEMU that wrote it, and what the guest was told of its processor.
+fn check(state: &[u8], wanted: Shape) -> Result<(String, Option<Processor>), StateError> {
     let (stream, note) = stream::annotation(state)?;
     let note: Note = serde_json::from_slice(note)?;
     if crc32fast::hash(stream) != note.crc {
         return Err(StateError::Damaged);
     }
     note.shape.must_be(wanted)?;
-    Ok(note.qemu)
+    Ok((note.qemu, note.shape.processor))
 }
 
 /// Writes a new state file; on error there is none.
@@ -70,6 +71,8 @@ pub(super) struct State {
     pub file: File,
     /// Version of the QEMU that wrote it.
     pub qemu: String,
+    /// What its guest was told of its processor.
+    pub processor: Option<Processor>,
 }
 
 impl State {
@@ -87,8 +90,8 @@ impl State {
         let what = "device state";
         let failed = |source| VmmError::File { id: spec.id.clone(), what, path: path.clone(), source };
         let (file, bytes) = read().map_err(failed)?;
-        match check(&bytes, Shape::of(spec)) {
-            Ok(qemu) => Ok(Some(Self { file, qemu })),
+        match check(&bytes, Shape::of(spec, None)) {
+            Ok((qemu, processor)) => Ok(Some(Self { file, qemu, processor })),
             Err(error) => Err(VmmError::Restore { id: spec.id.clone(), path: path.clone(), reason: error.to_string() }),
         }
     }
@@ -108,7 +111,7 @@ mod tests {
     use crate::qemu::stream::tests::{DEVICES, HEAD};
     use crate::run_dir::Card;
 
-    const SHAPE: Shape = Shape { vcpus: 2, memory_mib: 64, disk: true, card: Card::None };
+    const SHAPE: Shape = Shape { vcpus: 2, memory_mib: 64, disk: true, card: Card::None, processor: None };
 
     fn state() -> Vec<u8> {
         encode("10.0.2", SHAPE, &HEAD.concat(), &DEVICES.concat()).unwrap()
@@ -117,7 +120,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_and_every_cut_is_noticed() {
         let good = state();
-        assert_eq!(check(&good, SHAPE).unwrap(), "10.0.2");
+        assert_eq!(check(&good, SHAPE).unwrap().0, "10.0.2");
         for at in 0..good.len() {
             assert!(check(&good[..at], SHAPE).is_err(), "cut at {at}");
             let mut bad = good.clone();

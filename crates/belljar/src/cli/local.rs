@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, FromArgMatches, Subcommand};
 
-use belljar_node::{DriverSetting, JailSetting, NetworkSetting};
+use belljar_node::{CpuFeature, DriverSetting, JailSetting, NetworkSetting};
 use ipnet::IpNet;
 
 use super::value::{self, SshListen};
@@ -105,6 +105,10 @@ pub struct UpArgs {
     /// Requests per second that each sandbox may send to its disk, 1 to 10000000 [default: as many as there are]
     #[arg(long, value_name = "N", env = env_vars::DISK_IOPS, hide_env_values = true)]
     pub disk_iops: Option<u32>,
+    /// Processor features that sandboxes are not told of, separated by commas, such as avx512f: what is left has to be there on
+    /// every host where a snapshot is to go on [default: none]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', env = env_vars::HIDE_CPU_FEATURES, hide_env_values = true)]
+    pub hide_cpu_features: Option<Vec<CpuFeature>>,
     /// Whether sandboxes begin from golden snapshots; without them each one boots [default: true]
     #[arg(long, value_name = "BOOL", env = env_vars::TEMPLATES, hide_env_values = true)]
     pub templates: Option<bool>,

@@ -137,6 +137,7 @@ pub async fn prepare(
         network: settings.network.clone(),
         resident: settings.resident,
         disk_limits: settings.disk_limits,
+        hidden_features: settings.hidden_features,
         memory_mb: None,
         storage: StorageOptions {
             volume_path: settings.volume_file.clone(),

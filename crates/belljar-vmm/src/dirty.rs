@@ -4,9 +4,14 @@
 //! replaces it by a page without a file. The kernel tells which is which in `/proc/PID/pagemap`.
 //!
 //! Or it is memory without a file ([`Origin::Anonymous`]): then every page that is there counts as written.
+//!
+//! What a guest gave back ([`Capabilities::takes_back_memory`](crate::Capabilities::takes_back_memory)) may have become memory
+//! without a file in the middle of the mapping, so where that was at first is remembered ([`Origin::At`]). Of a page that was given
+//! back and not used again the file's content stays: the guest knows nothing of it and writes before it reads.
 
 use crate::driver::DirtyMemory;
 use crate::limits::{COPIERS, COPY_ALONE_BYTES, IOVECS, PIECE_BYTES};
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -40,6 +45,39 @@ pub(crate) enum Origin {
     File(u64),
     /// Zeroes.
     Anonymous,
+    /// A file that was mapped there.
+    At(Places),
+}
+
+/// Where in the process guest memory is: of each piece its address, its offset in guest memory, and its length, which is 0 of none.
+/// There are two where there is more than fits below the hole that is left for devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Places([(u64, u64, u64); 2]);
+
+impl Places {
+    /// Where the file with this number is mapped in process `pid`, whose guest has `bytes`, and has had nothing to give back yet.
+    pub(crate) fn find(pid: u32, inode: u64, bytes: u64) -> io::Result<Self> {
+        let mut pieces: Vec<(u64, u64, u64)> = Vec::new();
+        for Mapping { start, end, offset } in mappings(&std::fs::read_to_string(format!("/proc/{pid}/maps"))?, inode) {
+            match pieces.last_mut() {
+                Some((address, place, length)) if (*address + *length, *place + *length) == (start, offset) => {
+                    *length += end - start;
+                }
+                _ => pieces.push((start, offset, end - start)),
+            }
+        }
+        let mut places = Self::default();
+        if pieces.iter().map(|(_, _, length)| length).sum::<u64>() != bytes || pieces.len() > places.0.len() {
+            return Err(io::Error::other("its guest's memory is not mapped as expected"));
+        }
+        places.0.iter_mut().zip(pieces).for_each(|(place, piece)| *place = piece);
+        Ok(places)
+    }
+
+    fn mappings(self) -> Vec<Mapping> {
+        let mapping = |(start, offset, length)| Mapping { start, end: start + length, offset };
+        self.0.into_iter().filter(|(_, _, length)| *length > 0).map(mapping).collect()
+    }
 }
 
 /// Memory for [`copy`], taken and touched ahead: while the VM stands still, only what was written since has to be found room for.
@@ -114,6 +152,7 @@ fn written(pid: u32, origin: Origin, bytes: u64) -> io::Result<(Runs, Runs)> {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
     let mappings = match origin {
         Origin::File(inode) => mappings(&read("maps")?, inode),
+        Origin::At(places) => places.mappings(),
         Origin::Anonymous => anonymous(&read("smaps")?, bytes, |address| shows_low_memory(pid, address)),
     };
     if mappings.iter().map(|mapping| mapping.end - mapping.start).sum::<u64>() != bytes {

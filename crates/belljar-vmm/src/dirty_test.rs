@@ -2,7 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 
@@ -131,6 +131,35 @@ fn written_pages_are_found() {
     for count in [IOVECS - 1, IOVECS, IOVECS + 1] {
         check(&(0..count).map(|page| page * 2).collect());
     }
+}
+
+/// As Firecracker does with what a guest says is free.
+#[test]
+#[expect(unsafe_code, reason = "mapping memory over what is ours")]
+fn memory_that_was_given_back_is_found_once_it_is_used_again() {
+    let memory = Mapped::new();
+    let (pid, origin, bytes) = memory.place();
+    let Origin::File(inode) = origin else { unreachable!("it is a file's") };
+    let places = Places::find(pid, inode, bytes).unwrap();
+    assert_eq!(places.mappings().len(), 1);
+    assert!(Places::find(pid, inode, bytes + PAGE).is_err());
+    for page in [0, 5, 9] {
+        memory.write(page, 1);
+    }
+    let both = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: over pages of the mapping, of which there is no reference.
+    let hole = unsafe {
+        let start = memory.start.add(4 * PAGE_SIZE).cast();
+        mmap_anonymous(start, 4 * PAGE_SIZE, both, MapFlags::PRIVATE | MapFlags::FIXED)
+    };
+    hole.unwrap();
+    memory.write(6, 1);
+    assert!(memory.copy().is_err(), "the file is not mapped whole any more");
+    let found = copy(pid, Origin::At(places), bytes, Vec::new()).unwrap();
+    assert_eq!(found.runs, [0, 6, 9].map(|page| (page * PAGE, PAGE)));
+    let mut used_again = vec![0; PAGE_SIZE];
+    used_again[7] = 1;
+    assert!(found.data[PAGE_SIZE..2 * PAGE_SIZE] == used_again, "content");
 }
 
 /// Enough for more than one copier and more than one piece.

@@ -151,6 +151,8 @@ pub struct Capabilities {
     pub saving_ends_link: bool,
     /// [`VmSpec::hidden_features`] are hidden.
     pub hides_features: bool,
+    /// Memory that a guest frees goes back to the host while it runs.
+    pub takes_back_memory: bool,
     /// `vcpus` and `memory_mib` are enforced.
     pub limits_resources: bool,
     /// Most virtual CPUs of one VM.

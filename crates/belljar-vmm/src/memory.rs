@@ -46,6 +46,8 @@ impl MemoryUse {
 /// One mapping; sizes in KiB.
 #[derive(Default)]
 struct Mapping<'a> {
+    /// First and last address, as text.
+    range: &'a str,
     permissions: &'a str,
     path: &'a str,
     size: u64,
@@ -53,14 +55,22 @@ struct Mapping<'a> {
     pss: u64,
 }
 
+impl Mapping<'_> {
+    fn is_private_data(&self) -> bool {
+        self.permissions.starts_with("rw-")
+    }
+
+    fn touches(&self, next: &Self) -> bool {
+        matches!((self.range.split_once('-'), next.range.split_once('-')), (Some((_, end)), Some((start, _))) if end == start)
+    }
+}
+
 impl MemoryUse {
-    fn add(&mut self, mapping: &Mapping<'_>, guest_kib: u64) {
+    fn add(&mut self, mapping: &Mapping<'_>, is_guest: bool) {
         let anonymous = !mapping.path.starts_with('/');
         let rss = mapping.rss * 1024;
-        // QEMU maps guest memory in one piece with a guard page behind it, hence no merging with a neighbour; nothing
-        // else it has is that large, with a file or without. Translated code is the only memory that is writable and
-        // executable.
-        if mapping.permissions.starts_with("rw-") && mapping.size == guest_kib {
+        // Translated code is the only memory that is writable and executable.
+        if is_guest {
             self.guest += rss;
         } else if anonymous && mapping.permissions.starts_with("rwx") {
             self.translation_cache += rss;
@@ -73,27 +83,44 @@ impl MemoryUse {
     }
 }
 
+/// Guest memory is one mapping, or a row of mappings that touch where the guest gave some back ([`crate::dirty`]). Nothing else
+/// that a VM process has is that large, with a file or without; a neighbour of the same kind may have become a part of it.
 fn parse(smaps: &str, guest_kib: u64) -> MemoryUse {
+    let mappings = mappings(smaps);
+    let rows = mappings.chunk_by(|one, next| one.is_private_data() && next.is_private_data() && one.touches(next));
     let mut sum = MemoryUse::default();
-    let mut mapping = Mapping::default();
+    for row in rows {
+        let is_whole = row.iter().any(|mapping| mapping.is_private_data() && mapping.size == guest_kib);
+        let is_row = row.len() > 1 && !is_whole && row.iter().map(|mapping| mapping.size).sum::<u64>() >= guest_kib;
+        for mapping in row {
+            sum.add(mapping, is_row || mapping.is_private_data() && mapping.size == guest_kib);
+        }
+    }
+    sum
+}
+
+fn mappings(smaps: &str) -> Vec<Mapping<'_>> {
+    let mut all: Vec<Mapping<'_>> = Vec::new();
     for line in smaps.lines() {
         let mut words = line.split_ascii_whitespace();
         let (Some(first), Some(second)) = (words.next(), words.next()) else { continue };
-        let value = second.parse::<u64>();
-        match (first, value) {
-            ("Size:", Ok(kib)) => mapping.size = kib,
-            ("Rss:", Ok(kib)) => mapping.rss = kib,
-            ("Pss:", Ok(kib)) => mapping.pss = kib,
-            (label, _) if label.ends_with(':') => {}
+        let Ok(kib) = second.parse::<u64>() else {
             // `5581-5582 rw-p 00000000 00:00 0   [heap]`
-            _ => {
-                sum.add(&mapping, guest_kib);
-                mapping = Mapping { permissions: second, path: words.nth(3).unwrap_or(""), ..Mapping::default() };
+            if !first.ends_with(':') {
+                let path = words.nth(3).unwrap_or("");
+                all.push(Mapping { range: first, permissions: second, path, ..Mapping::default() });
             }
+            continue;
+        };
+        let Some(mapping) = all.last_mut() else { continue };
+        match first {
+            "Size:" => mapping.size = kib,
+            "Rss:" => mapping.rss = kib,
+            "Pss:" => mapping.pss = kib,
+            _ => {}
         }
     }
-    sum.add(&mapping, guest_kib);
-    sum
+    all
 }
 
 #[cfg(test)]
@@ -127,7 +154,16 @@ mod tests {
         assert_eq!(parse("", 1), MemoryUse::default());
 
         let file = map("7f02-7f03 rw-p 00000000 fe:00 78    /data/memory", 512 * 1024, 60_000, 40_000);
-        assert_eq!(parse(&file, 512 * 1024), MemoryUse { guest: 60_000 * 1024, ..MemoryUse::default() });
+        let guest = |kib: u64| MemoryUse { guest: kib * 1024, ..MemoryUse::default() };
+        assert_eq!(parse(&file, 512 * 1024), guest(60_000));
+        let given_back = [
+            map("7f02-7f03 rw-p 00000000 fe:00 78    /data/memory", 256 * 1024, 30_000, 20_000),
+            map("7f03-7f04 rw-p 00000000 00:00 0 ", 128 * 1024, 500, 500),
+            map("7f04-7f05 rw-p 18000000 fe:00 78    /data/memory", 128 * 1024, 10_000, 10_000),
+            map("7f06-7f07 rw-p 00000000 00:00 0 ", 900, 800, 800),
+        ]
+        .concat();
+        assert_eq!(parse(&given_back, 512 * 1024), MemoryUse { heap: 800 * 1024, ..guest(40_500) });
     }
 
     #[test]

@@ -24,6 +24,7 @@
 //! nothing is taken for what it should be.
 
 use crate::child;
+use crate::dirty::Places;
 use crate::driver::{DriverKind, NetworkSpec};
 use crate::error::VmmError;
 use crate::jail::{Inmate, ROOM, can_raise_limits, cgroup};
@@ -123,6 +124,9 @@ pub(crate) struct Guest {
     /// Number of the file its memory began as, which finds it among the process's mappings. (A path may change.)
     #[serde(default)]
     pub memory_inode: Option<u64>,
+    /// Where that is mapped in the process, for those that change the mapping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_at: Option<Places>,
     /// Its virtual CPUs, and whether it has a disk and a network card: what its saved state fits.
     #[serde(default)]
     pub vcpus: u32,

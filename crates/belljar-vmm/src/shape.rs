@@ -26,7 +26,7 @@ impl Shape {
     }
 
     pub(crate) fn of_guest(guest: Guest) -> Self {
-        let Guest { memory_mib, memory_inode: _, vcpus, disk, card, processor } = guest;
+        let Guest { memory_mib, memory_inode: _, memory_at: _, vcpus, disk, card, processor } = guest;
         Self { vcpus, memory_mib, disk, card, processor }
     }
 

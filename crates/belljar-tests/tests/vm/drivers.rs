@@ -1,9 +1,10 @@
 //! The whole system on whatever runs its VMs: what every driver must carry, in one life, so that it can also be run where
 //! each VM takes its time. `BELLJAR_DRIVER` says which; without it, it is the one that this machine's `belljar up` picks.
 
-use std::thread;
+use std::{thread, time::Duration};
 
 use belljar_tests::{Sandbox, World, terminal::Terminal};
+use belljar_vmm::MemoryUse;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -29,6 +30,7 @@ fn a_driver_carries_the_whole_system() {
     streams_under_load(&sandbox);
     files(&sandbox);
     terminal(&world, &sandbox);
+    freed_memory(&world, &sandbox, runtime == "firecracker");
     sleeps(&world, &sandbox);
     let restored = snapshots(&world, &sandbox);
     copies(&world, &sandbox);
@@ -67,6 +69,22 @@ fn terminal(world: &World, sandbox: &Sandbox<'_>) {
     terminal.wait_for("mark-2");
     terminal.write("exit 5\n");
     assert_eq!(terminal.wait(), 5);
+}
+
+/// What the guest frees is the host's again, where the driver takes it back, and what it keeps is whole after a sleep.
+fn freed_memory(world: &World, sandbox: &Sandbox<'_>, takes_back: bool) {
+    let pid = world.vm_pid(&sandbox.id).and_then(|pid| pid.try_into().ok()).expect("its VM process");
+    let held = || MemoryUse::of(pid, 1024).expect("its memory").guest;
+    sandbox.sh("cd /dev/shm; head -c 20M /dev/urandom > kept; sha256sum < kept > sum; head -c 300M /dev/zero > freed");
+    let full = held();
+    sandbox.sh("rm /dev/shm/freed");
+    // The guest's kernel takes its time, and tells nobody.
+    while takes_back && held() + (200 << 20) > full {
+        thread::sleep(Duration::from_millis(100));
+    }
+    world.suspend("box");
+    world.resume("box");
+    sandbox.sh("cd /dev/shm; sha256sum < kept | cmp - sum && rm kept sum");
 }
 
 /// With memory, to the disk and back, again and again.

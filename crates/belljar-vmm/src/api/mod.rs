@@ -15,6 +15,7 @@
 mod vm;
 
 use crate::child::{Ended, Process};
+use crate::dirty::Places;
 use crate::driver::{Capabilities, DiskLimits, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
 use crate::error::VmmError;
 use crate::fifo_console::FifoConsole;
@@ -242,7 +243,7 @@ impl<A: Api> Driver for ApiDriver<A> {
         };
         let Shape { vcpus, memory_mib, disk, card, processor } = Shape::of(spec, processor);
         let memory_inode = memory_inode.filter(|_| A::BOOTS_FROM_MEMORY_FILE || saved.is_some());
-        let guest = Guest { memory_mib, memory_inode, vcpus, disk, card, processor };
+        let mut guest = Guest { memory_mib, memory_inode, memory_at: None, vcpus, disk, card, processor };
         let dir = Arc::new(RunDir::open(&spec.run_dir)?);
         orphan::claim(&dir).await?;
         let files = Files::of(&dir);
@@ -253,11 +254,12 @@ impl<A: Api> Driver for ApiDriver<A> {
         let started = Started::of(self.start(spec, saved.is_some(), &dir, &log, lock.as_ref()).await?);
         let process = started.process.clone();
         let attempt = async {
+            let record = |guest| match Record::of(&spec.id, process.pid(), self.kind(), self.version(), guest) {
+                Some(record) => dir.write_record(&record.jailed(spec.jail.is_some())),
+                None => Ok(()),
+            };
             // As with QEMU: should we die now, this is how the process is found.
-            let record = Record::of(&spec.id, process.pid(), self.kind(), self.version(), guest);
-            if let Some(record) = record {
-                dir.write_record(&record.jailed(spec.jail.is_some()))?;
-            }
+            record(guest)?;
             // It waits to be told what to do with all of this.
             dir.make_fifo(CONSOLE_FIFO)?;
             let (console, link) = (FifoConsole::open(&dir)?, Hybrid::new(&dir)?);
@@ -265,6 +267,12 @@ impl<A: Api> Driver for ApiDriver<A> {
             let rest = Rest::new(Arc::clone(&dir), API);
             self.begin(spec, saved.as_ref(), &rest, &process, &log).await?;
             LOADED.iter().try_for_each(|loaded| dir.remove(loaded))?;
+            if let (Some(inode), true) = (memory_inode, A::capabilities().takes_back_memory) {
+                let (pid, operation) = (process.pid(), "find the guest's memory in");
+                let places = Places::find(pid, inode, memory_mib << 20);
+                guest.memory_at = Some(places.map_err(|source| VmmError::Process { operation, pid, source })?);
+                record(guest)?;
+            }
             Ok((rest, console, link))
         };
         match attempt.await {

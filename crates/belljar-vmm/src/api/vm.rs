@@ -75,7 +75,11 @@ impl<A: Api> ApiVm<A> {
 
     fn of_memory<T>(&self, look: impl FnOnce(u32, Origin, u64) -> std::io::Result<T>) -> Result<T, VmmError> {
         let (pid, guest) = (self.pid(), self.parts.guest);
-        let origin = guest.memory_inode.map_or(Origin::Anonymous, Origin::File);
+        let origin = match (guest.memory_at, guest.memory_inode) {
+            (Some(places), _) => Origin::At(places),
+            (None, Some(inode)) => Origin::File(inode),
+            (None, None) => Origin::Anonymous,
+        };
         let operation = "read the memory of";
         look(pid, origin, guest.memory_mib << 20).map_err(|source| VmmError::Process { operation, pid, source })
     }

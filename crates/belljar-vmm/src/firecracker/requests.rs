@@ -57,6 +57,8 @@ pub(super) fn boot(spec: &VmSpec) -> Vec<Put> {
     }
     put("/vsock", json!({ "guest_cid": GUEST_CID, "uds_path": VSOCK }));
     put("/entropy", json!({}));
+    // It never takes memory from the guest; it is told what the guest has free. Restored, too.
+    put("/balloon", json!({ "amount_mib": 0, "deflate_on_oom": true, "free_page_reporting": true }));
     put("/actions", json!({ "action_type": "InstanceStart" }));
     all
 }
@@ -143,6 +145,7 @@ mod tests {
             "/network-interfaces/net",
             "/vsock",
             "/entropy",
+            "/balloon",
             "/actions",
         ];
         assert_eq!(paths, expected);

@@ -241,6 +241,7 @@ impl Driver for QemuDriver {
             saving_ends_link: false,
             restricts_network: true,
             hides_features: true,
+            takes_back_memory: false,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,
             max_memory_mib: MAX_MEMORY_MIB,
@@ -264,7 +265,7 @@ impl Driver for QemuDriver {
             None => self.processor(spec.hidden_features),
         };
         let Shape { vcpus, memory_mib, disk, card, processor } = Shape::of(spec, processor);
-        let guest = Guest { memory_mib, memory_inode, vcpus, disk, card, processor };
+        let guest = Guest { memory_mib, memory_inode, memory_at: None, vcpus, disk, card, processor };
         // Who is restored has been told.
         let hidden_features = processor.map_or_else(HiddenFeatures::default, |processor| processor.hidden);
         let spec = &VmSpec { hidden_features, ..spec.clone() };

@@ -1,13 +1,17 @@
-//! Control groups: limits of processor time, memory and processes, and whether the kernel ended a process for want of memory.
+//! Control groups: limits of processor time, memory, processes and writing to a disk, and whether the kernel ended a process for want of memory.
 //!
 //! Version 2 where its controllers are, else version 1. Each VM process has a group of its own, `belljar/vm-PID`, made by its
 //! launcher. Format: the kernel's `admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/`.
 
 use super::plan::Group;
+use crate::driver::DiskLimits;
 use crate::limits::GROUP_PATIENCE;
+use rustix::fs::{major, minor};
 use std::fmt;
 use std::fs;
 use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -36,9 +40,40 @@ pub(crate) struct Shares {
     pub memory: u64,
     /// Processes and threads.
     pub threads: u64,
+    /// What it writes to its disk, where that is limited.
+    pub writes: Option<Writes>,
 }
 
-const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
+/// What a VM process may write to a device in a second. What it reads is not limited: its guest's memory comes from the same
+/// device, and a guest is kept from reading too much by its VM program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Writes {
+    /// Its numbers.
+    device: (u32, u32),
+    limits: DiskLimits,
+}
+
+impl Writes {
+    /// Those of a disk's file. `None` where nothing is limited, or where the kernel has no device for the file system.
+    pub(crate) fn of(disk: &Path, limits: DiskLimits) -> Option<Self> {
+        let dev = fs::metadata(disk).ok().filter(|_| limits != DiskLimits::default())?.dev();
+        let place = Path::new("/sys/dev/block").join(format!("{}:{}", major(dev), minor(dev))).canonicalize().ok()?;
+        // A partition is limited with its whole.
+        let whole = if place.join("partition").exists() { place.parent()? } else { &place };
+        let numbers = fs::read_to_string(whole.join("dev")).ok()?;
+        let (major, minor) = numbers.trim().split_once(':')?;
+        Some(Self { device: (major.parse().ok()?, minor.parse().ok()?), limits })
+    }
+
+    fn device(self) -> String {
+        format!("{}:{}", self.device.0, self.device.1)
+    }
+}
+
+const WANTED: [&str; 4] = ["cpu", "memory", "pids", IO];
+/// As version 2 calls it, and as version 1 does.
+const IO: &str = "io";
+const BLKIO: &str = "blkio";
 
 impl Controllers {
     /// Finds them, and makes the groups that ours are below. Those that cannot be used are left out: see its words.
@@ -53,8 +88,9 @@ impl Controllers {
                     for name in WANTED {
                         let is_new = !found.v1.iter().any(|(known, _)| known == name);
                         let ours = point.join(OURS);
+                        let wanted = if name == IO { BLKIO } else { name };
                         if is_new
-                            && options.split(',').any(|option| option == name)
+                            && options.split(',').any(|option| option == wanted)
                             && fs::create_dir_all(&ours).is_ok()
                         {
                             found.v1.push((name.to_owned(), ours));
@@ -91,7 +127,7 @@ impl Controllers {
         });
         let v1 =
             self.v1.iter().map(|(name, parent)| Group { parent: parent.clone(), settings: settings_v1(name, shares) });
-        v2.chain(v1).collect()
+        v2.chain(v1.filter(|group| !group.settings.is_empty())).collect()
     }
 }
 
@@ -180,11 +216,24 @@ fn settings_v2(controller: &str, shares: Shares) -> Vec<(String, String)> {
         "cpu" => one("cpu.max", format!("{} {PERIOD}", quota(shares))),
         "memory" => one("memory.max", shares.memory.to_string()),
         "pids" => one("pids.max", shares.threads.to_string()),
+        IO => shares.writes.map_or_else(Vec::new, |writes| {
+            let DiskLimits { bytes, requests } = writes.limits;
+            let bytes = bytes.map(|bytes| format!(" wbps={bytes}")).unwrap_or_default();
+            let requests = requests.map(|requests| format!(" wiops={requests}")).unwrap_or_default();
+            one("io.max", format!("{}{bytes}{requests}", writes.device()))
+        }),
         _ => Vec::new(),
     }
 }
 
 fn settings_v1(controller: &str, shares: Shares) -> Vec<(String, String)> {
+    if let (IO, Some(writes)) = (controller, shares.writes) {
+        let setting = |what: &str, limit: Option<NonZeroU64>| {
+            limit.map(|limit| (format!("blkio.throttle.write_{what}_device"), format!("{} {limit}", writes.device())))
+        };
+        let DiskLimits { bytes, requests } = writes.limits;
+        return [setting("bps", bytes), setting("iops", requests)].into_iter().flatten().collect();
+    }
     let all: &[(&str, u64)] = match controller {
         "cpu" => &[("cpu.cfs_period_us", PERIOD), ("cpu.cfs_quota_us", quota(shares))],
         "memory" => &[("memory.limit_in_bytes", shares.memory)],
@@ -216,7 +265,7 @@ mod tests {
 
     #[test]
     fn limits_are_what_was_asked_for() {
-        let shares = Shares { processors: 2, memory: 1 << 30, threads: 100 };
+        let shares = Shares { processors: 2, memory: 1 << 30, threads: 100, writes: None };
         let both = Controllers {
             v2: Some(("/two/belljar".into(), vec!["memory".into()])),
             v1: vec![("cpu".into(), "/cpu/belljar".into()), ("pids".into(), "/pids/belljar".into())],
@@ -230,9 +279,18 @@ mod tests {
             ("pids.max", "100"),
         ];
         assert_eq!(settings, expected.map(|(file, value)| (file.to_owned(), value.to_owned())));
-        assert_eq!(both.to_string(), "control groups limit memory, cpu, pids");
-        assert!(both.is_complete() && !Controllers::default().is_complete());
-        assert_eq!(Controllers::default().to_string(), "control groups limit nothing, not cpu, memory, pids");
+        assert_eq!(both.to_string(), "control groups limit memory, cpu, pids, not io");
+        let all =
+            Controllers { v1: [both.v1.as_slice(), &[("io".into(), "/io/belljar".into())]].concat(), ..both.clone() };
+        assert!(all.is_complete() && !both.is_complete() && !Controllers::default().is_complete());
+        assert_eq!(all.groups(shares), groups, "where nothing is limited, nothing is made");
+        assert_eq!(Controllers::default().to_string(), "control groups limit nothing, not cpu, memory, pids, io");
+        let limits = DiskLimits { bytes: NonZeroU64::new(5 << 20), requests: NonZeroU64::new(7) };
+        let shares = Shares { writes: Some(Writes { device: (8, 16), limits }), ..shares };
+        assert_eq!(settings_v2("io", shares), [("io.max".to_owned(), "8:16 wbps=5242880 wiops=7".to_owned())]);
+        let expected =
+            [("blkio.throttle.write_bps_device", "8:16 5242880"), ("blkio.throttle.write_iops_device", "8:16 7")];
+        assert_eq!(settings_v1("io", shares), expected.map(|(file, value)| (file.to_owned(), value.to_owned())));
         assert_eq!(settings_v2("cpu", shares), [("cpu.max".to_owned(), "200000 100000".to_owned())]);
     }
 }

@@ -185,7 +185,7 @@ impl Prison {
         for word in words {
             args.extend(["--skip".to_owned(), word.clone()]);
         }
-        let shares = cgroup::Shares { processors: 1, memory: 96 << 20, threads: THREADS };
+        let shares = cgroup::Shares { processors: 1, memory: 96 << 20, threads: THREADS, writes: None };
         let limits =
             plan::Limits { files: 64, file_bytes: 8 << 20, threads: THREADS, room_bytes: ROOM_BYTES, room_files: 32 };
         let plan = Plan {

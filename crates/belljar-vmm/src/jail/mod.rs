@@ -89,7 +89,7 @@ impl Drop for Guard {
 pub async fn try_out(jail: &Jail, dir: &Path) -> Result<(), VmmError> {
     let program = jail.launcher.first().map(PathBuf::from).unwrap_or_default();
     let dir = Arc::new(RunDir::open(dir)?);
-    let shares = cgroup::Shares { processors: 1, memory: JAIL_MEMORY_MIB << 20, threads: JAIL_THREADS };
+    let shares = cgroup::Shares { processors: 1, memory: JAIL_MEMORY_MIB << 20, threads: JAIL_THREADS, writes: None };
     let plan = Plan {
         args: vec!["--version".to_owned()],
         files: Vec::new(),

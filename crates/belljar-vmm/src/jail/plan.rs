@@ -1,6 +1,6 @@
 //! What a launcher is told, over a file in memory: JSON of [`Plan`].
 
-use super::cgroup::Shares;
+use super::cgroup::{Shares, Writes};
 use super::{Jail, ROOM};
 use crate::driver::{NetworkSpec, VmSpec};
 use crate::limits::{JAIL_FILES, JAIL_MEMORY_MIB, JAIL_ROOM_BYTES, JAIL_ROOM_FILES, JAIL_THREADS};
@@ -37,6 +37,7 @@ impl Plan {
         more_mib: u64,
     ) -> Self {
         let disk = spec.disk.as_ref().and_then(|disk| std::fs::metadata(disk).ok()).map_or(0, |disk| disk.len());
+        let writes = spec.disk.as_ref().and_then(|disk| Writes::of(disk, spec.disk_limits));
         let threads = JAIL_THREADS + u64::from(spec.vcpus);
         let memory = (spec.memory_mib + JAIL_MEMORY_MIB + more_mib) << 20;
         let network = match &spec.network {
@@ -57,7 +58,7 @@ impl Plan {
                 room_bytes: JAIL_ROOM_BYTES,
                 room_files: JAIL_ROOM_FILES,
             },
-            groups: jail.controllers.groups(Shares { processors: spec.vcpus, memory, threads }),
+            groups: jail.controllers.groups(Shares { processors: spec.vcpus, memory, threads, writes }),
             fds: u32::try_from(fds).unwrap_or(u32::MAX),
         }
     }

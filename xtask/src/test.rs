@@ -28,10 +28,20 @@ struct Tier {
     name: &'static str,
     about: &'static str,
     /// Whether it boots VMs: needs root's image, the kernel, the agent and the binary.
-    boots: bool,
+    boots: Boots,
     /// Why it runs only when it is asked for by name.
     by_name: Option<&'static str>,
     checks: fn() -> Result<Vec<Check>>,
+}
+
+/// With what a tier boots VMs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Boots {
+    Nothing,
+    /// A build that is quickly made.
+    Debug,
+    /// One that is fast: where it is emulated, too, that is worth its time.
+    Release,
 }
 
 /// One command of a tier.
@@ -46,35 +56,41 @@ struct Check {
 pub(crate) const NESTED: &str = "nested";
 
 const TIERS: [Tier; 8] = [
-    Tier { name: "tidy", about: "format, lints, rules of the repository", boots: false, by_name: None, checks: tidy },
-    Tier { name: "unit", about: "the tests of each crate", boots: false, by_name: None, checks: unit },
+    Tier {
+        name: "tidy",
+        about: "format, lints, rules of the repository",
+        boots: Boots::Nothing,
+        by_name: None,
+        checks: tidy,
+    },
+    Tier { name: "unit", about: "the tests of each crate", boots: Boots::Nothing, by_name: None, checks: unit },
     Tier {
         name: "system",
         about: "the whole system in one process, without VMs",
-        boots: false,
+        boots: Boots::Nothing,
         by_name: None,
         checks: system,
     },
-    Tier { name: "vm", about: "the whole system with real VMs", boots: true, by_name: None, checks: vm },
-    Tier { name: "sdk", about: "the vendor's published Python SDK", boots: true, by_name: None, checks: sdk },
+    Tier { name: "vm", about: "the whole system with real VMs", boots: Boots::Debug, by_name: None, checks: vm },
+    Tier { name: "sdk", about: "the vendor's published Python SDK", boots: Boots::Debug, by_name: None, checks: sdk },
     Tier {
         name: NESTED,
         about: "VM programs on working KVM, in an emulated machine",
-        boots: true,
+        boots: Boots::Debug,
         by_name: None,
         checks: nested,
     },
     Tier {
         name: "nested-system",
         about: "the whole system on working KVM, in an emulated machine",
-        boots: true,
-        by_name: Some("it takes up to a quarter of an hour, and the emulated machine's own memory has gone bad in it"),
+        boots: Boots::Release,
+        by_name: Some("it takes up to a quarter of an hour for each VM program"),
         checks: nested_system,
     },
     Tier {
         name: "nested-soak",
         about: "half an hour of random operations on working KVM, in an emulated machine",
-        boots: true,
+        boots: Boots::Release,
         by_name: Some("it takes more than half an hour for each VM program"),
         checks: nested_soak,
     },
@@ -130,10 +146,10 @@ fn nested() -> Result<Vec<Check>> {
     each_driver("suite", |driver| inside(driver, &suite, "conformance jail", "BELLJAR_CONFORMANCE", nested::LIMIT))
 }
 
-/// The whole system in one go, with those that it is known to run on.
+/// The whole system in one go, with every VM program that is here.
 fn nested_system() -> Result<Vec<Check>> {
-    let command = inside("qemu-kvm", &vm_tests()?, "drivers", "BELLJAR_DRIVER", nested::LIMIT)?;
-    Ok(vec![Check { name: "nested: qemu-kvm: system".to_owned(), command, counts: true }])
+    let tests = vm_tests()?;
+    each_driver("system", |driver| inside(driver, &tests, "drivers", "BELLJAR_DRIVER", nested::LIMIT))
 }
 
 /// How long random operations go on. The machine around them gets ten more, to start and to end.
@@ -211,7 +227,7 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
         say("  cargo-nextest is not installed: tests run with `cargo test`, in fewer processes");
     }
     let mut results = Vec::new();
-    let mut artifacts = None;
+    let mut built = Vec::new();
     let wanted: Vec<_> =
         TIERS.iter().filter(|tier| names.is_empty() || names.iter().any(|name| name == tier.name)).collect();
     if wanted.iter().any(|tier| tier.name.starts_with(NESTED)) {
@@ -223,24 +239,24 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
     for tier in wanted {
         say(&format!("{}: {}", tier.name, tier.about));
         let started = Instant::now();
-        let outcome = run_tier(tier, &mut artifacts, !names.is_empty());
+        let outcome = run_tier(tier, &mut built, !names.is_empty());
         results.push((tier.name, outcome, started.elapsed().as_secs_f64()));
     }
     Ok(summary(&results))
 }
 
-fn run_tier(tier: &Tier, artifacts: &mut Option<Artifacts>, wanted: bool) -> Outcome {
+fn run_tier(tier: &Tier, built: &mut Vec<(Boots, Artifacts)>, wanted: bool) -> Outcome {
     if let Some(why) = tier.by_name.filter(|_| !wanted) {
         return Outcome::NotRun(format!("only with `--tier {}`: {why}", tier.name));
     }
-    if tier.boots {
+    if tier.boots != Boots::Nothing {
         if let Some(obstacle) = obstacle() {
             say(&format!("  {} is not run: {obstacle}", tier.name));
             return if wanted { Outcome::Ran(Count::failed(obstacle)) } else { Outcome::NotRun(obstacle) };
         }
-        if artifacts.is_none() {
-            match prepare() {
-                Ok(built) => *artifacts = Some(built),
+        if !built.iter().any(|(boots, _)| *boots == tier.boots) {
+            match prepare(tier.boots) {
+                Ok(artifacts) => built.push((tier.boots, artifacts)),
                 Err(error) => {
                     say(&format!("  {error:#}"));
                     return Outcome::Ran(Count::failed(format!("{error:#}")));
@@ -248,9 +264,10 @@ fn run_tier(tier: &Tier, artifacts: &mut Option<Artifacts>, wanted: bool) -> Out
             }
         }
     }
+    let artifacts = built.iter().find(|(boots, _)| *boots == tier.boots).map(|(_, artifacts)| artifacts);
     let mut total = Count::default();
     match (tier.checks)() {
-        Ok(checks) => checks.into_iter().for_each(|check| total.add(run_check(check, artifacts.as_ref()))),
+        Ok(checks) => checks.into_iter().for_each(|check| total.add(run_check(check, artifacts))),
         Err(error) => total.add(Count::failed(format!("{error:#}"))),
     }
     Outcome::Ran(total)
@@ -280,8 +297,8 @@ fn run_check(mut check: Check, artifacts: Option<&Artifacts>) -> Count {
 }
 
 /// Everything the VM tiers need.
-fn prepare() -> Result<Artifacts> {
-    let artifacts = quickstart::build(false)?;
+fn prepare(boots: Boots) -> Result<Artifacts> {
+    let artifacts = quickstart::build(boots == Boots::Release)?;
     images::build(&artifacts.belljar)?;
     Ok(artifacts)
 }

@@ -105,6 +105,19 @@ async fn connections_to_the_agent_are_used_again() {
 }
 
 #[tokio::test]
+async fn a_connection_on_which_a_body_was_refused_is_not_used_again() {
+    let (harness, node) = Harness::with_node().await;
+    let id = harness.create("{}").await;
+    for _ in 0..5 {
+        let request = harness.request("POST", "/missing").header("x-tensorlake-sandbox-id", &id);
+        assert_eq!(harness.ask(request, "a body that nobody reads").await.status, 404);
+        tokio::task::yield_now().await;
+        assert_eq!(harness.to(&id, None, "/").await.status, 200);
+    }
+    assert!(*node.opened.borrow() >= 5, "{} connections", *node.opened.borrow());
+}
+
+#[tokio::test]
 async fn ports_are_open_as_far_as_it_was_said() {
     let (harness, _node) = Harness::with_node().await;
     let id = harness.create(r#"{"name":"box","exposed_ports":[8080,9,7777]}"#).await;

@@ -93,27 +93,27 @@ pub struct Programs {
     pub qemu: Result<Program, ProgramProblem>,
 }
 
-/// Decides from the probes' answers. `taps`: whether VMs can have taps, which Firecracker needs for a network; why not, if so.
+/// Decides from the probes' answers. `taps`: whether VMs can have taps, which all but QEMU need for a network; why not, if so.
 #[must_use]
 pub fn choose(kvm: &Kvm, programs: &Programs, taps: &Result<(), String>) -> DriverChoice {
     if !matches!(kvm, Kvm::Usable { .. }) {
         return choose_qemu(kvm, &programs.qemu, None);
     }
     let Programs { firecracker, cloud_hypervisor, qemu } = programs;
-    match (firecracker, cloud_hypervisor, taps) {
-        (Ok(program), _, Ok(())) => {
-            let reason = format!("Firecracker {} runs guests in hardware: {kvm}", program.version);
-            DriverChoice { driver: Some(DriverKind::Firecracker), reason, better: None }
+    let (driver, name, program, problem) = match (firecracker, cloud_hypervisor) {
+        (Ok(program), _) => (DriverKind::Firecracker, "Firecracker", program, None),
+        (Err(problem), Ok(program)) => (DriverKind::CloudHypervisor, "Cloud Hypervisor", program, Some(problem)),
+        (Err(problem), Err(_)) => {
+            let skipped = (problem.to_string(), Some(problem.remedy().to_owned()));
+            return choose_qemu(kvm, qemu, Some(skipped));
         }
-        (Ok(_), _, Err(why)) => choose_qemu(kvm, qemu, Some((format!("Firecracker needs taps, and {why}"), None))),
-        (Err(problem), cloud_hypervisor, _) => {
-            // The whole system has not been seen to run on it.
-            let words =
-                if cloud_hypervisor.is_ok() { "; Cloud Hypervisor is taken only where it is asked for" } else { "" };
-            let skipped = (format!("{problem}{words}"), Some(problem.remedy().to_owned()));
-            choose_qemu(kvm, qemu, Some(skipped))
-        }
+    };
+    if let Err(why) = taps {
+        return choose_qemu(kvm, qemu, Some((format!("{name} needs taps, and {why}"), None)));
     }
+    let words = problem.map(|problem| format!("; {problem}")).unwrap_or_default();
+    let reason = format!("{name} {} runs guests in hardware: {kvm}{words}", program.version);
+    DriverChoice { driver: Some(driver), reason, better: problem.map(|problem| problem.remedy().to_owned()) }
 }
 
 /// `skipped`: why none of the others is used though KVM works, and the remedy.
@@ -154,6 +154,7 @@ mod tests {
         const TCG: Option<DriverKind> = Some(DriverKind::Qemu { accel: Accelerator::Tcg });
         const KVM: Option<DriverKind> = Some(DriverKind::Qemu { accel: Accelerator::Kvm });
         const FIRECRACKER: Option<DriverKind> = Some(DriverKind::Firecracker);
+        const CLOUD: Option<DriverKind> = Some(DriverKind::CloudHypervisor);
         let found = |version: &str| Ok(Program { path: PathBuf::from("/usr/bin/x"), version: version.into() });
         let none = |remedy| Err(ProgramProblem::NotFound { program: "x".into(), remedy });
         let old = Err(ProgramProblem::TooOld {
@@ -179,7 +180,8 @@ mod tests {
         check(Kvm::measured(0.3), &both, &taps, FIRECRACKER, "Firecracker 1.14.0 runs guests in hardware", None);
         check(Kvm::measured(0.3), &fire, &taps, FIRECRACKER, "0.30 ns", None);
         let cloud_and_qemu = programs(none("get it"), found("52.0"), found("10.0.2"));
-        check(Kvm::measured(0.3), &cloud_and_qemu, &taps, KVM, "only where it is asked for", Some("get it"));
+        check(Kvm::measured(0.3), &cloud_and_qemu, &taps, CLOUD, "Cloud Hypervisor 52.0 runs guests", Some("get it"));
+        check(Kvm::measured(0.3), &cloud_and_qemu, &no_taps, KVM, "Cloud Hypervisor needs taps", None);
         check(Kvm::measured(0.3), &both, &no_taps, KVM, "Firecracker needs taps, and this user", None);
         check(Kvm::measured(20.0), &qemu, &taps, KVM, "in hardware", Some("get it"));
         check(Kvm::measured(560.0), &both, &taps, TCG, "interprets kernel-mode code (560 ns", Some("nested"));
@@ -192,6 +194,7 @@ mod tests {
             check(kvm, &old, &taps, None, "7.2.1", Some("update"));
         }
         check(Kvm::measured(0.3), &fire, &no_taps, None, "needs taps", Some("apt install"));
-        check(Kvm::measured(0.3), &cloud, &taps, None, "only where it is asked for", Some("apt install"));
+        check(Kvm::measured(0.3), &cloud, &taps, CLOUD, "in hardware", Some("get it"));
+        check(Kvm::measured(560.0), &cloud, &taps, None, "not found", Some("apt install"));
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     images, paths, quickstart,
     run::{self, say},
     setup,
-    test::{NESTED_DRIVERS, is_here},
+    test::nested_drivers,
 };
 
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
 fn each_driver(artifacts: &Artifacts, arguments: &[String]) -> Result<ExitCode> {
     let program = paths::target().join("release/bench").canonicalize().context("the benchmark")?;
     let mut all_ran = true;
-    for (driver, _) in NESTED_DRIVERS.into_iter().filter(|(driver, program)| is_here(driver, program)) {
+    for driver in nested_drivers() {
         let mut inside = Command::new(env::current_exe()?);
         inside.args(["nested", "--"]).arg(&program).args(arguments);
         artifacts.pass_to(&mut inside)?;

@@ -513,11 +513,13 @@ impl Settings {
                 limits: NetworkLimits::default(),
             },
             disk_limits: DiskLimits::default(),
-            hidden_features: [&args.hide_cpu_features, &file.hide_cpu_features]
+            hidden_features: args
+                .hide_cpu_features
+                .clone()
+                .or(file.hide_cpu_features.clone())
                 .into_iter()
                 .flatten()
-                .next()
-                .map_or_else(HiddenFeatures::default, |names| names.iter().copied().collect()),
+                .collect(),
             templates: args.templates.or(file.templates).unwrap_or(true),
             resident: args.resident_secs.or(file.resident_secs).map_or(NodeConfig::RESIDENT, Duration::from_secs),
             volume_file: args.volume_file.clone().or(file.volume_file.clone()),

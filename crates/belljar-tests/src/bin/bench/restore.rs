@@ -74,15 +74,6 @@ impl Frozen {
         self.dir.path().join(name)
     }
 
-    /// Restores once; answers the time from the start of QEMU until its guest has answered.
-    pub(crate) fn restore(&self) -> Duration {
-        let begun = Instant::now();
-        let vm = self.restored();
-        let took = begun.elapsed();
-        drop(vm);
-        took
-    }
-
     fn restored(&self) -> Vm {
         let mut vm = self.start("off", &["-incoming", "defer"]);
         vm.migrate("migrate-incoming", &self.path("devices"));
@@ -129,7 +120,11 @@ impl Frozen {
 
 impl Alone for Frozen {
     fn restore(&self) -> Duration {
-        Self::restore(self)
+        let begun = Instant::now();
+        let vm = self.restored();
+        let took = begun.elapsed();
+        drop(vm);
+        took
     }
 
     fn freeze(&self) -> Duration {

@@ -13,6 +13,7 @@ use belljar_tests::{Sandbox, World};
 use serde_json::json;
 
 use crate::{
+    alone::Alone,
     memory::proportional_mib,
     progress,
     restore::Frozen,

@@ -11,6 +11,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::wait_while;
+
 /// A process that has to do with a directory.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -123,7 +125,5 @@ pub(crate) fn kill_and_wait(pid: i32) {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
         stat.rsplit(") ").next().is_some_and(|rest| !(rest.is_empty() || rest.starts_with('Z') && threads <= 1))
     };
-    while alive() {
-        std::thread::yield_now();
-    }
+    wait_while(alive);
 }

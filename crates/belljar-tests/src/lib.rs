@@ -10,4 +10,13 @@ pub mod sandbox;
 pub mod terminal;
 pub mod world;
 
+use std::time::Duration;
+
 pub use self::{sandbox::Sandbox, world::World};
+
+/// Waits while something that nobody tells of is so. Looking all the time would take the processor from what is waited for.
+pub fn wait_while(mut is_so: impl FnMut() -> bool) {
+    while is_so() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -14,6 +14,7 @@ use crate::{
     http::{Answer, Http},
     leftovers,
     sandbox::Sandbox,
+    wait_while,
 };
 
 /// Names of VM processes: QEMU is told its own, the kernel keeps 15 bytes of others.
@@ -53,9 +54,7 @@ impl World {
     pub fn golden_with(settings: &[(&'static str, String)]) -> Self {
         let world = Self::start_with(&[settings, &[("BELLJAR_TEMPLATES", "true".to_owned())]].concat());
         let ready = || !world.entries("templates").is_empty() && world.vm_pids().len() >= world.spares();
-        while !ready() || world.entries("templates").iter().any(|it| it.ends_with(".building")) {
-            std::thread::yield_now();
-        }
+        wait_while(|| !ready() || world.entries("templates").iter().any(|it| it.ends_with(".building")));
         world
     }
 
@@ -259,9 +258,7 @@ impl World {
 
     /// Waits until no VM and no sandbox directory is left: the end of a sandbox is visible before they are gone.
     pub fn wait_until_clean(&self) {
-        while self.vm_pids().len() > self.entries("spares").len() || !self.sandbox_dirs().is_empty() {
-            std::thread::yield_now();
-        }
+        wait_while(|| self.vm_pids().len() > self.entries("spares").len() || !self.sandbox_dirs().is_empty());
     }
 
     /// Pids of this world's VMs.

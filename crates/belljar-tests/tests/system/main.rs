@@ -7,11 +7,11 @@ mod grpc;
 mod https;
 mod tunnel;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf};
 
 use belljar_node::{Artifacts, DriverSetting, NodeConfig, ServerSetting, Shutdown};
 use belljar_server::{Listeners, ServerConfig, TlsFiles, TlsSource};
-use belljar_tests::http::Http;
+use belljar_tests::{http::Http, wait_while};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -212,14 +212,10 @@ fn commands_given_while_the_node_is_away_are_carried_out() {
     assert_eq!(begun.status, 202, "{begun:?}");
     system.start_node();
     let id = begun.json["sandbox_id"].as_str().unwrap();
-    while system.http().get(&format!("/sandboxes/{id}")).json["status"] == "pending" {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_while(|| system.http().get(&format!("/sandboxes/{id}")).json["status"] == "pending");
     system.echo(id);
     let sandboxes = system.dir.path().join("data/volume/sandboxes").join(&ended);
-    while sandboxes.exists() {
-        std::thread::yield_now();
-    }
+    wait_while(|| sandboxes.exists());
 }
 
 #[test]

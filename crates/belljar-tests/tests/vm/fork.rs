@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::FileExt};
 
-use belljar_tests::{Sandbox, World};
+use belljar_tests::{Sandbox, World, wait_while};
 use serde_json::{Value, json};
 
 /// State of a sandbox that is told apart in memory, in a process and on the disk.
@@ -44,9 +44,7 @@ fn a_memory_snapshot_is_restored_any_number_of_times() {
     // Deleting the parent harms no child.
     let restored = world.create(&json!({"snapshot_id": second["id"]}));
     check(&restored, "two");
-    while world.http().get(&format!("/snapshots/{}", id(&first))).status != 404 {
-        std::thread::yield_now();
-    }
+    wait_while(|| world.http().get(&format!("/snapshots/{}", id(&first))).status != 404);
     assert_eq!(world.http().post("/sandboxes", &json!({"snapshot_id": first["id"]})).status, 404);
 }
 
@@ -233,7 +231,5 @@ fn space_is_accounted_and_got_back() {
     world.ok(&["snapshot", "rm", id(&snapshot)]);
     // The node takes note of the deletion a moment after it was acknowledged, which may be in the middle of this.
     world.ok(&["gc"]);
-    while used() >= before - 30_000_000 {
-        std::thread::yield_now();
-    }
+    wait_while(|| used() >= before - 30_000_000);
 }

@@ -1,6 +1,6 @@
 //! Programs in a sandbox.
 
-use belljar_tests::World;
+use belljar_tests::{World, wait_while};
 use serde_json::{Value, json};
 
 #[test]
@@ -176,9 +176,7 @@ fn what_a_process_wrote_is_in_the_log_after_the_end() {
     };
     // The log is collected beside the request that made it: the last line tells that all is there.
     sandbox.sh("echo flushed");
-    while !bodies("").contains(&"flushed".to_owned()) {
-        std::thread::yield_now();
-    }
+    wait_while(|| !bodies("").contains(&"flushed".to_owned()));
     sandbox.delete();
     assert!(bodies("").contains(&"remember-me".to_owned()));
     assert_eq!(bodies("?body=trouble&level=5"), ["trouble"]);

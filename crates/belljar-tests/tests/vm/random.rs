@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use belljar_tests::{Sandbox, World};
+use belljar_tests::{Sandbox, World, wait_while};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -336,9 +336,7 @@ impl<'w> Model<'w> {
         }
         self.kept.iter().for_each(|kept| self.forget(kept));
         self.world.wait_until_clean();
-        while !self.world.entries("passing").is_empty() {
-            std::thread::yield_now();
-        }
+        wait_while(|| !self.world.entries("passing").is_empty());
     }
 }
 

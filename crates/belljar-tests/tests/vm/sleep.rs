@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use belljar_tests::{Sandbox, World};
+use belljar_tests::{Sandbox, World, wait_while};
 use serde_json::{Value, json};
 
 /// Counts in memory, in a file and in a pipe, and checks at each step that the last one was what it should have been.
@@ -48,9 +48,7 @@ fn a_named_sandbox_sleeps_and_wakes_with_its_memory() {
             "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done"]}));
         world.suspend(&sandbox.id);
         if resident == 0 {
-            while !world.vm_pids().is_empty() {
-                std::thread::yield_now();
-            }
+            wait_while(|| !world.vm_pids().is_empty());
         }
         // Again is no error.
         world.suspend("box");

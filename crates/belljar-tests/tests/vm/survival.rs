@@ -1,6 +1,6 @@
 //! Sandboxes outlive the server.
 
-use belljar_tests::World;
+use belljar_tests::{World, wait_while};
 use serde_json::json;
 
 /// Runs `restart` in the middle of a sandbox's life; the sandbox must not notice.
@@ -85,9 +85,7 @@ fn check_killed(order: &str, body: &serde_json::Value, acknowledged: impl Fn(&Wo
             acknowledged(&world, &answer);
         }
         // An order that was not carried out before is now, when it may cut off what is running: this comes after it.
-        while world.info("box").json["status"] == "suspending" {
-            std::thread::yield_now();
-        }
+        wait_while(|| world.info("box").json["status"] == "suspending");
         world.resume("box");
         assert_eq!(sandbox.sh("cat /dev/shm/memory /workspace/disk"), format!("{round}\n{round}"), "round {round}");
         assert_eq!(sandbox.boot_id(), boot_id, "round {round}");
@@ -98,9 +96,7 @@ fn check_killed(order: &str, body: &serde_json::Value, acknowledged: impl Fn(&Wo
         world.sandbox(other["id"].as_str().unwrap()).delete();
     }
     world.wait_until_clean();
-    while !world.entries("passing").is_empty() {
-        std::thread::yield_now();
-    }
+    wait_while(|| !world.entries("passing").is_empty());
 }
 
 #[test]
@@ -140,15 +136,11 @@ fn a_sleeping_sandbox_survives_the_loss_of_everything_but_the_disk() {
     for pid in world.vm_pids() {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     }
-    while !world.vm_pids().is_empty() {
-        std::thread::yield_now();
-    }
+    wait_while(|| !world.vm_pids().is_empty());
     let volume = world.data().join("volume");
     if world.storage() == volume {
         // The kernel closes the files of an ended process a moment after it shows as ended.
-        while !std::process::Command::new("umount").arg(&volume).status().unwrap().success() {
-            std::thread::yield_now();
-        }
+        wait_while(|| !std::process::Command::new("umount").arg(&volume).status().unwrap().success());
     }
     world.up();
     assert_eq!(world.info("box").json["status"], "suspended");

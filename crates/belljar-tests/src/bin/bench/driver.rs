@@ -2,7 +2,7 @@
 //!
 //! `BELLJAR_DRIVER` says which program; `cargo xtask bench driver` takes each one that is there, in the emulated machine.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use belljar_tests::{Sandbox, World};
 use belljar_vmm::MemoryUse;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     alone::{Alone, ByHand, MEMORY_MIB, Program},
-    memory::{proportional_mib, resident_mib},
+    memory::{processor_percent, proportional_mib, resident_mib},
     progress,
     restore::Frozen,
     sleep::spares_ready,
@@ -21,6 +21,8 @@ use crate::{
 const ROUNDS: usize = 8;
 /// VMs of one golden snapshot at once.
 const MANY: usize = 20;
+/// How long they are watched while nobody uses them.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// The VM program of a driver, alone.
 fn alone(driver: &str) -> Box<dyn Alone> {
@@ -126,9 +128,15 @@ impl Life {
 
 /// What one VM process has beyond its guest's memory, and what many from one golden snapshot have together.
 fn memory(table: &mut Table, world: &World) {
-    progress("memory of many");
-    let sandboxes: Vec<_> = (0..MANY).map(|_| world.create(&json!({"timeout_secs": 0}))).collect();
-    sandboxes.iter().for_each(|sandbox| drop(sandbox.sh("true")));
+    let mut sandboxes = Vec::new();
+    for number in 1..=MANY {
+        let idle = processor_percent(&world.vm_pids(), Duration::from_secs(2));
+        let begun = Instant::now();
+        let sandbox = world.create(&json!({"timeout_secs": 0}));
+        sandbox.sh("true");
+        progress(&format!("many: {number} of {MANY}, {:?}; those before, idle: {idle:.0} %", begun.elapsed()));
+        sandboxes.push(sandbox);
+    }
     let pids = world.vm_pids();
     assert_eq!(pids.len(), MANY);
     let own = pids.iter().map(|pid| {
@@ -141,5 +149,6 @@ fn memory(table: &mut Table, world: &World) {
     let proportional = pids.iter().map(|pid| proportional_mib(*pid)).sum();
     table.value("each of 20 from one golden: resident", mean(resident), "MiB", "reported");
     table.value("each of 20 from one golden: proportional", mean(proportional), "MiB", "reported");
+    table.value("20 idle: of one processor", processor_percent(&pids, IDLE), "%", "reported");
     sandboxes.iter().for_each(|sandbox| drop(sandbox.delete()));
 }

@@ -1,4 +1,4 @@
-//! What processes occupy.
+//! What processes occupy, and what they do while nobody asks anything of them.
 
 use std::{
     collections::BTreeMap,
@@ -61,6 +61,24 @@ fn sleeps(pid: i32) -> BTreeMap<Thread, f64> {
         Some(((task.file_name(), begun), number(&status, "voluntary_ctxt_switches:")?))
     };
     tasks.filter_map(of).collect()
+}
+
+/// Processor time that processes take within a time, as a part of one processor, percent.
+pub(crate) fn processor_percent(pids: &[i32], during: Duration) -> f64 {
+    let taken = || pids.iter().map(|pid| processor_ticks(*pid)).sum::<f64>();
+    let before = taken();
+    std::thread::sleep(during);
+    (taken() - before) / TICKS_PER_SECOND / during.as_secs_f64() * 100.0
+}
+
+/// `USER_HZ`, in which the kernel tells processor time on every machine that this runs on.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+fn processor_ticks(pid: i32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+    // User and system, fields 14 and 15; the guest's is in the first.
+    fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum()
 }
 
 /// Resident memory of the processes on a request's way, before it.

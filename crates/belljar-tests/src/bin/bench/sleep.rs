@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use belljar_tests::{Sandbox, World};
+use belljar_tests::{Sandbox, World, wait_while};
 use serde_json::json;
 
 use crate::{
@@ -38,9 +38,7 @@ pub(crate) fn run(table: &mut Table) {
 }
 
 pub(crate) fn spares_ready(world: &World, wanted: usize) {
-    while world.entries("spares").len() < wanted || world.vm_pids().len() < wanted {
-        std::thread::yield_now();
-    }
+    wait_while(|| world.entries("spares").len() < wanted || world.vm_pids().len() < wanted);
     // The last one is being restored when its process shows.
     std::thread::sleep(Duration::from_millis(300));
 }

@@ -4,6 +4,8 @@ use std::{fmt, time::Duration};
 
 use serde_json::{Value, json};
 
+use crate::progress;
+
 /// Durations of one figure.
 #[derive(Default)]
 pub(crate) struct Samples(Vec<f64>);
@@ -53,11 +55,17 @@ pub(crate) struct Table(Vec<Row>);
 impl Table {
     pub(crate) fn samples(&mut self, name: &str, samples: &Samples, note: &str) {
         let (p50, p99) = (samples.p50(), Some(samples.quantile(99)));
-        self.0.push(Row { name: name.into(), n: samples.0.len(), p50, p99, unit: "ms", note: note.into() });
+        self.push(Row { name: name.into(), n: samples.0.len(), p50, p99, unit: "ms", note: note.into() });
     }
 
     pub(crate) fn value(&mut self, name: &str, value: f64, unit: &'static str, note: &str) {
-        self.0.push(Row { name: name.into(), n: 1, p50: value, p99: None, unit, note: note.into() });
+        self.push(Row { name: name.into(), n: 1, p50: value, p99: None, unit, note: note.into() });
+    }
+
+    /// Tells it at once, too: what comes after may fail, and take long.
+    fn push(&mut self, row: Row) {
+        progress(&row.to_string());
+        self.0.push(row);
     }
 
     pub(crate) fn json(&self) -> Value {
@@ -66,13 +74,17 @@ impl Table {
     }
 }
 
+impl fmt::Display for Row {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, n, p50, p99, unit, note } = self;
+        let p99 = p99.map_or(String::from("-"), |it| format!("{it:.2}"));
+        write!(out, "{name:<52} {n:>4} {p50:>9.2} {p99:>9}  {unit:<5} {note}")
+    }
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{:<52} {:>4} {:>9} {:>9}  {:<5} against", "figure", "n", "p50", "p99", "unit")?;
-        for Row { name, n, p50, p99, unit, note } in &self.0 {
-            let p99 = p99.map_or(String::from("-"), |it| format!("{it:.2}"));
-            writeln!(out, "{name:<52} {n:>4} {p50:>9.2} {p99:>9}  {unit:<5} {note}")?;
-        }
-        Ok(())
+        self.0.iter().try_for_each(|row| writeln!(out, "{row}"))
     }
 }

@@ -30,6 +30,10 @@ pub trait Driver: Send + Sync {
     /// Finds the VM that an earlier process of ours launched with this run directory. `None` when it is gone; what it
     /// left in the directory is then removed.
     async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Vm>>, VmmError>;
+
+    /// Ends the VM that was launched with this run directory, if there is one, and removes what it had there. Its process is asked
+    /// nothing: it may hang.
+    async fn end(&self, run_dir: &Path) -> Result<(), VmmError>;
 }
 
 /// One VM. Dropping it lets go of the VM process and does not end it.

@@ -1,4 +1,5 @@
-//! VM processes that nobody was told of: their launcher died between starting them and writing the record.
+//! VM processes that are not driven: those that nobody was told of, whose launcher died between starting them and writing the
+//! record, and those that are only to end.
 
 use crate::child::{self, Process};
 use crate::error::VmmError;
@@ -17,6 +18,17 @@ pub(crate) async fn claim(dir: &RunDir) -> Result<(), VmmError> {
         None if dir.is_clear() => Ok(()),
         None => sweep(dir).await,
     }
+}
+
+/// Ends what was started for a directory, and removes what that left.
+pub(crate) async fn end_all(run_dir: &Path) -> Result<(), VmmError> {
+    let dir = RunDir::open(run_dir)?;
+    let Some(record) = dir.read_record() else { return sweep(&dir).await };
+    let failed = |source| VmmError::Process { operation: "watch", pid: record.pid, source };
+    if let Some(process) = Process::find(&record).map_err(failed)? {
+        process.kill().await?;
+    }
+    dir.clear()
 }
 
 /// Ends what was started for a directory without a record, and removes what that left.

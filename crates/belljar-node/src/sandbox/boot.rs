@@ -511,10 +511,8 @@ async fn console(vm: &dyn Vm) -> String {
 pub(crate) async fn end_vm(ctx: &Arc<Context>, dir: &Path) -> Result<(), BootError> {
     let run_dir = dir.join(RUN);
     // A boot that failed before it made the directory has started nothing.
-    if run_dir.exists()
-        && let Some(vm) = ctx.driver.adopt(&run_dir).await?
-    {
-        vm.kill().await?;
+    if run_dir.exists() {
+        ctx.driver.end(&run_dir).await?;
     }
     let (this, dir) = (ctx.clone(), dir.to_owned());
     Ok(blocking(move || network::unplug(&this.network, &dir)).await?)

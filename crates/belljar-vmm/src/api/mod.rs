@@ -299,6 +299,10 @@ impl<A: Api> Driver for ApiDriver<A> {
             }
         }
     }
+
+    async fn end(&self, run_dir: &Path) -> Result<(), VmmError> {
+        orphan::end_all(run_dir).await
+    }
 }
 
 #[cfg(test)]

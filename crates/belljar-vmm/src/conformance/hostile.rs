@@ -6,6 +6,7 @@ use super::{IDLE, RESET, World, is_running, with_each};
 use crate::child::Process;
 use crate::driver::{VmExit, VmSpec};
 use crate::error::VmmError;
+use rustix::process::{Pid, Signal, kill_process};
 use std::time::Duration;
 
 /// How often such a guest writes to a port and to memory, before it resets.
@@ -86,6 +87,23 @@ async fn wild_values_in_every_register_harm_nobody_else() {
         }
         neighbour.kill().await.unwrap();
         other.assert_clean();
+    })
+    .await;
+}
+
+/// Its process answers nobody any more, as one that a guest has led astray.
+#[tokio::test]
+async fn a_vm_that_hangs_can_be_ended() {
+    with_each(async |driver, world| {
+        let vm = driver.launch(&world.spec(&IDLE)).await.unwrap();
+        let pid = vm.pid();
+        drop(vm);
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::STOP).unwrap();
+        driver.end(&world.run_dir()).await.unwrap();
+        assert!(!is_running(pid));
+        world.assert_clean();
+        // Where nothing is any more that is fine.
+        driver.end(&world.run_dir()).await.unwrap();
     })
     .await;
 }

@@ -314,6 +314,10 @@ impl Driver for QemuDriver {
             }
         }
     }
+
+    async fn end(&self, run_dir: &Path) -> Result<(), VmmError> {
+        orphan::end_all(run_dir).await
+    }
 }
 
 /// What it is not started for.

@@ -48,6 +48,9 @@ enum Task {
         /// Seconds after which the machine is given up.
         #[arg(long, value_name = "SECONDS", default_value_t = nested::LIMIT)]
         limit: u32,
+        /// Give the machine an IOMMU and a PCI device that is vfio-pci's. It is slower then.
+        #[arg(long)]
+        device: bool,
         /// The command line.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
@@ -87,7 +90,9 @@ fn main() -> ExitCode {
             tiers.extend(nested.then(|| test::NESTED.to_owned()));
             return finish(test::run(&tiers));
         }
-        Task::Nested { limit, command } => return finish(nested::run(&command, limit)),
+        Task::Nested { limit, device, command } => {
+            return finish(nested::run(&command, nested::Machine { limit, device }));
+        }
         Task::Bench { arguments } => return finish(bench::run(&arguments)),
         Task::Setup => setup::run(),
         Task::Kernel { update } => kernel::run(update).map(|path| run::answer(&path.display().to_string())),

@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{kernel, paths, run};
 
-/// Seconds after which the machine is given up.
+/// Seconds after which a machine is given up where nobody says otherwise.
 pub(crate) const LIMIT: u32 = 1800;
 /// Its memory, MiB.
 const MEMORY_MIB: u32 = 16_384;
@@ -30,6 +30,15 @@ const PROCESSORS: u32 = 1;
 const TRANSLATION_CACHE_MIB: u32 = 1024;
 /// What QEMU can emulate, with SVM; less the string instructions that it emulates byte by byte, and five-level paging.
 const PROCESSOR: &str = "max,+svm,-la57,-erms,-fsrm,-fzrm,-fsrs,-fsrc";
+
+/// The machine, as small as it can be.
+const SMALL: &str = "microvm,acpi=on,pit=on,pic=off,rtc=on,isa-serial=on";
+/// A PC. Its timer needs the old interrupt controller.
+const PC: &str = "q35,vmport=off,sata=off,smbus=off,usb=off";
+/// A device that does a little arithmetic, made for learning. Its registers: QEMU's `docs/specs/edu.rst`.
+const DEVICE: &str = "edu";
+/// Its vendor and its number.
+const DEVICE_ID: &str = "1234:11e8";
 
 /// Where VM programs are looked for before `PATH`, inside too.
 const PROGRAMS: &str = "BELLJAR_VMM_DIR";
@@ -50,15 +59,24 @@ pub(crate) fn vm_program(name: &str) -> Option<PathBuf> {
     beside.or_else(|| run::find_program(name))
 }
 
-/// Runs a shell's command line in such a machine, for `limit` seconds at most; its output, and its exit status.
-pub(crate) fn run(words: &[String], limit: u32) -> Result<ExitCode> {
+/// What kind of machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Machine {
+    /// Seconds after which it is given up.
+    pub(crate) limit: u32,
+    /// It has an IOMMU, and [something](DEVICE) to give away. It is slower then.
+    pub(crate) device: bool,
+}
+
+/// Runs a shell's command line in such a machine; its output, and its exit status.
+pub(crate) fn run(words: &[String], kind: Machine) -> Result<ExitCode> {
     let kernel = kernel::outer()?;
     let job = paths::target().join("nested").join(std::process::id().to_string());
     fs::create_dir_all(&job).with_context(|| format!("cannot create {}", job.display()))?;
     let job = job.canonicalize().context("the job's folder")?;
     fs::write(job.join("init.sh"), include_str!("nested/init.sh")).context("cannot write the job")?;
     fs::write(job.join("command.sh"), script(words)).context("cannot write the job")?;
-    let ran = run::interactive(&mut machine(&kernel, &job, limit)?)?;
+    let ran = run::interactive(&mut machine(&kernel, &job, kind)?)?;
     let status = fs::read_to_string(job.join("status")).ok();
     let status = status.and_then(|text| text.trim().parse::<u8>().ok());
     match (ran, status) {
@@ -66,7 +84,11 @@ pub(crate) fn run(words: &[String], limit: u32) -> Result<ExitCode> {
             fs::remove_dir_all(&job).with_context(|| format!("cannot remove {}", job.display()))?;
             Ok(ExitCode::from(status))
         }
-        _ => bail!("the nested machine did not come to its end within {limit} s, or not at all; see {}", job.display()),
+        _ => bail!(
+            "the nested machine did not come to its end within {} s, or not at all; see {}",
+            kind.limit,
+            job.display()
+        ),
     }
 }
 
@@ -85,12 +107,12 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-fn machine(kernel: &Path, job: &Path, limit: u32) -> Result<Command> {
+fn machine(kernel: &Path, job: &Path, kind: Machine) -> Result<Command> {
     let init = job.join("init.sh");
     // There is nothing to calibrate against inside, and the emulated counter is the host's.
     let line = format!(
         "console=ttyS0 console=hvc0 quiet root=root rootfstype=9p rootflags=trans=virtio,version=9p2000.L,msize=500000,cache=loose ro \
-         init=/bin/bash mitigations=off no_timer_check bdev_allow_write_mounted=on audit=0 reboot=t panic=-1 tsc_early_khz={} tsc=reliable -- {}",
+         init=/bin/bash mitigations=off no_timer_check bdev_allow_write_mounted=on audit=0 reboot=t panic=-1 tsc_early_khz={} tsc=reliable vfio-pci.ids={DEVICE_ID} -- {}",
         khz()?,
         init.display()
     );
@@ -98,19 +120,26 @@ fn machine(kernel: &Path, job: &Path, limit: u32) -> Result<Command> {
         format!("local,id={id},path={},security_model=none,multidevs=remap{options}", path.display())
     };
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=10", &limit.to_string(), "qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
+    command.args(["--kill-after=10", &kind.limit.to_string(), "qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
     command.args(["-no-reboot", "-display", "none", "-chardev", "stdio,id=out,mux=on,signal=off"]);
+    // Only a whole PC can have an IOMMU.
+    let (machine, bus) = if kind.device { (PC, "pci") } else { (SMALL, "device") };
+    command.args(["-M", machine, "-cpu", PROCESSOR]);
+    if kind.device {
+        command.args(["-device", "intel-iommu,intremap=on", "-device", DEVICE]);
+    }
     // Without an old interrupt controller the serial port is the kernel's alone; programs have another one.
-    command.args(["-serial", "chardev:out", "-device", "virtio-serial-device", "-device", "virtconsole,chardev=out"]);
-    command.args(["-M", "microvm,acpi=on,pit=on,pic=off,rtc=on,isa-serial=on", "-cpu", PROCESSOR]);
+    let serial = format!("virtio-serial-{bus}");
+    command.args(["-serial", "chardev:out", "-device", &serial, "-device", "virtconsole,chardev=out"]);
     command.args(["-accel", &format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}")]);
     command.args(["-smp", &PROCESSORS.to_string(), "-m", &format!("{MEMORY_MIB}M")]);
     command.arg("-kernel").arg(kernel).args(["-append", &line]);
     command.args(["-fsdev", &share("root", Path::new("/"), ",readonly=on")]);
-    command.args(["-device", "virtio-9p-device,fsdev=root,mount_tag=root"]);
+    command.args(["-device", &format!("virtio-9p-{bus},fsdev=root,mount_tag=root")]);
     command.args(["-fsdev", &share("job", job, "")]);
-    command.args(["-device", "virtio-9p-device,fsdev=job,mount_tag=job"]);
-    command.args(["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-device,rng=rng"]);
+    command.args(["-device", &format!("virtio-9p-{bus},fsdev=job,mount_tag=job")]);
+    command.args(["-object", "rng-random,id=rng,filename=/dev/urandom"]);
+    command.args(["-device", &format!("virtio-rng-{bus},rng=rng")]);
     command.stdin(std::process::Stdio::null());
     Ok(command)
 }

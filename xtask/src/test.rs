@@ -107,7 +107,7 @@ fn tidy() -> Result<Vec<Check>> {
         "--workspace",
         "--all-targets",
         "--features",
-        "belljar-tests/e2e,belljar-tests/system",
+        "belljar-tests/device,belljar-tests/system",
         "--",
         "--deny",
         "warnings",
@@ -143,23 +143,33 @@ fn sdk() -> Result<Vec<Check>> {
 /// For every VM program that is here, in a machine each: one suite for all drivers, and the jail's.
 fn nested() -> Result<Vec<Check>> {
     let suite = cargo::test_program("belljar-vmm", &["--lib"])?;
-    each_driver("suite", |driver| inside(driver, &suite, "conformance jail", "BELLJAR_CONFORMANCE", nested::LIMIT))
+    each_driver("suite", |driver| inside(driver, &suite, "conformance jail", "BELLJAR_CONFORMANCE", ORDINARY))
 }
 
 /// The whole system in one go, with every VM program that is here.
 fn nested_system() -> Result<Vec<Check>> {
     let tests = vm_tests()?;
-    each_driver("system", |driver| inside(driver, &tests, "drivers", "BELLJAR_DRIVER", nested::LIMIT))
+    let mut checks = each_driver("system", |driver| inside(driver, &tests, "drivers", "BELLJAR_DRIVER", ORDINARY))?;
+    if let Some(driver) = nested_drivers().find(|driver| *driver == GIVES_DEVICES) {
+        let machine = nested::Machine { device: true, ..ORDINARY };
+        let tests = cargo::test_program("belljar-tests", &["--features", "device", "--test", "device"])?;
+        let command = inside(driver, &tests, "device", "BELLJAR_DRIVER", machine)?;
+        checks.push(Check { name: format!("nested: {driver}: device"), command, counts: true });
+    }
+    Ok(checks)
 }
+
+/// The driver that can give devices of the host away.
+const GIVES_DEVICES: &str = "cloud-hypervisor";
 
 /// How long random operations go on. The machine around them gets ten more, to start and to end.
 const SOAK_MINUTES: u32 = 30;
 
 /// Random operations, with every VM program that is here.
 fn nested_soak() -> Result<Vec<Check>> {
-    let (tests, limit) = (vm_tests()?, (SOAK_MINUTES + 10) * 60);
+    let (tests, machine) = (vm_tests()?, nested::Machine { limit: (SOAK_MINUTES + 10) * 60, ..ORDINARY });
     each_driver("soak", |driver| {
-        let mut command = inside(driver, &tests, "vms_are_not_kept", "BELLJAR_DRIVER", limit)?;
+        let mut command = inside(driver, &tests, "vms_are_not_kept", "BELLJAR_DRIVER", machine)?;
         command.env("BELLJAR_SOAK_MINUTES", SOAK_MINUTES.to_string());
         Ok(command)
     })
@@ -194,10 +204,14 @@ fn is_here(driver: &str, program: &str) -> bool {
     is_here
 }
 
-/// Tests in a machine with working KVM, which is given up after `limit` seconds; `variable` tells them of the driver.
-fn inside(driver: &str, tests: &Path, filter: &str, variable: &str, limit: u32) -> Result<Command> {
+/// The machine that all but a few of the tests run in.
+const ORDINARY: nested::Machine = nested::Machine { limit: nested::LIMIT, device: false };
+
+/// Tests in a machine with working KVM; `variable` tells them of the driver.
+fn inside(driver: &str, tests: &Path, filter: &str, variable: &str, machine: nested::Machine) -> Result<Command> {
     let mut command = Command::new(env::current_exe()?);
-    command.args(["nested", "--limit", &limit.to_string(), "--"]).arg(tests).args(filter.split(' '));
+    command.args(["nested", "--limit", &machine.limit.to_string()]).args(machine.device.then_some("--device"));
+    command.arg("--").arg(tests).args(filter.split(' '));
     command.args(["--test-threads=1", "--color=never", "--nocapture"]);
     command.env(variable, driver);
     Ok(command)

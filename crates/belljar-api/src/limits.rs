@@ -56,6 +56,11 @@ pub const SECRETS_MAX: usize = 1000;
 
 /// Most bytes of a JSON request body on any plane; files and stdin are streamed and not bound by it.
 pub const JSON_BODY_MAX: usize = 1024 * 1024;
+/// Most GPUs of one model that a sandbox may have.
+pub const GPUS_MAX: u32 = 16;
+/// Longest name of a GPU model.
+pub const GPU_MODEL_MAX: usize = 64;
+
 /// Most arguments, environment variables or entrypoint words in one request.
 pub const WORDS_MAX: usize = 4096;
 

@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     image::ImageInfo,
-    sandbox::{NetworkConfig, Resources, TerminationReason},
+    sandbox::{Gpus, NetworkConfig, Resources, TerminationReason},
     secret::{SecretRef, SecretValue},
     snapshot::SnapshotType,
 };
@@ -64,12 +64,15 @@ pub struct NodeHello {
 }
 
 /// What a node can hold.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Capacity {
     /// Host cpus: the most that one sandbox may ask for. Cpus are shared, so they do not add up.
     pub cpus: f64,
     /// Memory for sandboxes, MiB; adds up.
     pub memory_mb: u64,
+    /// GPUs for sandboxes, each model once; each is one sandbox's at a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<Gpus>,
 }
 
 /// An instruction from the durable outbox.

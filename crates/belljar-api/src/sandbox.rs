@@ -114,22 +114,47 @@ pub struct ResourcesRequest {
     /// Disk, MiB, sparse.
     #[serde(default, alias = "ephemeral_disk_mb", skip_serializing_if = "Option::is_none")]
     pub disk_mb: Option<u64>,
-    /// GPUs: refused by this release.
+    /// GPUs of its own, each model once. Such a sandbox cannot sleep, be copied or give a memory snapshot: what is in a GPU
+    /// cannot be saved.
     #[serde(default, alias = "gpu_configs", skip_serializing_if = "Option::is_none")]
-    pub gpus: Option<Vec<GpuRequest>>,
+    pub gpus: Option<Vec<Gpus>>,
 }
 
 /// GPUs of one model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct GpuRequest {
+pub struct Gpus {
     /// How many.
     pub count: u32,
-    /// Model name.
+    /// Model, as the node that has it calls it, such as `H100`: 1 to 64 letters, digits, `-`, `_` and `.`.
     pub model: String,
 }
 
+impl Gpus {
+    /// Whether all of `wanted` is in `has`.
+    pub fn are_in(wanted: &[Self], has: &[Self]) -> bool {
+        wanted.iter().all(|wanted| wanted.count <= Self::of_model(has, &wanted.model))
+    }
+
+    /// How many of a model there are.
+    pub fn of_model(all: &[Self], model: &str) -> u32 {
+        all.iter().filter(|gpus| gpus.model == model).map(|gpus| gpus.count).sum()
+    }
+
+    /// In words: `2 H100, 1 A10`.
+    pub fn describe(all: &[Self]) -> String {
+        let words: Vec<_> = all.iter().map(|gpus| format!("{} {}", gpus.count, gpus.model)).collect();
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+    }
+}
+
+/// Whether a GPU model can be called so.
+pub fn is_gpu_model(model: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (1..=limits::GPU_MODEL_MAX).contains(&model.len()) && model.chars().all(plain)
+}
+
 /// What a sandbox has.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Resources {
     /// Virtual cpus.
     pub cpus: f64,
@@ -139,6 +164,9 @@ pub struct Resources {
     pub disk_mb: u64,
     /// The same number under its old name.
     pub ephemeral_disk_mb: u64,
+    /// GPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu_configs: Vec<Gpus>,
 }
 
 /// Network policy: what may leave. What an entry of the two lists means is said in [`crate::network`].
@@ -434,11 +462,26 @@ impl ResourcesRequest {
             let range = format!("use {} to {} MiB", limits::DISK_MIN_MB, limits::DISK_MAX_MB);
             return invalid("resources.disk_mb", format!("{disk_mb} is out of range; {range}"));
         }
-        if self.gpus.as_ref().is_some_and(|gpus| !gpus.is_empty()) {
-            return invalid("resources.gpus", "this release has no GPU support; leave the field out");
-        }
-        Ok(Resources { cpus, memory_mb, disk_mb, ephemeral_disk_mb: disk_mb })
+        let gpu_configs = self.gpus.clone().unwrap_or_default();
+        check_gpus(&gpu_configs)?;
+        Ok(Resources { cpus, memory_mb, disk_mb, ephemeral_disk_mb: disk_mb, gpu_configs })
     }
+}
+
+fn check_gpus(gpus: &[Gpus]) -> Result<(), Invalid> {
+    for (at, Gpus { count, model }) in gpus.iter().enumerate() {
+        if !is_gpu_model(model) {
+            let form = format!("1 to {} letters, digits, `-`, `_` and `.`", limits::GPU_MODEL_MAX);
+            return invalid("resources.gpus", format!("{model:?} is no model; write {form}, such as H100"));
+        }
+        if !(1..=limits::GPUS_MAX).contains(count) {
+            return invalid("resources.gpus", format!("{count} {model}; ask for 1 to {}", limits::GPUS_MAX));
+        }
+        if gpus[..at].iter().any(|before| before.model == *model) {
+            return invalid("resources.gpus", format!("{model} stands there twice; add the counts"));
+        }
+    }
+    Ok(())
 }
 
 fn check_timeout(timeout_secs: Option<u64>) -> Result<(), Invalid> {
@@ -547,7 +590,10 @@ mod tests {
         check(r#"{"resources":{"cpus":0.5,"memory_mb":9000}}"#, Err("resources.memory_mb"));
         check(r#"{"resources":{"memory_mb":512}}"#, Err("resources.memory_mb"));
         check(r#"{"resources":{"disk_mb":1}}"#, Err("resources.disk_mb"));
-        check(r#"{"resources":{"gpus":[{"count":1,"model":"H100"}]}}"#, Err("resources.gpus"));
+        check(r#"{"resources":{"gpus":[{"count":1,"model":"H100"},{"count":2,"model":"A10"}]}}"#, Ok(()));
+        check(r#"{"resources":{"gpus":[{"count":0,"model":"H100"}]}}"#, Err("resources.gpus"));
+        check(r#"{"resources":{"gpus":[{"count":1,"model":"H 100"}]}}"#, Err("resources.gpus"));
+        check(r#"{"resources":{"gpus":[{"count":1,"model":"A"},{"count":1,"model":"A"}]}}"#, Err("resources.gpus"));
         check(r#"{"name":"Box"}"#, Err("name"));
         check(r#"{"exposed_ports":[9501]}"#, Err("exposed_ports"));
         check(r#"{"network":{"allow_out":["1.2.3.4"]}}"#, Ok(()));

@@ -5,7 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use belljar_vmm::{DiskLimits, HiddenFeatures};
 use tokio::{io::DuplexStream, sync::mpsc};
 
-use crate::{driver::DriverSetting, jails::JailOptions, network::NetworkOptions, storage::StorageOptions};
+use crate::{
+    driver::DriverSetting, gpus::GpuSetting, jails::JailOptions, network::NetworkOptions, storage::StorageOptions,
+};
 
 /// Everything a node needs to know; see the fields.
 #[derive(Debug, Clone)]
@@ -40,6 +42,8 @@ pub struct NodeConfig {
     pub disk_limits: DiskLimits,
     /// Features of the processor that guests are not told of, so that what they have is there on every host of a pool.
     pub hidden_features: HiddenFeatures,
+    /// GPUs that sandboxes can have.
+    pub gpus: Vec<GpuSetting>,
     /// The volume of a data directory that cannot reflink.
     pub storage: StorageOptions,
 }

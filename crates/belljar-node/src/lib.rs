@@ -12,6 +12,7 @@ mod config;
 mod driver;
 mod egress;
 mod fault;
+mod gpus;
 mod guest;
 mod idle;
 mod images;
@@ -49,6 +50,7 @@ pub use belljar_vmm::{CpuFeature, DiskLimits, HiddenFeatures, jail};
 pub use self::{
     config::{Artifacts, NodeConfig, ServerSetting},
     driver::{DriverError, DriverSetting, Machine},
+    gpus::{GpuError, GpuSetting, check as check_gpus},
     jails::{JailError, JailOptions, JailSetting, open as open_jail},
     network::{NetworkError, NetworkLimits, NetworkOptions, NetworkSetting, probe as probe_network},
     program::ProgramError,
@@ -56,6 +58,7 @@ pub use self::{
 use self::{
     egress::credentials::Safe,
     fault::Faults,
+    gpus::Gpus,
     idle::ConnectionSlots,
     images::Images,
     network::{Network, Owner},
@@ -115,6 +118,9 @@ pub enum NodeError {
     /// No networks for sandboxes.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// GPUs that cannot be had.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
 }
 
 /// What every part of the node shares.
@@ -145,6 +151,8 @@ pub(crate) struct Context {
     pub(crate) disk_limits: DiskLimits,
     /// Features of the processor that guests are not told of.
     pub(crate) hidden_features: HiddenFeatures,
+    /// What sandboxes can have for themselves.
+    pub(crate) gpus: Gpus,
     /// Where tests make things fail.
     pub(crate) faults: Faults,
     /// Boots at once: more only slow each other down.
@@ -241,8 +249,13 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         tracing::warn!("VM processes are not jailed: a guest that breaks out of its VM has all rights of this user");
     }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory_mb = config.memory_mb.map_or_else(host_memory, Ok)?;
+    let gpus = Gpus::open(&config.gpus)?;
+    if !config.gpus.is_empty() && !driver.capabilities().passes_through {
+        return Err(GpuError::Driver(driver.kind()).into());
+    }
     #[expect(clippy::cast_precision_loss, reason = "no host has 2^52 cpus")]
-    let capacity = Capacity { cpus: cpus as f64, memory_mb: config.memory_mb.map_or_else(host_memory, Ok)? };
+    let capacity = Capacity { cpus: cpus as f64, memory_mb, gpus: gpus.capacity() };
     let user_network = driver.capabilities().user_network;
     let registry = Registry::new();
     let vault = Vault::open(storage.root())?;
@@ -274,6 +287,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         resident: config.resident,
         disk_limits: config.disk_limits,
         hidden_features: config.hidden_features,
+        gpus,
         faults: Faults::default(),
         tasks: TaskTracker::new(),
         leaving: CancellationToken::new(),

@@ -14,6 +14,7 @@ use belljar_api::{
     node::{NodeState, Origin, SandboxSpec},
     sandbox::TerminationReason,
 };
+use belljar_vmm::PciDevice;
 use serde::{Deserialize, Serialize};
 
 use crate::storage::StorageError;
@@ -60,6 +61,9 @@ pub(crate) struct Record {
     /// The last snapshot that was taken of it, or that it was put back to.
     #[serde(default)]
     pub last_snapshot: Option<String>,
+    /// Devices of the host that it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed_through: Vec<PciDevice>,
     /// Why the last thing that was asked for did not happen.
     #[serde(default)]
     pub trouble: Option<String>,
@@ -123,6 +127,7 @@ impl Record {
             identity_token: token.iter().map(|byte| format!("{byte:02x}")).collect(),
             runtime: None,
             last_snapshot: None,
+            passed_through: Vec::new(),
             trouble: None,
         }
     }

@@ -81,6 +81,7 @@ impl Registry {
                     continue;
                 }
             };
+            ctx.gpus.note(&record.sandbox_id, &record.passed_through);
             if let Err(error) = self.start(ctx, record, Start::Adopt) {
                 tracing::error!(%error, path = %path.display(), "a sandbox is left alone");
             }

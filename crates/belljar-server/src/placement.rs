@@ -5,7 +5,7 @@
 
 use belljar_api::{
     node::Capacity,
-    sandbox::{PendingReason, Resources, TerminationReason, is_runtime},
+    sandbox::{Gpus, PendingReason, Resources, TerminationReason, is_runtime},
 };
 
 /// A connected node.
@@ -17,6 +17,8 @@ pub(crate) struct NodeView {
     pub(crate) capacity: Capacity,
     /// Memory that its sandboxes take, MiB.
     pub(crate) used_memory_mb: u64,
+    /// GPUs that its sandboxes have.
+    pub(crate) used_gpus: Vec<Gpus>,
     /// Whether egress rules hold there.
     pub(crate) egress_rules: bool,
     /// What runs its sandboxes.
@@ -49,14 +51,14 @@ pub(crate) enum ImagePresence {
 }
 
 /// What to do with a sandbox that has no node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Decision {
-    /// Give it to this node, if that much memory is still free there.
+    /// Give it to this node, if that much is still free there.
     Place {
         /// The node.
         node_id: String,
-        /// Its memory in all, MiB.
-        capacity_mb: u64,
+        /// What it has in all.
+        capacity: Capacity,
     },
     /// Not now.
     Wait(PendingReason),
@@ -96,6 +98,10 @@ pub(crate) fn decide(nodes: &[NodeView], wanted: Wanted<'_>) -> Decision {
         }
     }
     let wanted = wanted.resources;
+    with_image.retain(|node| Gpus::are_in(&wanted.gpu_configs, &node.capacity.gpus));
+    if with_image.is_empty() {
+        return Decision::Never(TerminationReason::NoCapacity, no_gpus(nodes, &wanted.gpu_configs));
+    }
     let fitting: Vec<_> = with_image
         .iter()
         .filter(|node| wanted.cpus <= node.capacity.cpus && wanted.memory_mb <= node.capacity.memory_mb)
@@ -113,12 +119,27 @@ pub(crate) fn decide(nodes: &[NodeView], wanted: Wanted<'_>) -> Decision {
     let free = |node: &NodeView| node.capacity.memory_mb.saturating_sub(node.used_memory_mb);
     fitting
         .into_iter()
-        .filter(|node| free(node) >= wanted.memory_mb)
+        .filter(|node| free(node) >= wanted.memory_mb && has_gpus_free(node, &wanted.gpu_configs))
         .max_by(|a, b| free(a).cmp(&free(b)).then_with(|| b.id.cmp(&a.id)))
         .map_or(Decision::Wait(PendingReason::NoResourcesAvailable), |node| Decision::Place {
             node_id: node.id.clone(),
-            capacity_mb: node.capacity.memory_mb,
+            capacity: node.capacity.clone(),
         })
+}
+
+fn has_gpus_free(node: &NodeView, wanted: &[Gpus]) -> bool {
+    let fits = |wanted: &Gpus| {
+        let used = Gpus::of_model(&node.used_gpus, &wanted.model);
+        wanted.count <= Gpus::of_model(&node.capacity.gpus, &wanted.model).saturating_sub(used)
+    };
+    wanted.iter().all(fits)
+}
+
+fn no_gpus(nodes: &[NodeView], wanted: &[Gpus]) -> String {
+    let mut there: Vec<_> = nodes.iter().map(|node| Gpus::describe(&node.capacity.gpus)).collect();
+    there.sort_unstable();
+    there.dedup();
+    format!("resources.gpus: no node has {} for it; nodes have {}", Gpus::describe(wanted), there.join("; "))
 }
 
 #[cfg(test)]
@@ -129,8 +150,9 @@ mod tests {
 
     fn node(id: &str, cpus: f64, memory_mb: u64, used_memory_mb: u64, present: bool) -> NodeView {
         let image = if present { ImagePresence::Present } else { ImagePresence::Absent("no image x".into()) };
-        let (id, capacity, driver) = (id.into(), Capacity { cpus, memory_mb }, "qemu-tcg".into());
-        NodeView { id, capacity, used_memory_mb, egress_rules: false, driver, image }
+        let capacity = Capacity { cpus, memory_mb, gpus: Vec::new() };
+        let (id, driver, used_gpus) = (id.into(), "qemu-tcg".into(), Vec::new());
+        NodeView { id, capacity, used_memory_mb, used_gpus, egress_rules: false, driver, image }
     }
 
     #[track_caller]
@@ -140,7 +162,8 @@ mod tests {
 
     #[track_caller]
     fn check_rules(nodes: &[NodeView], cpus: f64, memory_mb: u64, egress_rules: bool, expected: &str) {
-        let resources = Resources { cpus, memory_mb, disk_mb: 10240, ephemeral_disk_mb: 10240 };
+        let resources =
+            Resources { cpus, memory_mb, disk_mb: 10240, ephemeral_disk_mb: 10240, gpu_configs: Vec::new() };
         let got = match decide(nodes, Wanted { resources: &resources, egress_rules, runtime: None }) {
             Decision::Place { node_id, .. } => node_id,
             Decision::Wait(reason) => format!("{reason:?}"),
@@ -175,7 +198,8 @@ mod tests {
     fn a_runtime_that_was_asked_for_is_had_or_refused() {
         let qemu = node("a", 2.0, 9999, 0, true);
         let fire = NodeView { driver: "firecracker".into(), ..node("b", 2.0, 4096, 0, true) };
-        let resources = Resources { cpus: 1.0, memory_mb: 1024, disk_mb: 10240, ephemeral_disk_mb: 10240 };
+        let resources =
+            Resources { cpus: 1.0, memory_mb: 1024, disk_mb: 10240, ephemeral_disk_mb: 10240, gpu_configs: Vec::new() };
         let check = |nodes: &[NodeView], runtime: &str, expected: &str| {
             let wanted = Wanted { resources: &resources, egress_rules: false, runtime: Some(runtime) };
             let got = match decide(nodes, wanted) {
@@ -200,6 +224,36 @@ mod tests {
         check(&[], "qemu", "NoExecutorsAvailable");
     }
 
+    #[test]
+    fn gpus_are_had_waited_for_or_refused() {
+        let gpus = |model: &str, count| Gpus { model: model.into(), count };
+        let mut with = node("g", 2.0, 4096, 0, true);
+        with.capacity.gpus = vec![gpus("H100", 2), gpus("A10", 1)];
+        let mut busy = with.clone();
+        busy.used_gpus = vec![gpus("H100", 1)];
+        let without = node("a", 2.0, 9999, 0, true);
+        let check = |node: &NodeView, wanted: &[Gpus], expected: &str| {
+            let gpu_configs = wanted.to_vec();
+            let resources = Resources { cpus: 1.0, memory_mb: 1, disk_mb: 1, ephemeral_disk_mb: 1, gpu_configs };
+            let wanted = Wanted { resources: &resources, egress_rules: false, runtime: None };
+            let got = match decide(&[without.clone(), node.clone()], wanted) {
+                Decision::Place { node_id, .. } => node_id,
+                Decision::Wait(reason) => format!("{reason:?}"),
+                Decision::Never(reason, detail) => format!("{reason:?}: {detail}"),
+            };
+            assert_eq!(got, expected);
+        };
+        check(&with, &[gpus("H100", 2), gpus("A10", 1)], "g");
+        check(&with, &[], "a");
+        check(&busy, &[gpus("H100", 1)], "g");
+        check(&busy, &[gpus("H100", 2)], "NoResourcesAvailable");
+        check(
+            &with,
+            &[gpus("A10", 2)],
+            "NoCapacity: resources.gpus: no node has 2 A10 for it; nodes have 2 H100, 1 A10; none",
+        );
+    }
+
     proptest! {
         #[test]
         fn a_placement_always_fits(
@@ -212,7 +266,7 @@ mod tests {
                 .enumerate()
                 .map(|(i, (c, m, used, present))| node(&format!("n{i}"), f64::from(c), m, used, present))
                 .collect();
-            let wanted = Resources { cpus: f64::from(cpus), memory_mb, disk_mb: 1, ephemeral_disk_mb: 1 };
+            let wanted = Resources { cpus: f64::from(cpus), memory_mb, disk_mb: 1, ephemeral_disk_mb: 1, gpu_configs: Vec::new() };
             let fits = |n: &NodeView| n.image == ImagePresence::Present
                 && n.capacity.cpus >= wanted.cpus
                 && n.used_memory_mb + memory_mb <= n.capacity.memory_mb;

@@ -53,7 +53,7 @@ impl PoolRow {
             id: self.id.clone(),
             namespace: self.namespace.clone(),
             image: spec.image.clone(),
-            resources: spec.resources,
+            resources: spec.resources.clone(),
             timeout_secs: spec.timeout_secs,
             entrypoint: spec.entrypoint.clone(),
             max_containers: self.max_containers,

@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
+use belljar_api::sandbox::{Gpus, Resources};
 use tokio::sync::watch;
 
 use crate::life::{Phase, SandboxRow};
@@ -26,8 +27,16 @@ struct Inner {
     names: HashMap<(String, String), String>,
     /// Sandboxes of each pool.
     pools: HashMap<String, BTreeSet<String>>,
-    /// Memory that is taken, MiB, by node.
-    used_mb: HashMap<String, u64>,
+    /// What is taken of each node.
+    used: HashMap<String, Used>,
+}
+
+/// What sandboxes have of a node.
+#[derive(Debug, Default)]
+struct Used {
+    memory_mb: u64,
+    /// By model.
+    gpus: HashMap<String, u32>,
 }
 
 impl Table {
@@ -40,7 +49,7 @@ impl Table {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes over a committed row; returns the node whose memory it freed.
+    /// Takes over a committed row; returns the node of which it freed something.
     pub(crate) fn apply(&self, row: &Arc<SandboxRow>) -> Option<String> {
         let mut inner = self.write();
         let before = inner.rows.get(&row.id).map(|sender| Arc::clone(&sender.borrow()));
@@ -97,7 +106,14 @@ impl Table {
 
     /// Memory that sandboxes take on a node, MiB.
     pub(crate) fn used_mb(&self, node_id: &str) -> u64 {
-        self.read().used_mb.get(node_id).copied().unwrap_or(0)
+        self.read().used.get(node_id).map_or(0, |used| used.memory_mb)
+    }
+
+    /// GPUs that sandboxes have on a node.
+    pub(crate) fn used_gpus(&self, node_id: &str) -> Vec<Gpus> {
+        let inner = self.read();
+        let used = inner.used.get(node_id).into_iter().flat_map(|used| &used.gpus);
+        used.map(|(model, count)| Gpus { model: model.clone(), count: *count }).collect()
     }
 
     /// Sandboxes that are not running yet, in the order of their creation.
@@ -116,6 +132,24 @@ impl Table {
     }
 }
 
+impl Used {
+    fn add(&mut self, resources: &Resources) {
+        self.memory_mb += resources.memory_mb;
+        for Gpus { count, model } in &resources.gpu_configs {
+            *self.gpus.entry(model.clone()).or_default() += count;
+        }
+    }
+
+    fn remove(&mut self, resources: &Resources) {
+        self.memory_mb = self.memory_mb.saturating_sub(resources.memory_mb);
+        for Gpus { count, model } in &resources.gpu_configs {
+            if let Some(used) = self.gpus.get_mut(model) {
+                *used = used.saturating_sub(*count);
+            }
+        }
+    }
+}
+
 impl Inner {
     /// Puts a sandbox into the list of its pool, or takes it out.
     fn join(&mut self, pool_id: &str, id: &str, is_in: bool) {
@@ -130,18 +164,18 @@ impl Inner {
         }
     }
 
-    /// Moves the memory of a row from where it was to where it is; returns the node that has more now.
+    /// Moves what a row takes from where that was to where it is; returns the node that has more now.
     fn account(&mut self, before: Option<&SandboxRow>, after: &SandboxRow) -> Option<String> {
         let (old, new) = (before.and_then(SandboxRow::held_by), after.held_by());
         if old == new {
             return None;
         }
         if let Some(node) = new {
-            *self.used_mb.entry(node.to_owned()).or_default() += after.spec.resources.memory_mb;
+            self.used.entry(node.to_owned()).or_default().add(&after.spec.resources);
         }
         let (node, before) = (old?, before?);
-        if let Some(used) = self.used_mb.get_mut(node) {
-            *used = used.saturating_sub(before.spec.resources.memory_mb);
+        if let Some(used) = self.used.get_mut(node) {
+            used.remove(&before.spec.resources);
         }
         Some(node.to_owned())
     }

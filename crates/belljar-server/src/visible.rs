@@ -60,7 +60,7 @@ pub(crate) fn info(row: &SandboxRow, world: World, urls: &Urls) -> SandboxInfo {
         status,
         image: spec.image.clone(),
         runtime: world.driver,
-        resources: spec.resources,
+        resources: spec.resources.clone(),
         timeout_secs: spec.timeout_secs,
         entrypoint: spec.entrypoint.clone(),
         name: row.name.clone(),

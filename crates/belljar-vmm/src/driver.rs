@@ -1,6 +1,7 @@
 //! The two traits at the seam, and the plain values that cross it.
 
 use crate::jail::Jail;
+use crate::pci::PciDevice;
 use crate::{HiddenFeatures, MemoryUse, VmmError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -155,6 +156,8 @@ pub struct Capabilities {
     pub saving_ends_link: bool,
     /// [`VmSpec::hidden_features`] are hidden.
     pub hides_features: bool,
+    /// [`VmSpec::passed_through`] works.
+    pub passes_through: bool,
     /// Memory that a guest frees goes back to the host while it runs.
     pub takes_back_memory: bool,
     /// `vcpus` and `memory_mib` are enforced.
@@ -196,6 +199,9 @@ pub struct VmSpec {
     pub disk_limits: DiskLimits,
     /// Features of the processor that a guest that boots is not told of; one that goes on knows what it was told.
     pub hidden_features: HiddenFeatures,
+    /// Devices of the host that are the guest's alone: whole IOMMU groups ([`crate::pci::group_of`]). All of the guest's memory
+    /// stays in the host's then, and its state cannot be saved.
+    pub passed_through: Vec<PciDevice>,
     /// The guest's network card.
     pub network: NetworkSpec,
     /// What the VM process is locked in, as root. `None`: nothing.

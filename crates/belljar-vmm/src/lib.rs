@@ -40,6 +40,7 @@ mod memory;
 mod namespace;
 mod orphan;
 mod panic_words;
+pub mod pci;
 pub mod probe;
 #[cfg(feature = "process-driver")]
 pub mod process;
@@ -58,5 +59,6 @@ pub use driver::{
 };
 pub use error::{MonitorError, VmmError};
 pub use memory::MemoryUse;
+pub use pci::{PciAddress, PciDevice};
 pub use processor::{CpuFeature, HiddenFeatures, UnknownFeature};
 pub use rest::RestError;

@@ -43,6 +43,13 @@ pub const RING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a started VM process may take until it is ready to be driven. 50 ms are usual.
 pub const LAUNCH: Duration = Duration::from_secs(30);
 
+/// How much longer for each GiB of a guest that has a device of the host: all of its memory is made and kept in place first. It takes
+/// a fraction of a second on hardware, and half a minute where all of that is emulated.
+pub const PINNING_PER_GIB: Duration = Duration::from_secs(60);
+
+/// Most of that.
+pub const PINNING: Duration = Duration::from_mins(10);
+
 /// How long a jail's launcher may be silent. It takes some 10 ms.
 pub const JAIL: Duration = Duration::from_secs(30);
 
@@ -54,6 +61,10 @@ pub const JAIL_FILES: u64 = 1024;
 
 /// Processes and threads of a VM process, besides one for each virtual CPU.
 pub const JAIL_THREADS: u64 = 128;
+
+/// Bytes of memory that a VM process may have the kernel keep in place; what the kernel gives to everybody. With a device of the
+/// host it is all of its memory.
+pub const JAIL_LOCKED_BYTES: u64 = 8 << 20;
 
 /// Bytes that a VM process may write to its room: its saved devices, twice.
 pub const JAIL_ROOM_BYTES: u64 = 2 * DEVICES_BYTES;

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 
@@ -32,8 +33,8 @@ pub enum RestError {
     #[error("it refused {call}: {message}")]
     Refused { call: String, message: String },
     /// It takes too long.
-    #[error("it did not answer {call} within {} s", REST_REPLY.as_secs())]
-    Silent { call: String },
+    #[error("it did not answer {call} within {} s", .limit.as_secs())]
+    Silent { call: String, limit: Duration },
 }
 
 impl ControlError for RestError {
@@ -47,11 +48,18 @@ impl ControlError for RestError {
 pub(crate) struct Rest {
     dir: Arc<RunDir>,
     socket: &'static str,
+    /// How long one call may take.
+    limit: Duration,
 }
 
 impl Rest {
     pub(crate) fn new(dir: Arc<RunDir>, socket: &'static str) -> Self {
-        Self { dir, socket }
+        Self { dir, socket, limit: REST_REPLY }
+    }
+
+    /// The same, with so much more time for each call.
+    pub(crate) fn patient(self, more: Duration) -> Self {
+        Self { limit: self.limit + more, ..self }
     }
 
     /// Waits until the process has made its socket, and listens on it. For ever: the caller watches the process.
@@ -93,11 +101,11 @@ impl Rest {
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<Value, RestError> {
         let call = format!("{method} {path}");
-        match tokio::time::timeout(REST_REPLY, self.exchange(method, path, body, fd)).await {
+        match tokio::time::timeout(self.limit, self.exchange(method, path, body, fd)).await {
             Ok(Ok((status, answer))) if status.is_success() => Ok(answer),
             Ok(Ok((_, answer))) => Err(RestError::Refused { call, message: words(&answer) }),
             Ok(Err(error)) => Err(RestError::Closed(error)),
-            Err(_) => Err(RestError::Silent { call }),
+            Err(_) => Err(RestError::Silent { call, limit: self.limit }),
         }
     }
 

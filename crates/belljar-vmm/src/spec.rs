@@ -1,12 +1,13 @@
 //! What every driver checks of a [`VmSpec`], and what it tells every guest kernel.
 
-use crate::driver::VmSpec;
+use crate::driver::{Capabilities, VmSpec};
 use crate::error::VmmError;
-use crate::limits::{CMDLINE_EXTRA_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use crate::limits::{CMDLINE_EXTRA_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, PINNING, PINNING_PER_GIB};
 use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// What every guest kernel gets. Console output costs an exit per byte, hence `quiet` and errors only. A guest ends itself by
 /// rebooting, also after a panic; how, is the driver's to say.
@@ -23,8 +24,8 @@ pub(crate) fn push_rest(line: &mut String, spec: &VmSpec) {
     }
 }
 
-/// Refuses what a VM program would misread or the machine cannot have.
-pub(crate) fn validate(spec: &VmSpec) -> Result<(), VmmError> {
+/// Refuses what a VM program would misread, cannot do, or the machine cannot have.
+pub(crate) fn validate(spec: &VmSpec, capabilities: &Capabilities) -> Result<(), VmmError> {
     let bad = |field, reason: String| Err(VmmError::BadSpec { id: spec.id.clone(), field, reason });
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if spec.id.is_empty() || spec.id.len() > 64 || !spec.id.chars().all(plain) {
@@ -42,6 +43,15 @@ pub(crate) fn validate(spec: &VmSpec) -> Result<(), VmmError> {
     if spec.devices.is_some() && spec.memory.is_none() {
         return bad("memory", "must be the file that belongs to the device state".to_owned());
     }
+    if !spec.hidden_features.is_empty() && !capabilities.hides_features {
+        return bad("hidden_features", "are told to guests by this VM program whatever is wanted".to_owned());
+    }
+    if !spec.passed_through.is_empty() && !capabilities.passes_through {
+        return bad("passed_through", "cannot be given to guests by this VM program".to_owned());
+    }
+    if !spec.passed_through.is_empty() && spec.devices.is_some() {
+        return bad("passed_through", "cannot be given to a guest that goes on".to_owned());
+    }
     let files = [
         ("kernel", Some(&spec.kernel)),
         ("initrd", spec.initrd.as_ref()),
@@ -55,6 +65,15 @@ pub(crate) fn validate(spec: &VmSpec) -> Result<(), VmmError> {
         }
     }
     Ok(())
+}
+
+/// How much longer the launch of a guest may take whose memory all has to be there at once, for the devices that are its.
+pub(crate) fn pinning(spec: &VmSpec) -> Duration {
+    if spec.passed_through.is_empty() {
+        return Duration::ZERO;
+    }
+    let gibibytes = u32::try_from(spec.memory_mib.div_ceil(1024)).unwrap_or(u32::MAX);
+    PINNING_PER_GIB.saturating_mul(gibibytes).min(PINNING)
 }
 
 /// A VM program would name a missing file too, but this way the error is typed and nothing had to be started.
@@ -122,6 +141,7 @@ pub(crate) mod tests {
             devices: None,
             disk_limits: DiskLimits::default(),
             hidden_features: HiddenFeatures::default(),
+            passed_through: Vec::new(),
             network: NetworkSpec::None,
             jail: None,
         }

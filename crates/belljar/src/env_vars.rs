@@ -71,6 +71,8 @@ pub const DISK_BANDWIDTH_MIB: &str = "BELLJAR_DISK_BANDWIDTH_MIB";
 pub const DISK_IOPS: &str = "BELLJAR_DISK_IOPS";
 /// Processor features that sandboxes are not told of, separated by commas.
 pub const HIDE_CPU_FEATURES: &str = "BELLJAR_HIDE_CPU_FEATURES";
+/// GPUs that sandboxes can have, `MODEL@ADDRESS` each, separated by commas.
+pub const GPU: &str = "BELLJAR_GPU";
 /// Whether sandboxes begin from golden snapshots: `true` or `false`.
 pub const TEMPLATES: &str = "BELLJAR_TEMPLATES";
 /// Seconds that the memory of a sleeping sandbox is held for a quick wake.

@@ -119,7 +119,7 @@ fn settings_hint(error: &SettingsError) -> Option<&'static str> {
             "keys: api_url, api_key, ca, data_dir, listen, ssh_listen, kernel, initrd, image_store, public_url, \
                  ingress_domain, tls_cert, tls_key, tls_listen, acme, acme_contact, acme_server, acme_ca, acme_dns_hook, \
                  trusted_proxy, spares, network, allow_private, resolvers, network_bandwidth_mbit, \
-                 network_new_connections, network_connections, disk_bandwidth_mib, disk_iops, hide_cpu_features, templates, \
+                 network_new_connections, network_connections, disk_bandwidth_mib, disk_iops, hide_cpu_features, gpu, templates, \
                  resident_secs, volume_file, volume_size_mb, \
                  driver, vmm_dir, jail",
         ),

@@ -13,10 +13,11 @@ use std::{
 };
 
 use belljar_node::{
-    CpuFeature, DiskLimits, DriverSetting, HiddenFeatures, JailSetting, NetworkLimits, NetworkOptions, NetworkSetting,
-    NodeConfig,
+    CpuFeature, DiskLimits, DriverSetting, GpuSetting, HiddenFeatures, JailSetting, NetworkLimits, NetworkOptions,
+    NetworkSetting, NodeConfig,
 };
 use belljar_server::{AcmeConfig, LETS_ENCRYPT, TlsFiles, TlsSource};
+use belljar_vmm::DriverKind;
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -169,6 +170,8 @@ pub struct ConfigFile {
     pub disk_iops: Option<u32>,
     /// Processor features that sandboxes are not told of.
     pub hide_cpu_features: Option<Vec<CpuFeature>>,
+    /// GPUs that sandboxes can have.
+    pub gpu: Option<Vec<GpuSetting>>,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: Option<bool>,
     /// Seconds that the memory of a sleeping sandbox is held.
@@ -236,6 +239,8 @@ pub struct UpSettings {
     pub disk_limits: DiskLimits,
     /// Processor features that sandboxes are not told of.
     pub hidden_features: HiddenFeatures,
+    /// GPUs that sandboxes can have.
+    pub gpus: Vec<GpuSetting>,
     /// Whether sandboxes begin from golden snapshots.
     pub templates: bool,
     /// How long the memory of a sleeping sandbox is held.
@@ -487,6 +492,11 @@ impl Settings {
         let pick = |flag: &Option<PathBuf>, file: &Option<PathBuf>, current: Option<PathBuf>, default: &str| {
             flag.clone().or(file.clone()).or(current).unwrap_or_else(|| cache.join(default))
         };
+        let gpus = Some(&args.gpu).filter(|gpus| !gpus.is_empty()).or(file.gpu.as_ref()).cloned().unwrap_or_default();
+        let driver = match args.driver.clone().or(file.driver.clone()).unwrap_or_default() {
+            DriverSetting::Auto if !gpus.is_empty() => DriverSetting::Only(DriverKind::CloudHypervisor),
+            driver => driver,
+        };
         UpSettings {
             listen: given.or(file.listen.clone()).unwrap_or_else(default_listen),
             ssh_listen: match args.ssh_listen.or(file.ssh_listen) {
@@ -520,11 +530,12 @@ impl Settings {
                 .into_iter()
                 .flatten()
                 .collect(),
+            gpus,
             templates: args.templates.or(file.templates).unwrap_or(true),
             resident: args.resident_secs.or(file.resident_secs).map_or(NodeConfig::RESIDENT, Duration::from_secs),
             volume_file: args.volume_file.clone().or(file.volume_file.clone()),
             volume_size_mb: args.volume_size_mb.or(file.volume_size_mb),
-            driver: args.driver.clone().or(file.driver.clone()).unwrap_or_default(),
+            driver,
             vmm_dir: args.vmm_dir.clone().or(file.vmm_dir.clone()).unwrap_or_else(|| self.data_dir.join(releases::DIR)),
             jail: args.jail.or(file.jail).unwrap_or_default(),
         }

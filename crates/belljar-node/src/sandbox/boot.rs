@@ -19,7 +19,7 @@ use belljar_api::{
     sandbox::{Resources, TerminationReason},
 };
 use belljar_link::{ConnectOptions, Connector, LinkError, Session};
-use belljar_vmm::{NetworkSpec, Vm, VmExit, VmSpec, VmmError};
+use belljar_vmm::{NetworkSpec, PciDevice, Vm, VmExit, VmSpec, VmmError};
 
 use tokio_util::task::AbortOnDropHandle;
 
@@ -81,6 +81,8 @@ pub(crate) enum BootError {
     Freeze(#[from] frozen::FreezeError),
     #[error("a VM that was kept ready is gone")]
     SpareGone,
+    #[error("no GPUs for it: {0}")]
+    Gpus(String),
     #[error("{0}")]
     Origin(String),
 }
@@ -102,6 +104,7 @@ impl BootError {
             | Self::Vmm(_)
             | Self::Link { .. }
             | Self::Guest(_) => TerminationReason::StartupFailedInternalError,
+            Self::Gpus(_) => TerminationReason::NoCapacity,
             Self::Exited { .. } | Self::Timeout { .. } | Self::SpareGone | Self::Origin(_) | Self::Freeze(_) => {
                 TerminationReason::StartupFailedInternalError
             }
@@ -133,6 +136,8 @@ pub(super) struct Plan {
     pub(super) identity_token: String,
     /// What its image says, when that is known already.
     pub(super) runtime: Option<RuntimeConfig>,
+    /// Devices of the host that are its own.
+    pub(super) passed_through: Vec<PciDevice>,
 }
 
 impl Plan {
@@ -166,6 +171,10 @@ impl Plan {
 
     async fn start_image(&self) -> Result<Booted, BootError> {
         let image = self.ctx.images.ensure(&self.spec.image, &self.ctx.storage).await?;
+        if !self.passed_through.is_empty() {
+            // A device is found by a kernel that boots.
+            return self.boot(image.rootfs, image.runtime).await;
+        }
         let Some(key) = self.ctx.templates.key(&self.ctx, &image, &self.spec.resources) else {
             return self.boot(image.rootfs, image.runtime).await;
         };
@@ -176,7 +185,7 @@ impl Plan {
             }
         }
         let Some(template) = self.ctx.templates.find(&self.ctx, &key) else {
-            self.ctx.templates.build_later(&self.ctx, key, image.clone(), self.spec.resources);
+            self.ctx.templates.build_later(&self.ctx, key, image.clone(), self.spec.resources.clone());
             return self.boot(image.rootfs, image.runtime).await;
         };
         match self.revive(&template, image.runtime.clone()).await {
@@ -292,7 +301,10 @@ impl Plan {
 
     async fn launch(&self, devices: Option<PathBuf>) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
         let network = network::plug(&self.ctx, &self.dir).await?;
-        let vm_spec = vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices, network);
+        let vm_spec = VmSpec {
+            passed_through: self.passed_through.clone(),
+            ..vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices, network)
+        };
         // Nothing passes before the rules are there.
         let (gate, vm) = tokio::join!(self.open_gate(), self.ctx.driver.launch(&vm_spec));
         let (gate, vm): (_, Arc<dyn Vm>) = (gate?, Arc::from(vm?));
@@ -433,6 +445,7 @@ pub(crate) fn vm_spec(
         devices,
         disk_limits: ctx.disk_limits,
         hidden_features: ctx.hidden_features,
+        passed_through: Vec::new(),
         network,
         jail: ctx.jail.clone(),
     }

@@ -177,6 +177,15 @@ impl Task {
 
     /// From its image or from a snapshot.
     async fn make(&mut self) -> Result<Result<Booted, BootError>, Ending> {
+        match self.ctx.gpus.claim(&self.record.sandbox_id, &self.record.spec.resources.gpu_configs) {
+            // On disk before there is a VM that has them.
+            Ok(devices) if devices != self.record.passed_through => {
+                self.record.passed_through = devices;
+                self.save();
+            }
+            Ok(_) => {}
+            Err(missing) => return Ok(Err(BootError::Gpus(missing))),
+        }
         let (source, opened) = match self.record.origin.clone() {
             Origin::Image => (Source::Image, None),
             Origin::Copy { .. } => return Ok(Err(BootError::Origin("the source of the copy is gone".to_owned()))),
@@ -386,6 +395,8 @@ impl Task {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(UNDO_PAUSE.1);
         }
+        self.ctx.gpus.release(&self.record.sandbox_id);
+        self.record.passed_through.clear();
         let at = i64::try_from(now_ns() / 1_000_000).unwrap_or(i64::MAX);
         self.record.state = NodeState::Terminated { reason: ending.reason, detail: ending.detail, at };
         self.save();
@@ -401,6 +412,7 @@ impl Task {
             life: self.record.life,
             identity_token: self.record.identity_token.clone(),
             runtime: self.record.runtime.clone(),
+            passed_through: self.record.passed_through.clone(),
         }
     }
 

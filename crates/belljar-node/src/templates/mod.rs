@@ -216,7 +216,7 @@ async fn build(ctx: &Arc<Context>, key: &Key, image: &LocalImage, resources: &Re
 }
 
 async fn build_in(ctx: &Arc<Context>, home: &Path, image: &LocalImage, resources: &Resources) -> Result<(), BootError> {
-    let (this, at, rootfs, wanted) = (ctx.clone(), home.to_owned(), image.rootfs.clone(), *resources);
+    let (this, at, rootfs, wanted) = (ctx.clone(), home.to_owned(), image.rootfs.clone(), resources.clone());
     blocking(move || {
         this.faults.point("template: prepare")?;
         this.storage.check_free()?;

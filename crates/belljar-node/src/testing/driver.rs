@@ -150,6 +150,7 @@ impl Driver for FakeDriver {
             tap_network: false,
             restricts_network: true,
             hides_features: true,
+            passes_through: false,
             takes_back_memory: false,
             snapshots: true,
             saving_ends_link: self.0.saving_ends_link.load(Ordering::SeqCst),

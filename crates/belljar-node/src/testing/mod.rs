@@ -99,6 +99,7 @@ impl Fixture {
             vmm_dir: None,
             disk_limits: crate::DiskLimits::default(),
             hidden_features: crate::HiddenFeatures::default(),
+            gpus: Vec::new(),
             jail: crate::JailOptions { kind: crate::JailSetting::Off, launcher: Vec::new() },
             templates: options.templates,
             spares: options.spares,

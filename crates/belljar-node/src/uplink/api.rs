@@ -64,7 +64,7 @@ async fn hello(State(ctx): State<Arc<Context>>) -> Response {
             node_id: ctx.node_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             driver: ctx.driver.kind().to_string(),
-            capacity: ctx.capacity,
+            capacity: ctx.capacity.clone(),
             egress_rules: ctx.network.is_enforced(),
             images,
         })

@@ -28,8 +28,9 @@ pub(crate) async fn decision(app: &App, spec: &Spec, home: Option<&str>) -> Deci
         match presence {
             Ok(image) => views.push(NodeView {
                 id: link.id().to_owned(),
-                capacity: link.hello().capacity,
+                capacity: link.hello().capacity.clone(),
                 used_memory_mb: app.live.table.used_mb(link.id()),
+                used_gpus: app.live.table.used_gpus(link.id()),
                 egress_rules: link.hello().egress_rules,
                 driver: link.hello().driver.clone(),
                 image,
@@ -94,8 +95,8 @@ fn deadline(row: &SandboxRow) -> Option<i64> {
 
 async fn retry(app: &App, row: &SandboxRow) {
     match decision(app, &row.spec, row.home.as_deref()).await {
-        Decision::Place { node_id, capacity_mb } => {
-            let on = Reservation { node_id, capacity_mb };
+        Decision::Place { node_id, capacity } => {
+            let on = Reservation { node_id, capacity };
             if let Err(error) = app.store.place_sandbox(&row.id, on).await {
                 tracing::error!(sandbox = row.id, %error, "cannot place a sandbox");
             }

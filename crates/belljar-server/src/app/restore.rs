@@ -60,7 +60,7 @@ fn resources(wanted: Option<&ResourcesRequest>, source: &Resources, kind: Snapsh
         cpus: wanted.cpus.or(Some(source.cpus)),
         memory_mb: wanted.memory_mb.or(Some(source.memory_mb)),
         disk_mb: wanted.disk_mb.or(Some(source.disk_mb)),
-        gpus: wanted.gpus,
+        gpus: wanted.gpus.or(Some(source.gpu_configs.clone())),
     };
     let resources = merged.resolve().map_err(|error| ApiError::invalid(error.to_string()))?;
     if kind == SnapshotType::Memory {
@@ -69,6 +69,9 @@ fn resources(wanted: Option<&ResourcesRequest>, source: &Resources, kind: Snapsh
         }
         if resources.memory_mb != source.memory_mb {
             return Err(locked("resources.memory_mb"));
+        }
+        if !resources.gpu_configs.is_empty() {
+            return Err(locked("resources.gpus"));
         }
     }
     if resources.disk_mb < source.disk_mb {
@@ -95,7 +98,8 @@ mod tests {
     fn snapshot(kind: SnapshotType) -> SnapshotRow {
         let mut spec = rows::spec();
         spec.entrypoint = Some(vec!["serve".into()]);
-        spec.resources = Resources { cpus: 2.0, memory_mb: 4096, disk_mb: 20480, ephemeral_disk_mb: 20480 };
+        spec.resources =
+            Resources { cpus: 2.0, memory_mb: 4096, disk_mb: 20480, ephemeral_disk_mb: 20480, gpu_configs: Vec::new() };
         spec.exposed_ports = vec![80];
         spec.auto_resume = false;
         SnapshotRow {

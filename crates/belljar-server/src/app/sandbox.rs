@@ -50,7 +50,7 @@ impl App {
     ) -> Result<Arc<SandboxRow>, StoreError> {
         let at = now_ms();
         let start = match decision {
-            Decision::Place { node_id, capacity_mb } => Start::Place(Reservation { node_id, capacity_mb }),
+            Decision::Place { node_id, capacity } => Start::Place(Reservation { node_id, capacity }),
             Decision::Wait(_) => Start::Wait,
             Decision::Never(reason, detail) => Start::End(Ending { reason, detail, at }),
         };

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use belljar_api::{
     node::{Command, Report, SandboxReport},
+    sandbox::Gpus,
     snapshot::SnapshotType,
 };
 use proptest::prelude::*;
@@ -223,6 +224,17 @@ fn copies_have_all_but_the_name() {
     }
     let told = SandboxReport { sandbox_id: "a".into(), ..told(1, NodeState::Running) };
     check(report(copies[0].clone(), "n", &told, 60, false), "Running; nothing; generation 1");
+}
+
+#[test]
+fn what_has_gpus_stays_awake_and_alone() {
+    let mut row = SandboxRow { name: Some("x".into()), ..rows::row("s", placed(Reported::Running)) };
+    row.spec.resources.gpu_configs = vec![Gpus { count: 1, model: "H100".into() }];
+    assert!(!row.settings().suspends, "an idle one ends");
+    assert_eq!(suspend(row.clone()), Err(Refusal::Gpus));
+    assert_eq!(copy(row.clone(), &["a".into()], 1).err(), Some(Refusal::Gpus));
+    assert_eq!(snapshot(row.clone(), "s", SnapshotType::Memory).err(), Some(Refusal::Gpus));
+    assert!(snapshot(row, "s", SnapshotType::Filesystem).is_ok());
 }
 
 #[test]

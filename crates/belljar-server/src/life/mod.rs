@@ -98,6 +98,11 @@ impl Spec {
         self.secrets.iter().map(|secret| secret.name.clone()).collect()
     }
 
+    /// Whether it has GPUs: what is in them cannot be saved.
+    pub(crate) fn has_gpus(&self) -> bool {
+        !self.resources.gpu_configs.is_empty()
+    }
+
     /// Whether it may only be where what leaves it is looked at.
     pub(crate) fn needs_egress_rules(&self) -> bool {
         !self.secrets.is_empty() || self.network.as_ref().is_some_and(NetworkConfig::has_rules)
@@ -282,9 +287,10 @@ impl SandboxRow {
         self.pool.as_ref().is_some_and(|pool| !pool.claimed)
     }
 
-    /// Whether it can be put to sleep: it has a name, or was claimed from a pool.
+    /// Whether it can be put to sleep: it has a name, or was claimed from a pool, and all of it can be saved.
     pub(crate) fn suspends(&self) -> bool {
-        self.name.is_some() || self.pool.as_ref().is_some_and(|pool| pool.claimed)
+        let is_somebodys = self.name.is_some() || self.pool.as_ref().is_some_and(|pool| pool.claimed);
+        is_somebodys && !self.spec.has_gpus()
     }
 
     fn settings(&self) -> Settings {
@@ -302,7 +308,7 @@ impl SandboxRow {
         SandboxSpec {
             namespace: self.namespace.clone(),
             image: self.spec.image.clone(),
-            resources: self.spec.resources,
+            resources: self.spec.resources.clone(),
             entrypoint: self.spec.entrypoint.clone(),
             secrets: self.spec.secrets.clone(),
             settings: self.settings(),

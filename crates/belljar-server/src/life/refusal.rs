@@ -6,6 +6,11 @@ pub enum Refusal {
     /// Only a named or claimed one sleeps.
     #[error("a sandbox without a name cannot be suspended; give it one with PATCH {{\"name\":...}} first")]
     Ephemeral,
+    /// What is in a GPU cannot be saved.
+    #[error(
+        "the sandbox has GPUs, and what is in them cannot be saved, so it cannot be suspended, copied or put into a memory snapshot; take a filesystem snapshot"
+    )]
+    Gpus,
     /// It has not come up yet.
     #[error("the sandbox is not running yet; wait until it runs")]
     Pending,
@@ -38,6 +43,7 @@ impl Refusal {
     pub(crate) fn passes(self) -> bool {
         match self {
             Self::Ephemeral
+            | Self::Gpus
             | Self::Pending
             | Self::Ended
             | Self::SnapshotEnded

@@ -104,7 +104,7 @@ pub(crate) fn order(mut row: SandboxRow, order: &Order) -> Result<Option<Step>, 
     };
     let stage = row.stage().unwrap_or(reported);
     if *order == Order::Suspend && !row.suspends() {
-        return Err(Refusal::Ephemeral);
+        return Err(if row.spec.has_gpus() { Refusal::Gpus } else { Refusal::Ephemeral });
     }
     let (wish, op) = match (order, stage) {
         (_, Reported::Unreported | Reported::Starting) => return Err(Refusal::Pending),
@@ -138,6 +138,9 @@ fn awake(row: &SandboxRow) -> Result<String, Refusal> {
 
 /// Takes a snapshot of one that runs.
 pub(crate) fn snapshot(row: SandboxRow, snapshot_id: &str, kind: SnapshotType) -> Result<Step, Refusal> {
+    if kind == SnapshotType::Memory && row.spec.has_gpus() {
+        return Err(Refusal::Gpus);
+    }
     let node_id = awake(&row).map_err(|refusal| match refusal {
         Refusal::Ended => Refusal::SnapshotEnded,
         Refusal::Pending => Refusal::SnapshotPending,
@@ -148,6 +151,9 @@ pub(crate) fn snapshot(row: SandboxRow, snapshot_id: &str, kind: SnapshotType) -
 
 /// Copies one that runs: the step of the source, and the copies. A copy has no name, so it is ephemeral; it has the rest.
 pub(crate) fn copy(row: SandboxRow, ids: &[String], at: i64) -> Result<(Step, Vec<SandboxRow>), Refusal> {
+    if row.spec.has_gpus() {
+        return Err(Refusal::Gpus);
+    }
     let node_id = awake(&row)?;
     let copy = |id: &String| {
         let mut copy = SandboxRow {

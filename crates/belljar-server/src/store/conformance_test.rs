@@ -8,7 +8,7 @@ use std::{
 use belljar_api::{
     id::new_id,
     node::{Capacity, Command, NodeHello, NodeState, Op, SandboxReport},
-    sandbox::TerminationReason,
+    sandbox::{Gpus, TerminationReason},
 };
 
 use super::*;
@@ -46,12 +46,12 @@ fn row(name: Option<&str>, created_at: i64) -> SandboxRow {
     row
 }
 
-fn on(capacity_mb: u64) -> Reservation {
-    Reservation { node_id: "n".into(), capacity_mb }
+fn on(memory_mb: u64) -> Reservation {
+    Reservation { node_id: "n".into(), capacity: Capacity { cpus: 1.0, memory_mb, gpus: Vec::new() } }
 }
 
 fn hello() -> NodeHello {
-    let capacity = Capacity { cpus: 1.0, memory_mb: 4096 };
+    let capacity = Capacity { cpus: 1.0, memory_mb: 4096, gpus: Vec::new() };
     NodeHello {
         node_id: "n".into(),
         version: "1".into(),
@@ -132,6 +132,36 @@ async fn a_create_is_all_or_nothing() {
         assert!(fixture.store.place_sandbox(&waiting.id, on(2048)).await.expect("placed").is_some());
         assert_eq!(fixture.store.place_sandbox(&waiting.id, on(9999)).await, Ok(None), "placed twice");
         assert_eq!(fixture.outbox().await.len(), 2);
+        fixture.check_told().await;
+    }
+}
+
+#[tokio::test]
+async fn a_gpu_is_one_sandboxs_at_a_time() {
+    for fixture in stores() {
+        let gpus = |model: &str, count| Gpus { model: model.into(), count };
+        let mut on = on(99999);
+        on.capacity.gpus = vec![gpus("A10", 1), gpus("H100", 2)];
+        let create = async |wanted: Vec<Gpus>| {
+            let mut row = row(None, 1);
+            row.spec.resources.gpu_configs = wanted;
+            fixture.store.create_sandbox(row, Start::Place(on.clone())).await.expect("made")
+        };
+        let is_placed = |row: &Arc<SandboxRow>| row.phase != Phase::Waiting;
+        let both = create(vec![gpus("A10", 1), gpus("H100", 1)]).await;
+        assert!(is_placed(&both) && is_placed(&create(Vec::new()).await));
+        let second = create(vec![gpus("A10", 1)]).await;
+        assert!(!is_placed(&second), "the A10 is taken");
+        assert!(!is_placed(&create(vec![gpus("H100", 2)]).await) && is_placed(&create(vec![gpus("H100", 1)]).await));
+        fixture.store.terminate_sandbox(&both.id, ending(5)).await.expect("ended");
+        assert_eq!(fixture.store.place_sandbox(&second.id, on.clone()).await, Ok(None), "the VM may still be there");
+        let gone = report(
+            &both.id,
+            2,
+            NodeState::Terminated { reason: TerminationReason::User, detail: String::new(), at: 6 },
+        );
+        fixture.store.report("n", gone, 7).await.expect("told");
+        assert!(fixture.store.place_sandbox(&second.id, on.clone()).await.expect("placed").is_some());
         fixture.check_told().await;
     }
 }

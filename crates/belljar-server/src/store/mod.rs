@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use belljar_api::{
-    node::{Command, NodeHello, SandboxReport, SnapshotReport},
+    node::{Capacity, Command, NodeHello, SandboxReport, SnapshotReport},
     snapshot::SnapshotType,
 };
 
@@ -229,7 +229,7 @@ pub(crate) struct NodeRow {
 }
 
 /// What to do with a sandbox as it is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Start {
     /// Give it to a node, if the memory is still free there; else it waits.
     Place(Reservation),
@@ -239,13 +239,13 @@ pub(crate) enum Start {
     End(Ending),
 }
 
-/// A place that holds only while the node's memory suffices.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A place that holds only while the node's memory and GPUs suffice.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Reservation {
     /// The node.
     pub(crate) node_id: String,
-    /// Its memory in all, MiB.
-    pub(crate) capacity_mb: u64,
+    /// What it has in all.
+    pub(crate) capacity: Capacity,
 }
 
 /// Everything that a node has.

@@ -71,7 +71,7 @@ impl FakeNode {
         let inner = Inner {
             state: State::default(),
             images: vec!["debian-minimal".into()],
-            capacity: Capacity { cpus: 4.0, memory_mb: 4096 },
+            capacity: Capacity { cpus: 4.0, memory_mb: 4096, gpus: Vec::new() },
             egress_rules: false,
             credentials: None,
             refuse: None,
@@ -257,7 +257,7 @@ impl FakeNode {
             node_id: NODE_ID.into(),
             version: "1".into(),
             driver: "process".into(),
-            capacity: inner.capacity,
+            capacity: inner.capacity.clone(),
             egress_rules: inner.egress_rules,
             images: inner.images.iter().map(|name| image(name)).collect(),
         }

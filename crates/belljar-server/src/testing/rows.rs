@@ -11,7 +11,13 @@ use crate::life::{Ending, Phase, Reported, SandboxRow, Spec};
 pub(crate) fn spec() -> Spec {
     Spec {
         image: "debian-minimal".into(),
-        resources: Resources { cpus: 1.0, memory_mb: 1024, disk_mb: 10240, ephemeral_disk_mb: 10240 },
+        resources: Resources {
+            cpus: 1.0,
+            memory_mb: 1024,
+            disk_mb: 10240,
+            ephemeral_disk_mb: 10240,
+            gpu_configs: Vec::new(),
+        },
         entrypoint: None,
         timeout_secs: 600,
         network: None,

@@ -116,6 +116,7 @@ impl System {
             resident: NodeConfig::RESIDENT,
             disk_limits: belljar_node::DiskLimits::default(),
             hidden_features: belljar_node::HiddenFeatures::default(),
+            gpus: Vec::new(),
             memory_mb: Some(64 * 1024),
             storage: Default::default(),
         };

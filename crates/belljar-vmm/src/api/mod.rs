@@ -149,11 +149,12 @@ impl<A: Api> ApiDriver<A> {
     /// Waits until it has done what it was asked for, or has ended, or took too long.
     async fn supervise(
         &self,
+        limit: Duration,
         process: &Process,
         log: &Log,
         work: impl Future<Output = Result<(), RestError>>,
     ) -> Result<(), VmmError> {
-        supervise(&self.program.path, self.limit, process, log, work).await
+        supervise(&self.program.path, limit, process, log, work).await
     }
 
     /// Has it boot, or go on with what was saved.
@@ -165,8 +166,9 @@ impl<A: Api> ApiDriver<A> {
         process: &Process,
         log: &Log,
     ) -> Result<(), VmmError> {
-        self.supervise(process, log, rest.ready()).await?;
-        let begun = self.supervise(process, log, A::begin(spec, rest)).await;
+        self.supervise(self.limit, process, log, rest.ready()).await?;
+        let limit = self.limit + spec::pinning(spec);
+        let begun = self.supervise(limit, process, log, A::begin(spec, rest)).await;
         let Some(saved) = saved else { return begun };
         let refused = |reason: String| {
             let reason = format!("{} {} read what {} wrote: {reason}", A::KIND, self.version(), saved.version);
@@ -226,17 +228,13 @@ impl<A: Api> Driver for ApiDriver<A> {
     }
 
     async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
-        spec::validate(spec)?;
+        spec::validate(spec, &A::capabilities())?;
         if let Some(reason) = A::network_obstacle(&spec.network) {
             return Err(VmmError::BadSpec { id: spec.id.clone(), field: "network", reason: reason.to_owned() });
         }
         spec::check_files(spec)?;
         let memory_inode = spec::check_memory(spec)?;
         let saved = Saved::open(spec, &A::KIND.to_string())?;
-        if !spec.hidden_features.is_empty() && !A::capabilities().hides_features {
-            let reason = format!("are told to guests by {} whatever is wanted", A::KIND);
-            return Err(VmmError::BadSpec { id: spec.id.clone(), field: "hidden_features", reason });
-        }
         let processor = match &saved {
             Some(saved) => saved.processor,
             None => Some(Processor::here(spec.hidden_features)),
@@ -265,7 +263,8 @@ impl<A: Api> Driver for ApiDriver<A> {
             let (console, link) = (FifoConsole::open(&dir)?, Hybrid::new(&dir)?);
             saved.iter().try_for_each(|saved| A::unpack(spec, saved, &dir))?;
             let rest = Rest::new(Arc::clone(&dir), API);
-            self.begin(spec, saved.as_ref(), &rest, &process, &log).await?;
+            let begin = rest.clone().patient(spec::pinning(spec));
+            self.begin(spec, saved.as_ref(), &begin, &process, &log).await?;
             LOADED.iter().try_for_each(|loaded| dir.remove(loaded))?;
             if let (Some(inode), true) = (memory_inode, A::capabilities().takes_back_memory) {
                 let (pid, operation) = (process.pid(), "find the guest's memory in");

@@ -62,6 +62,7 @@ impl Api for CloudHypervisor {
             saving_ends_link: false,
             restricts_network: false,
             hides_features: false,
+            passes_through: true,
             takes_back_memory: false,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,

@@ -52,6 +52,11 @@ pub(super) fn create(spec: &VmSpec) -> Put {
         let limiter = rate_limiter(spec.disk_limits);
         config["disks"] = json!([{ "id": DISK_ID, "path": DISK, "image_type": "Raw", "rate_limiter_config": limiter }]);
     }
+    if !spec.passed_through.is_empty() {
+        let numbered = spec.passed_through.iter().enumerate();
+        config["devices"] =
+            numbered.map(|(number, it)| json!({ "id": format!("pci{number}"), "path": it.path() })).collect();
+    }
     ("/api/v1/vm.create", config)
 }
 
@@ -118,6 +123,7 @@ fn command_line(spec: &VmSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pci::PciDevice;
     use crate::spec::tests::spec;
 
     #[test]
@@ -137,6 +143,14 @@ mod tests {
     fn nothing_is_a_path_of_the_host() {
         let (_, config) = create(&spec());
         assert!(!config.to_string().contains("/data") && !config.to_string().contains("/cache"), "{config}");
+    }
+
+    #[test]
+    fn a_device_is_the_guests_own_when_it_was_given() {
+        assert!(create(&spec()).1.get("devices").is_none());
+        let gpu = PciDevice { address: "0000:01:00.0".parse().unwrap(), group: 7 };
+        let (_, config) = create(&VmSpec { passed_through: vec![gpu], ..spec() });
+        assert_eq!(config["devices"], json!([{ "id": "pci0", "path": "/sys/bus/pci/devices/0000:01:00.0" }]));
     }
 
     #[test]

@@ -129,6 +129,7 @@ impl World {
             devices: None,
             disk_limits: DiskLimits { bytes: NonZeroU64::new(1 << 30), requests: None },
             hidden_features: HiddenFeatures::default(),
+            passed_through: Vec::new(),
             network: NetworkSpec::None,
             jail: self.jail.clone(),
         }

@@ -53,6 +53,7 @@ impl Api for Firecracker {
             saving_ends_link: true,
             restricts_network: false,
             hides_features: true,
+            passes_through: false,
             takes_back_memory: true,
             limits_resources: true,
             max_vcpus: MAX_FIRECRACKER_VCPUS,

@@ -27,7 +27,7 @@ pub(super) struct Prepared {
     argv: Vec<CString>,
     environment: CString,
     fds: RawFd,
-    limits: [(Resource, u64); 4],
+    limits: [(Resource, u64); 5],
     filters: [BpfProgram; 2],
 }
 
@@ -48,6 +48,7 @@ impl Prepared {
             (Resource::Nofile, limits.files),
             (Resource::Fsize, limits.file_bytes),
             (Resource::Nproc, limits.threads),
+            (Resource::Memlock, limits.locked_bytes),
             (Resource::Core, 0),
         ];
         let fds = RawFd::try_from(plan.fds).map_err(io::Error::other).step("pass on descriptors")?;

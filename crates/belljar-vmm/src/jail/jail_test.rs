@@ -186,8 +186,14 @@ impl Prison {
             args.extend(["--skip".to_owned(), word.clone()]);
         }
         let shares = cgroup::Shares { processors: 1, memory: 96 << 20, threads: THREADS, writes: None };
-        let limits =
-            plan::Limits { files: 64, file_bytes: 8 << 20, threads: THREADS, room_bytes: ROOM_BYTES, room_files: 32 };
+        let limits = plan::Limits {
+            files: 64,
+            file_bytes: 8 << 20,
+            threads: THREADS,
+            locked_bytes: JAIL_LOCKED_BYTES,
+            room_bytes: ROOM_BYTES,
+            room_files: 32,
+        };
         let plan = Plan {
             program: std::env::current_exe().unwrap(),
             args,
@@ -196,6 +202,7 @@ impl Prison {
                 plan::Entry::new("disk", &world.path("disk"), true),
             ],
             kvm: false,
+            passed_through: Vec::new(),
             network: plan::Network::Empty,
             limits,
             groups: jail.controllers.groups(shares),
@@ -284,12 +291,20 @@ async fn what_cannot_be_jailed_is_told_and_leaves_nothing() {
     let Some(jail) = jail() else { return };
     let world = World::new();
     let dir = Arc::new(RunDir::open(&world.run_dir()).unwrap());
-    let limits = plan::Limits { files: 64, file_bytes: 1, threads: 10, room_bytes: 1 << 20, room_files: 32 };
+    let limits = plan::Limits {
+        files: 64,
+        file_bytes: 1,
+        threads: 10,
+        locked_bytes: JAIL_LOCKED_BYTES,
+        room_bytes: 1 << 20,
+        room_files: 32,
+    };
     let good = Plan {
         program: "/bin/true".into(),
         args: Vec::new(),
         files: Vec::new(),
         kvm: false,
+        passed_through: Vec::new(),
         network: plan::Network::Empty,
         limits,
         groups: Vec::new(),

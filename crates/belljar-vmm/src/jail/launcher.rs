@@ -5,7 +5,7 @@
 
 use super::inmate::Prepared;
 use super::plan::{Entry, Network, Plan};
-use super::root::{find, make_root, needs_interpreter};
+use super::root::{self, find, make_root, needs_interpreter};
 use super::{FIRST_USER, Inmate, ROOM, cgroup};
 use crate::child;
 use crate::run_dir::INMATE;
@@ -86,6 +86,8 @@ pub(super) struct Held {
     run_dir: OwnedFd,
     proc: OwnedFd,
     pub files: Vec<OwnedFd>,
+    /// What the kernel tells of the devices that it gives its guest.
+    pub devices: Vec<OwnedFd>,
     groups: Vec<OwnedFd>,
     pub program: PathBuf,
     /// Whether the program needs the system's libraries.
@@ -132,6 +134,7 @@ fn hold(plan: &Plan) -> Done<Held> {
         run_dir: path(Path::new("."), OFlags::DIRECTORY)?,
         proc: path(Path::new("/proc"), OFlags::DIRECTORY)?,
         files: plan.files.iter().map(|file| path(&file.from, OFlags::empty())).collect::<Done<_>>()?,
+        devices: plan.passed_through.iter().map(|it| path(&it.path(), OFlags::DIRECTORY)).collect::<Done<_>>()?,
         groups: plan.groups.iter().map(|group| path(&group.parent, OFlags::DIRECTORY)).collect::<Done<_>>()?,
         is_dynamic: needs_interpreter(&program).step(format_args!("read {}", program.display()))?,
         program,
@@ -159,6 +162,7 @@ fn hand_over(plan: &Plan, held: &Held, pid: i32) -> Done {
     let mut own = vec![PathBuf::from(ROOM)];
     own.extend(plan.files.iter().filter(|file| file.write).map(|file| Entry::inside(&file.name)));
     own.extend(plan.kvm.then(|| PathBuf::from("/dev/kvm")));
+    own.extend(root::vfio_files(plan).into_iter().map(|name| Path::new("/dev").join(name)));
     if let Network::Tap(name) = &plan.network {
         own.push(PathBuf::from("/dev/net/tun"));
         own_tap(name, user).step(format_args!("give away the tap {name}"))?;

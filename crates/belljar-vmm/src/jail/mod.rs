@@ -35,7 +35,8 @@ use crate::child::{Ended, Process};
 use crate::driver::VmExit;
 use crate::error::VmmError;
 use crate::limits::{
-    JAIL, JAIL_FILES, JAIL_MEMORY_MIB, JAIL_REPORT_BYTES, JAIL_ROOM_BYTES, JAIL_ROOM_FILES, JAIL_THREADS,
+    JAIL, JAIL_FILES, JAIL_LOCKED_BYTES, JAIL_MEMORY_MIB, JAIL_REPORT_BYTES, JAIL_ROOM_BYTES, JAIL_ROOM_FILES,
+    JAIL_THREADS,
 };
 use crate::log::Log;
 use crate::run_dir::RunDir;
@@ -94,11 +95,13 @@ pub async fn try_out(jail: &Jail, dir: &Path) -> Result<(), VmmError> {
         args: vec!["--version".to_owned()],
         files: Vec::new(),
         kvm: false,
+        passed_through: Vec::new(),
         network: plan::Network::Empty,
         limits: plan::Limits {
             files: JAIL_FILES,
             file_bytes: JAIL_ROOM_BYTES,
             threads: JAIL_THREADS,
+            locked_bytes: JAIL_LOCKED_BYTES,
             room_bytes: JAIL_ROOM_BYTES,
             room_files: JAIL_ROOM_FILES,
         },

@@ -3,7 +3,8 @@
 use super::cgroup::{Shares, Writes};
 use super::{Jail, ROOM};
 use crate::driver::{NetworkSpec, VmSpec};
-use crate::limits::{JAIL_FILES, JAIL_MEMORY_MIB, JAIL_ROOM_BYTES, JAIL_ROOM_FILES, JAIL_THREADS};
+use crate::limits::{JAIL_FILES, JAIL_LOCKED_BYTES, JAIL_MEMORY_MIB, JAIL_ROOM_BYTES, JAIL_ROOM_FILES, JAIL_THREADS};
+use crate::pci::PciDevice;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,8 @@ pub(crate) struct Plan {
     pub files: Vec<Entry>,
     /// It runs guests in hardware.
     pub kvm: bool,
+    /// Devices of the host that it gives its guest.
+    pub passed_through: Vec<PciDevice>,
     pub network: Network,
     pub limits: Limits,
     /// Where it gets a control group of its own.
@@ -50,11 +53,14 @@ impl Plan {
             args,
             files,
             kvm: true,
+            passed_through: spec.passed_through.clone(),
             network,
             limits: Limits {
                 files: JAIL_FILES,
                 file_bytes: if super::can_raise_limits() { disk.max(JAIL_ROOM_BYTES) } else { u64::MAX },
                 threads,
+                // A device may write to guest memory at any time, so all of it is kept where it is.
+                locked_bytes: if spec.passed_through.is_empty() { JAIL_LOCKED_BYTES } else { memory },
                 room_bytes: JAIL_ROOM_BYTES,
                 room_files: JAIL_ROOM_FILES,
             },
@@ -106,6 +112,8 @@ pub(crate) struct Limits {
     pub file_bytes: u64,
     /// Processes and threads.
     pub threads: u64,
+    /// Bytes of memory that cannot be moved.
+    pub locked_bytes: u64,
     /// Bytes, and files, in its room.
     pub room_bytes: u64,
     pub room_files: u64,

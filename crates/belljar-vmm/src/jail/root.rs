@@ -50,7 +50,7 @@ fn in_memory(target: &Path, flags: MountFlags, options: &str) -> Done {
 pub(super) fn make_root(plan: &Plan, held: &Held, root: &Path) -> Done {
     in_memory(root, MountFlags::NOSUID, "mode=0755,size=1m,nr_inodes=4096")?;
     let room = root.join(&ROOM[1..]);
-    for dir in [room.clone(), root.join("dev/net"), root.join("proc")] {
+    for dir in [room.clone(), root.join("dev/net"), root.join("dev/vfio"), root.join("proc")] {
         std::fs::create_dir_all(&dir).step(format_args!("create {}", dir.display()))?;
     }
     let limits = &plan.limits;
@@ -71,7 +71,23 @@ pub(super) fn make_root(plan: &Plan, held: &Held, root: &Path) -> Done {
         let target = root.join(held.program.strip_prefix("/").unwrap_or(&held.program));
         bind(&program, &target, MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV)?;
     }
+    for (device, from) in plan.passed_through.iter().zip(&held.devices) {
+        let path = device.path();
+        let target = root.join(path.strip_prefix("/").unwrap_or(&path));
+        std::fs::create_dir_all(&target).step(format_args!("create {}", target.display()))?;
+        let flags = NOTHING | MountFlags::RDONLY;
+        rebind(Path::new(&format!("/proc/self/fd/{}", from.as_raw_fd())), &target, flags)?;
+    }
     make_devices(plan, root)
+}
+
+/// Files below `/dev` through which it reaches the devices that it gives its guest.
+pub(super) fn vfio_files(plan: &Plan) -> Vec<String> {
+    let mut groups: Vec<_> = plan.passed_through.iter().map(|device| device.group).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let container = (!groups.is_empty()).then(|| "vfio/vfio".to_owned());
+    container.into_iter().chain(groups.into_iter().map(|group| format!("vfio/{group}"))).collect()
 }
 
 /// Lets everybody read a file that many VMs may share: only its own name in the jail leads there.
@@ -131,10 +147,11 @@ fn make_devices(plan: &Plan, root: &Path) -> Done {
         make(name, everybody, makedev(1, minor))?;
     }
     let own = [(plan.kvm, "kvm"), (matches!(plan.network, Network::Tap(_)), "net/tun")];
-    for (_, name) in own.into_iter().filter(|(wanted, _)| *wanted) {
+    let own = own.into_iter().filter(|(wanted, _)| *wanted).map(|(_, name)| name.to_owned());
+    for name in own.chain(vfio_files(plan)) {
         let host =
-            statat(CWD, Path::new("/dev").join(name), AtFlags::empty()).step(format_args!("find /dev/{name}"))?;
-        make(name, Mode::RUSR | Mode::WUSR, host.st_rdev)?;
+            statat(CWD, Path::new("/dev").join(&name), AtFlags::empty()).step(format_args!("find /dev/{name}"))?;
+        make(&name, Mode::RUSR | Mode::WUSR, host.st_rdev)?;
     }
     Ok(())
 }

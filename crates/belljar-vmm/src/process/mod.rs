@@ -123,6 +123,7 @@ impl Driver for ProcessDriver {
             saving_ends_link: false,
             restricts_network: false,
             hides_features: false,
+            passes_through: false,
             takes_back_memory: false,
             limits_resources: false,
             max_vcpus: MAX_VCPUS,

@@ -45,6 +45,7 @@ impl World {
             devices: None,
             disk_limits: DiskLimits::default(),
             hidden_features: crate::HiddenFeatures::default(),
+            passed_through: Vec::new(),
             network: NetworkSpec::None,
             jail: None,
         }

@@ -1,6 +1,8 @@
 use super::*;
 use crate::VmmError;
+use crate::driver::Capabilities;
 use crate::limits::{CMDLINE_EXTRA_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use crate::pci::PciDevice;
 use crate::probe::Program;
 use crate::spec::validate;
 use proptest::prelude::*;
@@ -25,14 +27,19 @@ fn spec() -> VmSpec {
         devices: None,
         disk_limits: DiskLimits::default(),
         hidden_features: HiddenFeatures::default(),
+        passed_through: Vec::new(),
         network: NetworkSpec::None,
         jail: None,
     }
 }
 
+fn capabilities(accel: Accelerator) -> Capabilities {
+    crate::driver::Driver::capabilities(&super::super::QemuDriver::new(config(accel)))
+}
+
 /// Compares the arguments, one option per line, with the expected text.
 fn check(accel: Accelerator, spec: &VmSpec, expected: &str) {
-    validate(spec).unwrap();
+    validate(spec, &capabilities(accel)).unwrap();
     let mut lines = String::new();
     for word in arguments(&config(accel), spec, Some(2_445_424)) {
         let end = if word.starts_with('-') { "\n" } else { " " };
@@ -211,9 +218,11 @@ fn what_cannot_be_is_refused() {
     let check = |change: &dyn Fn(&mut VmSpec), field: &str| {
         let mut spec = spec();
         change(&mut spec);
-        let error = validate(&spec).unwrap_err();
+        let error = validate(&spec, &capabilities(Accelerator::Tcg)).unwrap_err();
         assert!(matches!(error, VmmError::BadSpec { field: found, .. } if found == field), "{error}");
     };
+    let gpu = PciDevice { address: "0000:01:00.0".parse().unwrap(), group: 7 };
+    check(&|spec| spec.passed_through = vec![gpu.clone()], "passed_through");
     for id in ["", "a b", "a,b", "a/../b", "a=b", &"x".repeat(65), "ä"] {
         check(&|spec| spec.id = id.to_owned(), "id");
     }

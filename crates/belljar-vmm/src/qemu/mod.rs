@@ -241,6 +241,7 @@ impl Driver for QemuDriver {
             saving_ends_link: false,
             restricts_network: true,
             hides_features: true,
+            passes_through: false,
             takes_back_memory: false,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,
@@ -253,7 +254,7 @@ impl Driver for QemuDriver {
     }
 
     async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
-        spec::validate(spec)?;
+        spec::validate(spec, &self.capabilities())?;
         check_network(spec)?;
         spec::check_files(spec)?;
         let memory_inode = spec::check_memory(spec)?;

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, FromArgMatches, Subcommand};
 
-use belljar_node::{CpuFeature, DriverSetting, JailSetting, NetworkSetting};
+use belljar_node::{CpuFeature, DriverSetting, GpuSetting, JailSetting, NetworkSetting};
 use ipnet::IpNet;
 
 use super::value::{self, SshListen};
@@ -109,6 +109,10 @@ pub struct UpArgs {
     /// every host where a snapshot is to go on [default: none]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', env = env_vars::HIDE_CPU_FEATURES, hide_env_values = true)]
     pub hide_cpu_features: Option<Vec<CpuFeature>>,
+    /// GPU that sandboxes can have, and its PCI address, such as H100@0000:01:00.0; may be repeated. It has to be vfio-pci's; without
+    /// a --driver it means cloud-hypervisor [default: none]
+    #[arg(long, value_name = "MODEL@ADDRESS", value_delimiter = ',', env = env_vars::GPU, hide_env_values = true)]
+    pub gpu: Vec<GpuSetting>,
     /// Whether sandboxes begin from golden snapshots; without them each one boots [default: true]
     #[arg(long, value_name = "BOOL", env = env_vars::TEMPLATES, hide_env_values = true)]
     pub templates: Option<bool>,

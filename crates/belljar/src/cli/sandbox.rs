@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use belljar_api::sandbox::Gpus;
 use clap::Args;
 
 use super::value;
@@ -30,6 +31,9 @@ pub struct SizeArgs {
     /// Disk in MiB, or with a unit: 20g [default: 10240]
     #[arg(long, value_name = "SIZE", value_parser = value::megabytes)]
     pub disk: Option<u64>,
+    /// GPU of its own, or N of a model; may be repeated. Such a sandbox cannot sleep
+    #[arg(long, value_name = "MODEL[:N]", value_parser = value::gpus)]
+    pub gpu: Vec<Gpus>,
     /// Cut the sandbox off the network
     #[arg(long)]
     pub no_network: bool,

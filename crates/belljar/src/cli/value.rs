@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, str::FromStr};
 
-use belljar_api::id::{check_name, is_id};
+use belljar_api::{
+    id::{check_name, is_id},
+    sandbox::Gpus,
+};
 use serde::Deserialize;
 
 /// Where `belljar up` listens for SSH.
@@ -85,6 +88,13 @@ pub fn environment(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("write it like NAME=VALUE".to_owned()),
     }
+}
+
+/// GPUs of one model: its name, or with a number, `H100:2`.
+pub fn gpus(text: &str) -> Result<Gpus, String> {
+    let (model, count) = text.split_once(':').unwrap_or((text, "1"));
+    let count = count.parse().map_err(|_| "write MODEL or MODEL:N: H100, H100:2".to_owned())?;
+    Ok(Gpus { count, model: model.to_owned() })
 }
 
 /// A size in MiB: a number of MiB, or a number with `m`, `g` or `t`.

@@ -62,10 +62,10 @@ pub(super) fn request(machine: &MachineArgs) -> CreateSandbox {
     }
 }
 
-/// Cpus, memory and disk, when any is given.
+/// Cpus, memory, disk and GPUs, when any is given.
 pub(super) fn resources(size: &SizeArgs) -> Option<ResourcesRequest> {
-    let resources =
-        ResourcesRequest { cpus: size.cpus, memory_mb: size.memory, disk_mb: size.disk, ..ResourcesRequest::default() };
+    let gpus = Some(size.gpu.clone()).filter(|gpus| !gpus.is_empty());
+    let resources = ResourcesRequest { cpus: size.cpus, memory_mb: size.memory, disk_mb: size.disk, gpus };
     Some(resources).filter(|resources| *resources != ResourcesRequest::default())
 }
 

@@ -65,7 +65,7 @@ fn merge(request: PoolRequest, now: &PoolInfo) -> PoolRequest {
         cpus: wanted.cpus.or(Some(now.resources.cpus)),
         memory_mb: wanted.memory_mb.or(Some(now.resources.memory_mb)),
         disk_mb: wanted.disk_mb.or(Some(now.resources.disk_mb)),
-        gpus: None,
+        gpus: wanted.gpus.or_else(|| Some(now.resources.gpu_configs.clone())),
     };
     PoolRequest {
         image: request.image.or_else(|| Some(now.image.clone())),

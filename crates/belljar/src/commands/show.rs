@@ -1,5 +1,7 @@
 //! `belljar show`.
 
+use belljar_api::sandbox::Gpus;
+
 use super::{Context, ls};
 use crate::{
     exit::ExitStatus,
@@ -15,8 +17,8 @@ pub(super) async fn show(ctx: &Context, reference: &str) -> anyhow::Result<ExitS
     let resources = &sandbox.resources;
     let internet = sandbox.network_policy.as_ref().is_none_or(|network| network.allow_internet_access);
     let ports: Vec<String> = sandbox.exposed_ports.iter().map(ToString::to_string).collect();
-    // A named one, or one from a pool, sleeps where another ends.
-    let sleeps = sandbox.name.is_some() || sandbox.pool_id.is_some();
+    // A named one, or one from a pool, sleeps where another ends; GPUs cannot.
+    let sleeps = (sandbox.name.is_some() || sandbox.pool_id.is_some()) && resources.gpu_configs.is_empty();
     let timeout = match (sandbox.timeout_secs, sleeps) {
         (0, false) => "never ends for being idle".to_owned(),
         (0, true) => "is never suspended for being idle".to_owned(),
@@ -38,6 +40,10 @@ pub(super) async fn show(ctx: &Context, reference: &str) -> anyhow::Result<ExitS
         ("cpus", resources.cpus.to_string()),
         ("memory", mebibytes(resources.memory_mb)),
         ("disk", mebibytes(resources.disk_mb)),
+        (
+            "gpus",
+            if resources.gpu_configs.is_empty() { "-".to_owned() } else { Gpus::describe(&resources.gpu_configs) },
+        ),
         ("network", if internet { "internet" } else { "none" }.to_owned()),
         ("ports", if ports.is_empty() { "-".to_owned() } else { ports.join(", ") }),
         ("timeout", timeout),

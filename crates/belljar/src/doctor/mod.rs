@@ -4,10 +4,10 @@
 
 mod machine;
 
-use std::{fs::File, io::Read, path::Path};
+use std::{error::Error, fs::File, io::Read, path::Path};
 
 use belljar_image::{DEFAULT_IMAGE, Store};
-use belljar_node::Machine;
+use belljar_node::{Machine, check_gpus};
 use belljar_server::{Standing, TlsSource, standings};
 use belljar_vmm::{
     DriverKind,
@@ -85,6 +85,7 @@ pub fn examine(settings: &Settings, up: &UpSettings) -> Report {
     checks.push(file("kernel", &up.kernel, ELF, "an ELF kernel", "kernel"));
     checks.push(file("initramfs", &up.initrd, CPIO, "a cpio archive", "guest"));
     checks.push(image(&up.image_store));
+    checks.extend(gpus(up));
     checks.push(ssh(&settings.data_dir, up));
     checks.push(https(up));
     checks.extend(machine::checks(&settings.data_dir, up));
@@ -120,6 +121,21 @@ fn programs(machine: &Machine, chosen: Option<DriverKind>) -> [Check; 3] {
         }
     }
     checks
+}
+
+/// Those that sandboxes are to have.
+fn gpus(up: &UpSettings) -> Option<Check> {
+    if up.gpus.is_empty() {
+        return None;
+    }
+    let names: Vec<_> = up.gpus.iter().map(ToString::to_string).collect();
+    Some(match check_gpus(&up.gpus) {
+        Ok(()) => Check::ok("gpus", format!("{}, vfio-pci's", names.join(", "))),
+        Err(error) => {
+            let remedy = error.source().map_or_else(|| "leave one of them out".to_owned(), ToString::to_string);
+            Check::missing("gpus", error.to_string(), remedy)
+        }
+    })
 }
 
 fn kvm_check(kvm: &Kvm) -> Check {

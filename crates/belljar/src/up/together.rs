@@ -138,6 +138,7 @@ pub async fn prepare(
         resident: settings.resident,
         disk_limits: settings.disk_limits,
         hidden_features: settings.hidden_features,
+        gpus: settings.gpus.clone(),
         memory_mb: None,
         storage: StorageOptions {
             volume_path: settings.volume_file.clone(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    super::{Committed, NewCopies, Reservation, StoreError},
+    super::{Committed, NewCopies, StoreError},
     int,
     rows::{apply, load},
     sandbox::{check_limit, free_mb},
@@ -32,7 +32,7 @@ pub(super) fn copy(
     check_limit(db, copies.len())?;
     let node_id = step.row.node_id().unwrap_or_default().to_owned();
     let capacity_mb = new.capacity_mb.ok_or_else(|| StoreError::NodeAway(node_id.clone()))?;
-    let free_mb = free_mb(db, &Reservation { node_id, capacity_mb })?;
+    let free_mb = free_mb(db, &node_id, capacity_mb)?;
     let needed_mb = memory_mb.saturating_mul(u64::try_from(copies.len()).unwrap_or(u64::MAX));
     if needed_mb > free_mb {
         return Err(StoreError::NoRoom { needed_mb, free_mb });

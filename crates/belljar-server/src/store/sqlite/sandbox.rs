@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use belljar_api::sandbox::{Gpus, Resources};
 use rusqlite::{Connection, params};
 
 use super::{
@@ -60,17 +61,32 @@ pub(super) fn limit(page: &Page) -> i64 {
     i64::try_from(page.limit).unwrap_or(i64::MAX)
 }
 
-/// Memory that is free on a node.
-pub(super) fn free_mb(db: &Connection, on: &Reservation) -> Result<u64, StoreError> {
+/// Memory that is free on a node which has so much in all.
+pub(super) fn free_mb(db: &Connection, node_id: &str, capacity_mb: u64) -> Result<u64, StoreError> {
     let mut query =
         db.prepare_cached("SELECT coalesce(sum(memory_mb), 0) FROM sandboxes WHERE node_id = ?1 AND held = 1")?;
-    let used: i64 = query.query_row(params![on.node_id], |row| row.get(0))?;
-    Ok(on.capacity_mb.saturating_sub(uint(used)))
+    let used: i64 = query.query_row(params![node_id], |row| row.get(0))?;
+    Ok(capacity_mb.saturating_sub(uint(used)))
 }
 
-/// Whether the node's memory suffices for one more.
-fn fits(db: &Connection, on: &Reservation, memory_mb: u64) -> Result<bool, StoreError> {
-    Ok(memory_mb <= free_mb(db, on)?)
+/// GPUs of a model that sandboxes have on a node.
+fn used_gpus(db: &Connection, node_id: &str, model: &str) -> Result<u64, StoreError> {
+    let sql = "SELECT coalesce(sum(json_extract(gpus.value, '$.count')), 0)
+         FROM sandboxes, json_each(sandboxes.spec, '$.resources.gpu_configs') AS gpus
+         WHERE node_id = ?1 AND held = 1 AND json_extract(gpus.value, '$.model') = ?2";
+    let used: i64 = db.prepare_cached(sql)?.query_row(params![node_id, model], |row| row.get(0))?;
+    Ok(uint(used))
+}
+
+/// Whether what the node has suffices for one more.
+fn fits(db: &Connection, on: &Reservation, wanted: &Resources) -> Result<bool, StoreError> {
+    for Gpus { count, model } in &wanted.gpu_configs {
+        let used = used_gpus(db, &on.node_id, model)?;
+        if used.saturating_add(u64::from(*count)) > u64::from(Gpus::of_model(&on.capacity.gpus, model)) {
+            return Ok(false);
+        }
+    }
+    Ok(wanted.memory_mb <= free_mb(db, &on.node_id, on.capacity.memory_mb)?)
 }
 
 /// Refuses so many more live sandboxes when there would be too many.
@@ -95,7 +111,7 @@ pub(super) fn create(
         pool::check_room(db, member)?;
     }
     let step = match start {
-        Start::Place(on) if fits(db, &on, row.spec.resources.memory_mb)? => life::place(row.clone(), &on.node_id),
+        Start::Place(on) if fits(db, &on, &row.spec.resources)? => life::place(row.clone(), &on.node_id),
         Start::Place(_) | Start::Wait => None,
         Start::End(ending) => life::terminate(row.clone(), ending),
     };
@@ -109,7 +125,7 @@ pub(super) fn place(
     on: &Reservation,
 ) -> Result<Option<Arc<SandboxRow>>, StoreError> {
     let Some(row) = load(db, id)? else { return Ok(None) };
-    if !fits(db, on, row.spec.resources.memory_mb)? {
+    if !fits(db, on, &row.spec.resources)? {
         return Ok(None);
     }
     life::place(row, &on.node_id).map(|step| apply(db, changes, step)).transpose()

@@ -23,7 +23,7 @@ use crate::{
     name::{self, DEFAULT_IMAGE},
     packages::{self, Resolved},
     recipe,
-    record::{Image, ROOTFS, disk_bytes, read_bounded},
+    record::{Image, ROOTFS, RuntimeConfig, disk_bytes, read_bounded},
     sources::{Mirrors, SUITES},
     store::Store,
     tool, tree,
@@ -148,6 +148,7 @@ pub fn build(
     let mut at = |step: usize, detail: Option<&str>| {
         progress(Progress { step, steps: STEPS.len(), title: STEPS[step - 1], detail: detail.map(str::to_owned) });
     };
+    let _claim = store.claim(name::canonical(&request.name)?)?;
     let (stage, lock) = store.stage()?;
     let result = build_in(&stage, store, request, &mut at);
     let cleaned = fs::remove_dir_all(&stage).map_err(ImageError::io("remove", &stage));
@@ -318,6 +319,12 @@ fn installed_packages(root: &Path) -> Result<BTreeMap<String, String>, ImageErro
 }
 
 fn describe(rootfs: &Path, suite: &str, packages: BTreeMap<String, String>, plan: &Plan) -> Result<Image, ImageError> {
+    let config = recipe::runtime_config(!plan.certificates.is_empty());
+    Ok(Image { suite: suite.to_owned(), packages, ..seal(rootfs, config)? })
+}
+
+/// Writes a root file system out, protects it and describes it.
+pub(crate) fn seal(rootfs: &Path, config: RuntimeConfig) -> Result<Image, ImageError> {
     let file = fs::File::open(rootfs).map_err(ImageError::io("open", rootfs))?;
     file.sync_all().map_err(ImageError::io("write", rootfs))?;
     fs::set_permissions(rootfs, fs::Permissions::from_mode(0o444)).map_err(ImageError::io("protect", rootfs))?;
@@ -328,9 +335,10 @@ fn describe(rootfs: &Path, suite: &str, packages: BTreeMap<String, String>, plan
         size_bytes: found.len(),
         disk_bytes: disk_bytes(&found),
         created_at: date::now(),
-        suite: suite.to_owned(),
-        packages,
-        config: recipe::runtime_config(!plan.certificates.is_empty()),
+        suite: String::new(),
+        origin: None,
+        packages: BTreeMap::new(),
+        config,
     })
 }
 

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::oci::OciError;
+
 /// An image operation that failed. Each message names what was asked for and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -66,6 +68,15 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else makes an image with this name.
+    #[error("image {name:?} is being made by another `belljar image`; wait for that, or take another name")]
+    Busy {
+        /// The name.
+        name: String,
+    },
+    /// An image of elsewhere could not be imported.
+    #[error(transparent)]
+    Oci(#[from] OciError),
     /// A record in the store is not what this version writes.
     #[error("cannot use {}: {reason}; remove it and build the image again", .path.display())]
     BadRecord {

@@ -27,6 +27,7 @@ impl Store {
             disk_bytes: disk_bytes(&meta),
             created_at: date::now(),
             suite: String::new(),
+            origin: None,
             packages: BTreeMap::new(),
             config,
         };

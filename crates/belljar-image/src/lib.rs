@@ -1,7 +1,8 @@
-//! Images: from a Debian suite to an immutable ext4 root file system, and the store that keeps them by name.
+//! Images: from a Debian suite or an OCI image to an immutable ext4 root file system, and the store that keeps them by name.
 //!
 //! [`build`] makes one: apt's solver names the packages, mmdebstrap installs them into a directory, mkfs.ext4 packs it.
-//! The same package versions give the same bytes, so an image's name is only a pointer to a content address. [`Store`]
+//! [`import`] takes the layers of an image of a registry, a directory or a file for that directory.
+//! The same package versions, and the same layers, give the same bytes, so an image's name is only a pointer to a content address. [`Store`]
 //! is a directory that the CLI writes and the node reads; there is no server in between.
 //!
 //! This crate knows nothing of VMs, sandboxes or the server: it hands out paths and numbers. The node converts
@@ -15,6 +16,7 @@ mod ext4;
 mod import;
 pub mod limits;
 mod name;
+mod oci;
 mod packages;
 mod recipe;
 mod record;
@@ -26,6 +28,7 @@ mod tree;
 pub use build::{BuildRequest, BuiltImage, Progress, build};
 pub use error::ImageError;
 pub use name::{DEFAULT_IMAGE, canonical};
+pub use oci::{ImportProgress, ImportRequest, Login, OciError, import};
 pub use record::{Image, RuntimeConfig};
 pub use sources::SUITES;
 pub use store::Store;

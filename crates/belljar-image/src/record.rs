@@ -38,6 +38,12 @@ pub struct RuntimeConfig {
     pub entrypoint: Vec<String>,
     /// Its arguments.
     pub cmd: Vec<String>,
+    /// What its maker notes about it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Ports that its programs listen on: `8080/tcp`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exposed_ports: Vec<String>,
 }
 
 /// An image in the store.
@@ -53,8 +59,10 @@ pub struct Image {
     pub disk_bytes: u64,
     /// When it was built, RFC 3339 in UTC.
     pub created_at: String,
-    /// Debian suite it was built from.
+    /// Debian suite it was built from; empty for one that was imported.
     pub suite: String,
+    /// Where it was imported from, with the digest that it had there.
+    pub origin: Option<String>,
     /// Its Debian packages and their versions.
     pub packages: BTreeMap<String, String>,
     /// What a sandbox takes over from it.
@@ -122,6 +130,7 @@ impl Image {
             disk_bytes: record.disk_bytes,
             created_at: record.created_at,
             suite: record.suite,
+            origin: record.origin,
             packages: record.packages,
             config: record.config,
         })
@@ -136,6 +145,7 @@ impl Image {
             disk_bytes: self.disk_bytes,
             created_at: self.created_at.clone(),
             suite: self.suite.clone(),
+            origin: self.origin.clone(),
             config: self.config.clone(),
             packages: self.packages.clone(),
         };
@@ -152,6 +162,8 @@ struct ImageRecord {
     disk_bytes: u64,
     created_at: String,
     suite: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin: Option<String>,
     config: RuntimeConfig,
     packages: BTreeMap<String, String>,
 }

@@ -4,7 +4,9 @@
 //! <store>/images/blake3-<hex>/{rootfs.ext4,image.json}   an image, read-only once it is there
 //! <store>/names/<name, escaped>.json                     which image a name stands for
 //! <store>/builds/<key>.json                              which image a set of packages gave: the build cache
-//! <store>/tmp/                                           builds under way; left-overs are removed by the next one
+//! <store>/tmp/build/                                     the build under way; left-overs are removed by the next one
+//! <store>/tmp/blobs/                                     layers for imports that broke off
+//! <store>/tmp/making-<name, escaped>.lock                held while an image of this name is made
 //! <store>/store.lock                                     held while names change, and while images come and go
 //! <store>/build.lock                                     held during a build: one at a time
 //! ```
@@ -13,8 +15,9 @@
 //! The node and the CLI open the store by its path; nothing is kept in memory.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -36,6 +39,20 @@ pub struct Store {
 pub(crate) struct Lock {
     /// Its lock goes with the descriptor.
     _file: File,
+}
+
+/// Says that an image of this name is being made; ends when dropped, and leaves no file.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Removed while it is locked: who has opened it by now will see that it is another one.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 impl Lock {
@@ -149,6 +166,29 @@ impl Store {
         remove_dir(&dir)?;
         fs::create_dir(&dir).map_err(ImageError::io("create", &dir))?;
         Ok((dir, lock))
+    }
+
+    /// Where layers of imports that broke off are kept.
+    pub(crate) fn blobs_dir(&self) -> PathBuf {
+        self.root.join("tmp/blobs")
+    }
+
+    /// Claims a name for an image that is to be made: a second one under it would only take its place at once.
+    pub(crate) fn claim(&self, name: &str) -> Result<Claim, ImageError> {
+        let path = self.root.join("tmp").join(format!("making-{}", name::to_file_name(name))).with_extension("lock");
+        loop {
+            let file = File::options().create(true).truncate(false).write(true).open(&path);
+            let file = file.map_err(ImageError::io("open", &path))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(ImageError::Busy { name: name.to_owned() }),
+                Err(TryLockError::Error(error)) => return Err(ImageError::io("lock", path)(error)),
+            }
+            let ours = file.metadata().map_err(ImageError::io("read", &path))?;
+            if fs::metadata(&path).is_ok_and(|found| found.ino() == ours.ino()) {
+                return Ok(Claim { path, _file: file });
+            }
+        }
     }
 
     fn register_locked(&self, name: &str, digest: &str) -> Result<(), ImageError> {

@@ -32,6 +32,7 @@ impl Fixture {
             disk_bytes: 8192,
             created_at: "2025-09-06T09:51:06Z".into(),
             suite: "bookworm".into(),
+            origin: None,
             packages: BTreeMap::from([("bash".into(), "5.2".into())]),
             config: RuntimeConfig::default(),
         };

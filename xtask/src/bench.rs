@@ -9,29 +9,48 @@ use anyhow::{Context, Result};
 
 use crate::{
     artifacts::Artifacts,
-    cargo::cargo,
+    cargo::{build_belljar, cargo},
     images, paths, quickstart,
     run::{self, say},
     setup,
     test::nested_drivers,
 };
 
+/// Says which program.
+const BENCH: [&str; 7] = ["--release", "--package", "belljar-tests", "--features", "e2e", "--bin", "bench"];
+
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     setup::run()?;
     say("Building");
+    let section = |name: &str| arguments.first().is_some_and(|first| first == name);
+    if section("image") {
+        // It boots nothing.
+        let belljar = build_belljar(true)?;
+        build_bench()?;
+        let mut bench = cargo(&["run", "--quiet"]);
+        bench.args(BENCH).arg("--").args(arguments).env("BELLJAR_BIN", belljar);
+        return answer(&mut bench);
+    }
     let artifacts = quickstart::build(true)?;
     images::build(&artifacts.belljar)?;
-    let which = ["--release", "--package", "belljar-tests", "--features", "e2e", "--bin", "bench"];
-    run::step("build the benchmark", cargo(&["build"]).args(which))?;
-    if arguments.first().is_some_and(|section| section == "driver") {
+    build_bench()?;
+    if section("driver") {
         return each_driver(&artifacts, arguments);
     }
     let mut bench = cargo(&["run", "--quiet"]);
-    artifacts.pass_to(bench.args(which).arg("--").args(arguments))?;
-    if arguments.first().is_some_and(|section| section == "net") {
+    artifacts.pass_to(bench.args(BENCH).arg("--").args(arguments))?;
+    if section("net") {
         process_driver(&mut bench)?;
     }
-    Ok(if run::interactive(&mut bench)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    answer(&mut bench)
+}
+
+fn build_bench() -> Result<()> {
+    run::step("build the benchmark", cargo(&["build"]).args(BENCH))
+}
+
+fn answer(bench: &mut Command) -> Result<ExitCode> {
+    Ok(if run::interactive(bench)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Where KVM works: in the emulated machine, with each VM program that is here.

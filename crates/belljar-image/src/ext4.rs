@@ -2,9 +2,15 @@
 //!
 //! mkfs.ext4 is told every identifier it would draw at random. Two times it cannot be told, it copies them from each
 //! file: of the last change (`ctime`), which no program can set, and of the last access (`atime`), which changes while
-//! mkfs.ext4 reads. debugfs sets both in the finished file system.
+//! mkfs.ext4 reads. debugfs sets both in the finished file system, and of the root directory also its owner, mode and time,
+//! which mkfs.ext4 does not copy.
 
-use std::{fs::File, ops::RangeInclusive, path::Path};
+use std::{
+    fs::{self, File},
+    ops::RangeInclusive,
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
 
 use crate::{
     error::ImageError,
@@ -44,16 +50,22 @@ pub(crate) fn pack(root: &Path, to: &Path, size_mib: u64, time: i64) -> Result<(
     mkfs.args(["-O", FEATURES, "-U", UUID, "-E", &extended, "-J", &format!("size={JOURNAL_MIB}")]);
     mkfs.arg("-d").arg(root).arg(to);
     tool::run(&mut mkfs, &mut |_| {})?;
-    set_times(to, time)
+    let top = fs::symlink_metadata(root).map_err(ImageError::io("read", root))?;
+    set_fields(to, &top, time)
 }
 
-fn set_times(image: &Path, time: i64) -> Result<(), ImageError> {
+fn set_fields(image: &Path, top: &fs::Metadata, time: i64) -> Result<(), ImageError> {
     let layout = tool::run(tool::command("dumpe2fs").arg(image), &mut |_| {})?;
     let used = used_inodes(&layout).ok_or_else(|| ImageError::BadRecord {
         path: image.to_owned(),
         reason: "dumpe2fs does not say which inodes are free".into(),
     })?;
     let mut script = String::new();
+    let of_root = [("mode", top.mode()), ("uid", top.uid()), ("gid", top.gid())];
+    for (field, value) in of_root {
+        script.push_str(&format!("set_inode_field <{ROOT}> {field} {value}\n"));
+    }
+    script.push_str(&format!("set_inode_field <{ROOT}> mtime @{}\n", top.mtime().max(0)));
     for inode in used.into_iter().flatten().filter(|&inode| inode == ROOT || inode >= FIRST_FILE) {
         // The parts below a second exist since e2fsprogs 1.47.1, and come from the build's clock too.
         for field in ["atime", "ctime"] {
@@ -62,7 +74,7 @@ fn set_times(image: &Path, time: i64) -> Result<(), ImageError> {
         }
     }
     let commands = image.with_extension("debugfs");
-    std::fs::write(&commands, script).map_err(ImageError::io("write", &commands))?;
+    fs::write(&commands, script).map_err(ImageError::io("write", &commands))?;
     let mut debugfs = tool::command("debugfs");
     debugfs.env("E2FSPROGS_FAKE_TIME", time.to_string()).arg("-w").arg("-f").arg(&commands).arg(image);
     // Its exit code says nothing about its commands: after its name and version, silence means success.
@@ -72,7 +84,7 @@ fn set_times(image: &Path, time: i64) -> Result<(), ImageError> {
             complaints.push(line.to_owned());
         }
     });
-    std::fs::remove_file(&commands).map_err(ImageError::io("remove", &commands))?;
+    fs::remove_file(&commands).map_err(ImageError::io("remove", &commands))?;
     result?;
     complaints.truncate(crate::limits::ERROR_TAIL_LINES);
     if complaints.is_empty() {
@@ -109,10 +121,7 @@ fn used_inodes(layout: &str) -> Option<Vec<RangeInclusive<u64>>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs,
-        time::{Duration, UNIX_EPOCH},
-    };
+    use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
 

@@ -28,7 +28,7 @@ mod tree;
 pub use build::{BuildRequest, BuiltImage, Progress, build};
 pub use error::ImageError;
 pub use name::{DEFAULT_IMAGE, canonical};
-pub use oci::{ImportProgress, ImportRequest, Login, OciError, import};
+pub use oci::{ImportProgress, ImportRequest, LayerProgress, Login, OciError, import};
 pub use record::{Image, RuntimeConfig};
 pub use sources::SUITES;
 pub use store::Store;

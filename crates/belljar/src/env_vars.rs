@@ -21,6 +21,8 @@ pub const KERNEL: &str = "BELLJAR_KERNEL";
 pub const INITRD: &str = "BELLJAR_INITRD";
 /// Where `cargo xtask` puts what it builds; default `~/.cache/belljar`.
 pub const CACHE: &str = "BELLJAR_CACHE";
+/// Directory in which `docker login` stores who asks a registry; default `~/.docker`.
+pub const DOCKER_CONFIG: &str = "DOCKER_CONFIG";
 /// Directory of the images; default `~/.cache/belljar/store`.
 pub const IMAGE_STORE: &str = "BELLJAR_IMAGE_STORE";
 /// What runs the sandboxes: `auto`, the name of a driver, or `process:AGENT` in builds with that test driver.

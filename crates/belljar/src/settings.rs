@@ -62,6 +62,8 @@ pub struct Surroundings {
     pub config_home: Option<PathBuf>,
     /// `$BELLJAR_CACHE`.
     pub cache: Option<PathBuf>,
+    /// `$DOCKER_CONFIG`.
+    pub docker: Option<PathBuf>,
     /// `$TERM`.
     pub term: Option<String>,
     /// `$BELLJAR_LOG`.
@@ -78,6 +80,7 @@ impl Surroundings {
             home: dir(env_vars::HOME),
             config_home: dir(env_vars::XDG_CONFIG_HOME),
             cache: dir(env_vars::CACHE),
+            docker: dir(env_vars::DOCKER_CONFIG),
             term: std::env::var(env_vars::TERM).ok(),
             log: std::env::var(env_vars::LOG).ok(),
             root: nix::unistd::geteuid().is_root(),
@@ -96,6 +99,10 @@ impl Surroundings {
     fn cache_dir(&self) -> PathBuf {
         let home = || self.home.clone().unwrap_or_else(|| "/".into()).join(CACHE_DIR);
         self.cache.clone().unwrap_or_else(home)
+    }
+
+    fn docker_dir(&self) -> Option<PathBuf> {
+        self.docker.clone().or_else(|| Some(self.home.as_ref()?.join(".docker")))
     }
 
     fn data_dir(&self) -> PathBuf {
@@ -203,6 +210,8 @@ pub struct Settings {
     pub cache_dir: PathBuf,
     /// Where `belljar ssh` keeps its key; `None` for a user without a home directory.
     pub ssh_dir: Option<PathBuf>,
+    /// Where `docker login` stores who asks a registry.
+    pub docker_dir: Option<PathBuf>,
     /// Kind of our terminal.
     pub term: Option<String>,
     /// What `belljar up` logs.
@@ -382,6 +391,7 @@ impl Settings {
             data_dir: args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(|| around.data_dir()),
             cache_dir: around.cache_dir(),
             ssh_dir: around.config_dir().map(|dir| dir.join("ssh")),
+            docker_dir: around.docker_dir(),
             term: around.term.clone(),
             log: around.log.clone(),
             file,

@@ -407,5 +407,9 @@ fn check_space(path: &Path, needed: u64, caps: &Caps) -> Result<(), OciError> {
 }
 
 #[cfg(test)]
+#[path = "real_test.rs"]
+mod real_tests;
+
+#[cfg(test)]
 #[path = "import_test.rs"]
 mod tests;

@@ -19,6 +19,9 @@ use crate::limits::{MAX_DEPTH, MAX_PART_BYTES};
 /// Mode of directories that no layer mentions and that lie above what one does.
 const IMPLIED: u32 = 0o755;
 
+/// Begins the name of a file that removes another one.
+pub(super) const WHITEOUT: &[u8] = b".wh.";
+
 /// Attempts of the kernel to resolve a path while something moves. Nothing does.
 const RESOLVE_ATTEMPTS: usize = 8;
 
@@ -36,7 +39,8 @@ impl<'a> Place<'a> {
     pub(super) fn parse(path: &'a [u8]) -> Result<Self, String> {
         let mut above = Vec::new();
         for part in path.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && *part != b".") {
-            check_name(part)?;
+            // A file with the longest name can be removed, too.
+            check_name(part.strip_prefix(WHITEOUT).filter(|rest| !rest.is_empty()).unwrap_or(part))?;
             above.push(part);
         }
         if above.len() > MAX_DEPTH {

@@ -26,12 +26,10 @@ use super::{
     Caps,
     archive::{Archive, ArchiveError, Kind, Member, printable},
     error::OciError,
-    root::{self, Place, Root},
+    root::{self, Place, Root, WHITEOUT},
 };
 use crate::limits::SPACE_CHECK_BYTES;
 
-/// Begins the name of a file that removes another one.
-const WHITEOUT: &[u8] = b".wh.";
 /// Removes all that lower layers have in its directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Begins what a file system for layers noted for itself.

@@ -16,8 +16,8 @@ use clap::{
 
 pub use self::{
     local::{
-        DownArgs, ImageBuildArgs, ImageCommand, KeyCommand, SecretCommand, SecretSetArgs, UpArgs, VmmCommand,
-        VmmInstallArgs,
+        DownArgs, ImageBuildArgs, ImageCommand, ImageImportArgs, KeyCommand, SecretCommand, SecretSetArgs, UpArgs,
+        VmmCommand, VmmInstallArgs,
     },
     sandbox::{
         CpArgs, CreateArgs, ExecArgs, KillArgs, LifeArgs, LogsArgs, LsArgs, MachineArgs, ProgramArgs, RmArgs, RunArgs,
@@ -163,7 +163,7 @@ pub enum Command {
     Df,
     /// Remove what no snapshot and no sandbox needs
     Gc,
-    /// List, build and remove images
+    /// List, build, import and remove images
     #[command(subcommand)]
     Image(ImageCommand),
     /// List and install the programs that run virtual machines

@@ -1,14 +1,16 @@
-//! `belljar image ls|build|rm`. `ls` asks the server; `build` and `rm` work on the store of this machine.
+//! `belljar image ls|build|import|rm`. `ls` asks the server; the others work on the store of this machine.
 
 use std::path::PathBuf;
 
-use belljar_image::{BuildRequest, BuiltImage, Progress, Store};
+use belljar_image::{BuildRequest, BuiltImage, ImportProgress, ImportRequest, LayerProgress, Login, Progress, Store};
+use indicatif::ProgressBar;
 
-use super::{Context, block_on};
+use super::{Context, block_on, secret};
 use crate::{
-    cli::{ImageBuildArgs, ImageCommand},
+    cli::{ImageBuildArgs, ImageCommand, ImageImportArgs},
     exit::ExitStatus,
-    table::{Table, bytes},
+    printer::Printer,
+    table::{Table, bytes, printable},
 };
 
 /// Below the cache directory: package lists, kept between builds.
@@ -18,6 +20,7 @@ pub(super) fn image(ctx: &Context, command: ImageCommand) -> anyhow::Result<Exit
     match command {
         ImageCommand::Ls => block_on(ls(ctx)),
         ImageCommand::Build(args) => build(ctx, args),
+        ImageCommand::Import(args) => import(ctx, args),
         ImageCommand::Rm { name, image_store } => rm(ctx, &name, image_store.as_ref()),
     }
 }
@@ -66,16 +69,91 @@ fn build(ctx: &Context, args: ImageBuildArgs) -> anyhow::Result<ExitStatus> {
         spinner.set_message(step + detail.as_deref().unwrap_or_default());
     });
     spinner.finish_and_clear();
-    let BuiltImage { name, image, cached } = built?;
+    made(ctx, built?, "built")
+}
+
+fn import(ctx: &Context, args: ImageImportArgs) -> anyhow::Result<ExitStatus> {
+    let store = Store::open(&ctx.settings.image_store(args.image_store.as_ref())?)?;
+    let login = match args.username {
+        Some(username) => {
+            let hint = "give it on stdin: printf %s \"$TOKEN\" | belljar image import … --password-stdin";
+            Some(Login { username, password: secret::from_stdin("the password", hint)? })
+        }
+        None => None,
+    };
+    let request = ImportRequest {
+        source: args.source,
+        name: args.name,
+        platform: args.platform,
+        insecure: args.insecure,
+        login,
+        docker_dir: ctx.settings.docker_dir.clone(),
+        size_mib: args.size,
+        force: args.force,
+    };
+    let mut shown = Shown { printer: ctx.printer, step: String::new(), bar: None };
+    let imported = belljar_image::import(&store, &request, &mut |progress| shown.show(&progress));
+    shown.end();
+    made(ctx, imported?, "imported")
+}
+
+/// How far an import is, on stderr: a bar for each layer, or a line where that is no terminal.
+struct Shown {
+    printer: Printer,
+    /// Words of the present step.
+    step: String,
+    bar: Option<ProgressBar>,
+}
+
+impl Shown {
+    fn show(&mut self, progress: &ImportProgress) {
+        let (step, layer) = match progress {
+            ImportProgress::Resolve => ("look up the image".to_owned(), None),
+            ImportProgress::Fetch(layer) => (of_layer(layer, "fetch"), Some(layer)),
+            ImportProgress::Unpack(layer) => (of_layer(layer, "unpack"), Some(layer)),
+            ImportProgress::Pack => ("pack the file system".to_owned(), None),
+            ImportProgress::Address => ("compute the content address".to_owned(), None),
+        };
+        if step != self.step {
+            self.end();
+            let bar = match layer {
+                Some(layer) => self.printer.transfer(step.clone(), Some(layer.total)),
+                None => self.printer.spinner(step.clone()),
+            };
+            if bar.is_hidden() {
+                self.printer.note(&step);
+            }
+            (self.step, self.bar) = (step, Some(bar));
+        }
+        if let (Some(bar), Some(layer)) = (&self.bar, layer) {
+            bar.set_position(layer.have);
+        }
+    }
+
+    fn end(&mut self) {
+        self.bar.take().inspect(ProgressBar::finish_and_clear);
+    }
+}
+
+/// `[1/3] fetch sha256:0123456789ab (12.3 MiB)`
+fn of_layer(layer: &LayerProgress, verb: &str) -> String {
+    const SHOWN: usize = "sha256:".len() + 12;
+    let digest: String = layer.digest.chars().take(SHOWN).collect();
+    format!("[{}/{}] {verb} {} ({})", layer.number, layer.of, printable(&digest), bytes(layer.total))
+}
+
+/// Says what an image is that was made.
+fn made(ctx: &Context, made: BuiltImage, how: &str) -> anyhow::Result<ExitStatus> {
+    let BuiltImage { name, image, cached } = made;
     if ctx.printer.is_json() {
         ctx.printer.json(&serde_json::json!({
-            "name": name, "digest": image.digest, "rootfs": image.rootfs, "suite": image.suite,
+            "name": name, "digest": image.digest, "rootfs": image.rootfs, "suite": image.suite, "origin": image.origin,
             "logical_size_bytes": image.size_bytes, "physical_size_bytes": image.disk_bytes, "cached": cached,
         }))?;
         return Ok(ExitStatus::Success);
     }
     ctx.printer.line(format!("{name} {}", image.digest))?;
-    let how = if cached { "was there already" } else { "was built" };
+    let how = if cached { "was there already".to_owned() } else { format!("was {how}") };
     ctx.printer.note(format!("image {name} {how}: {} on disk", bytes(image.disk_bytes)));
     Ok(ExitStatus::Success)
 }

@@ -52,17 +52,20 @@ fn request(args: SecretSetArgs) -> anyhow::Result<PutSecret> {
     Ok(PutSecret { name: args.name, value, hosts: some(args.host), headers: some(args.header) })
 }
 
-/// Arguments and environments of processes are seen by others, so it comes from stdin. One line break at its end is not its.
 fn value() -> anyhow::Result<String> {
+    let hint = "give it on stdin: printf %s \"$TOKEN\" | belljar secret set NAME; or --keep-value to change the rest";
+    from_stdin("the value of a secret", hint)
+}
+
+/// Arguments and environments of processes are seen by others, so it comes from stdin. One line break at its end is not its.
+pub(super) fn from_stdin(what: &'static str, hint: &str) -> anyhow::Result<String> {
     let stdin = io::stdin();
     if stdin.is_terminal() {
-        let hint =
-            "give it on stdin: printf %s \"$TOKEN\" | belljar secret set NAME; or --keep-value to change the rest";
-        return Err(Failure::new("the value of a secret is not typed here").hint(hint).into());
+        return Err(Failure::new(format!("{what} is not typed here")).hint(hint).into());
     }
     let mut text = String::new();
     let limit = u64::try_from(SECRET_VALUE_MAX).unwrap_or(u64::MAX).saturating_add(3);
-    stdin.lock().take(limit).read_to_string(&mut text).context("cannot read the value from stdin")?;
+    stdin.lock().take(limit).read_to_string(&mut text).with_context(|| format!("cannot read {what} from stdin"))?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }

@@ -1,14 +1,16 @@
 //! `cargo xtask bench`: figures of the whole system, each beside the floor it is compared with, taken in one run.
 //!
 //! Without a word: sandboxes that boot, requests, files. With `sleep`: golden snapshots, sleep, snapshots and copies.
-//! With `net`: the ways into a sandbox and out of it. With `driver`: a VM program on KVM beside itself alone. Prints a table, and the same as one line of JSON. It judges nothing: machines are
-//! noisy; ratios within a run hold.
+//! With `net`: the ways into a sandbox and out of it. With `driver`: a VM program on KVM beside itself alone. With `image`: an
+//! import beside other programs that do the same. Prints a table, and the same as one line of JSON. It judges nothing:
+//! machines are noisy; ratios within a run hold.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report")]
 
 mod alone;
 mod bare;
 mod driver;
+mod image;
 mod memory;
 mod net;
 mod restore;
@@ -43,8 +45,9 @@ fn main() -> ExitCode {
         ["net", part @ ("in" | "guest" | "out")] => net::run(&mut table, Some(part)),
         ["sleep"] => sleep::run(&mut table),
         ["driver"] => driver::run(&mut table),
+        ["image"] => image::run(&mut table),
         other => {
-            let hint = "`cargo xtask bench`, or `net`, `net in`, `net guest`, `net out`, `sleep` or `driver` behind it";
+            let hint = "`cargo xtask bench`, or `net`, `net in`, `net guest`, `net out`, `sleep`, `driver` or `image` behind it";
             eprintln!("error: there is no benchmark {:?}\nhint: {hint}", other.join(" "));
             return ExitCode::FAILURE;
         }

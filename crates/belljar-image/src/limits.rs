@@ -104,6 +104,9 @@ pub const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Without a byte from a registry.
 pub const STALL_LIMIT: Duration = Duration::from_secs(30);
 
+/// For a manifest, a configuration or a token, from the question to the last byte.
+pub const DOCUMENT_LIMIT: Duration = Duration::from_mins(2);
+
 /// Time in which at least [`MIN_WINDOW_BYTES`] of a layer have to arrive.
 pub const RATE_WINDOW: Duration = Duration::from_mins(1);
 

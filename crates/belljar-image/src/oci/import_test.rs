@@ -22,6 +22,7 @@ impl Fixture {
         let caps = Caps {
             reserve_bytes: 0,
             stall: soon,
+            document: soon,
             rate_window: soon,
             pause: Duration::from_millis(1),
             ratio_free_bytes: 1 << 20,
@@ -168,6 +169,7 @@ fn a_registry_that_is_away_or_slow() {
     assert!(error.contains("cannot reach the registry 127.0.0.1:1; is its name right"), "{error}");
     it.is_clean(0);
     check(stored(), |_, _| Reply::StallAfter(0), "cannot reach the registry", 0);
+    check(stored(), |_, _| Reply::Drip, "cannot reach the registry", 0);
     check(stored(), |_, _| Reply::With(503, String::new(), Vec::new()), "503", 0);
     check(stored(), |_, _| Reply::With(404, String::new(), Vec::new()), "there is no image", 0);
     check(stored(), |_, _| Reply::With(400, String::new(), b"what?".to_vec()), "answered 400 to the request for", 0);

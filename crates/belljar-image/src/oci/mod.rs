@@ -125,6 +125,7 @@ struct Caps {
     ratio_free_bytes: u64,
     reserve_bytes: u64,
     stall: Duration,
+    document: Duration,
     rate_window: Duration,
     pause: Duration,
 }
@@ -137,6 +138,7 @@ impl Default for Caps {
             ratio_free_bytes: limits::RATIO_FREE_BYTES,
             reserve_bytes: limits::RESERVE_BYTES,
             stall: limits::STALL_LIMIT,
+            document: limits::DOCUMENT_LIMIT,
             rate_window: limits::RATE_WINDOW,
             pause: limits::ATTEMPT_PAUSE,
         }

@@ -47,6 +47,8 @@ pub(super) struct Registry {
     /// Value of the header that the registry wants to see.
     authorization: Option<String>,
     insecure: bool,
+    /// For a manifest, a configuration or a token, from the question to the last byte.
+    document_limit: Duration,
 }
 
 /// Why a request brought no answer.
@@ -76,7 +78,8 @@ impl Registry {
         if insecure && agent.get(format!("{base}/v2/")).call().is_err() {
             base = format!("http://{host}");
         }
-        Self { agent, base, host, reference, credentials, authorization: None, insecure }
+        let document_limit = caps.document;
+        Self { agent, base, host, reference, credentials, authorization: None, insecure, document_limit }
     }
 
     /// A layer, from the byte `from` on.
@@ -85,7 +88,7 @@ impl Registry {
         let range = (from > 0).then(|| format!("bytes={from}-"));
         let headers: Vec<(header::HeaderName, String)> =
             range.into_iter().map(|range| (header::RANGE, range)).collect();
-        let response = self.get(&path, &headers)?;
+        let response = self.get(&path, &headers, None)?;
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
             StatusCode::RANGE_NOT_SATISFIABLE if from > 0 => Ok(response),
@@ -95,7 +98,8 @@ impl Registry {
 
     fn document(&mut self, path: &str, accept: &str) -> Result<Vec<u8>, OciError> {
         let headers = [(header::ACCEPT, accept.to_owned())];
-        let response = self.get(path, &headers).map_err(|failure| self.unreachable(failure))?;
+        let response =
+            self.get(path, &headers, Some(self.document_limit)).map_err(|failure| self.unreachable(failure))?;
         if response.status() != StatusCode::OK {
             return Err(self.refused(path, response));
         }
@@ -103,8 +107,13 @@ impl Registry {
     }
 
     /// Asks, if need be a second time with proof of who we are.
-    fn get(&mut self, path: &str, headers: &[(header::HeaderName, String)]) -> Result<Response<Body>, Failure> {
-        let first = self.send(path, headers)?;
+    fn get(
+        &mut self,
+        path: &str,
+        headers: &[(header::HeaderName, String)],
+        limit: Option<Duration>,
+    ) -> Result<Response<Body>, Failure> {
+        let first = self.send(path, headers, limit)?;
         if first.status() != StatusCode::UNAUTHORIZED {
             return Ok(first);
         }
@@ -123,14 +132,19 @@ impl Registry {
             }
             _ => return Err(self.denied().into()),
         }
-        let second = self.send(path, headers)?;
+        let second = self.send(path, headers, limit)?;
         match second.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.denied().into()),
             _ => Ok(second),
         }
     }
 
-    fn send(&self, path: &str, headers: &[(header::HeaderName, String)]) -> Result<Response<Body>, Failure> {
+    fn send(
+        &self,
+        path: &str,
+        headers: &[(header::HeaderName, String)],
+        limit: Option<Duration>,
+    ) -> Result<Response<Body>, Failure> {
         let mut request = Request::get(format!("{}/v2/{}/{path}", self.base, self.reference.repository()));
         for (name, value) in headers {
             request = request.header(name, value);
@@ -139,7 +153,8 @@ impl Registry {
             request = request.header(header::AUTHORIZATION, authorization);
         }
         let built = request.body(()).map_err(|error| Failure::BrokenOff(error.into()))?;
-        let response = self.agent.run(built).map_err(Failure::BrokenOff)?;
+        let request = self.agent.configure_request(built).timeout_global(limit).build();
+        let response = self.agent.run(request).map_err(Failure::BrokenOff)?;
         match response.status() {
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
                 Err(Failure::BrokenOff(ureq::Error::StatusCode(status.as_u16())))
@@ -177,7 +192,7 @@ impl Registry {
                 ("service", service),
                 ("scope", &scope),
             ];
-            self.agent.post(realm).send_form(form)
+            self.agent.post(realm).config().timeout_global(Some(self.document_limit)).build().send_form(form)
         } else {
             let mut request = self.agent.get(realm).query("scope", &scope);
             if let Some(service) = service {
@@ -186,7 +201,7 @@ impl Registry {
             if let Credentials::Login(login) = &self.credentials {
                 request = request.header(header::AUTHORIZATION, basic(&login.username, &login.password));
             }
-            request.call()
+            request.config().timeout_global(Some(self.document_limit)).build().call()
         };
         let response = response.map_err(Failure::BrokenOff)?;
         match response.status() {

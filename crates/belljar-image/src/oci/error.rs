@@ -15,6 +15,9 @@ pub enum OciError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The source's own name is none that an image can have here.
+    #[error("{0:?}, as the source is called, is no name for an image here; give one with --name")]
+    NoName(String),
     /// A platform that nobody writes like this.
     #[error("platform {0:?} is not OS/ARCH or OS/ARCH/VARIANT, such as linux/amd64")]
     BadPlatform(String),

@@ -328,6 +328,7 @@ fn requests_that_make_no_sense() {
     };
     check(&|it| it.source = "UPPER".to_owned(), "is no image of a registry");
     check(&|it| it.name = Some("UPPER".to_owned()), "image name \"UPPER\"");
+    check(&|it| it.source = "oci:/srv/UPPER".to_owned(), "\"UPPER\", as the source is called, is no name");
     check(&|it| it.platform = Some("x".to_owned()), "is not OS/ARCH");
     check(&|it| it.size_mib = Some(1), "1 MiB is not between 512");
     if is_root("requests_that_make_no_sense") {

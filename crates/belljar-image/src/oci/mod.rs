@@ -167,8 +167,11 @@ fn import_within(
 ) -> Result<BuiltImage, ImageError> {
     let source = Source::parse(&request.source)?;
     let wanted = Wanted::parse(request.platform.as_deref())?;
-    let given = request.name.clone().unwrap_or_else(|| source.default_name());
-    let name = name::canonical(&given)?;
+    let own = source.default_name();
+    let name = match &request.name {
+        Some(given) => name::canonical(given)?,
+        None => name::canonical(&own).map_err(|_| OciError::NoName(own.clone()))?,
+    };
     if let Some(size) = request.size_mib.filter(|size| !(limits::MIN_SIZE_MIB..=limits::MAX_SIZE_MIB).contains(size)) {
         let (min, max) = (limits::MIN_SIZE_MIB, limits::MAX_SIZE_MIB);
         return Err(ImageError::BadRequest(format!("{size} MiB is not between {min} and {max} MiB")));

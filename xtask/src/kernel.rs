@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{artifacts, paths, run};
+use crate::{artifacts, paths, run, setup};
 
 /// Debian's package of the source.
 const SOURCE: &str = "linux-source-6.12";
@@ -168,17 +168,7 @@ fn unpack(work: &Path, version: &str) -> Result<PathBuf> {
     let installed = run::output(Command::new("dpkg-query").args(format)).is_ok_and(|found| found == version);
     let mut root = PathBuf::from("/");
     if !installed {
-        let wanted = format!("{SOURCE}={version}");
-        run::step(
-            "kernel: download the source",
-            Command::new("apt-get").args(["download", &wanted]).current_dir(work),
-        )?;
-        let package = fs::read_dir(work)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .context("apt-get downloaded no package")?;
-        root = work.join("package");
-        run::step("kernel: open the package", Command::new("dpkg-deb").arg("-x").arg(&package).arg(&root))?;
+        root = setup::open_package("kernel source", &format!("{SOURCE}={version}"), work)?;
     }
     let archive = root.join(format!("usr/src/{SOURCE}.tar.xz"));
     let mut tar = Command::new("tar");

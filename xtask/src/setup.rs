@@ -5,13 +5,13 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
 
-use crate::run;
+use crate::{artifacts, paths, run};
 
 /// First version of QEMU with what Belljar uses (`mapped-ram` snapshots).
 const QEMU_MAJOR: u32 = 9;
@@ -32,7 +32,7 @@ enum Probe {
 }
 
 /// Everything that is needed, with what has it.
-const NEEDED: [(Probe, &str); 27] = [
+const NEEDED: [(Probe, &str); 26] = [
     (Probe::Qemu, QEMU),
     (Probe::Program("mmdebstrap"), "mmdebstrap"),
     (Probe::File("/usr/share/keyrings/debian-archive-keyring.gpg"), "debian-archive-keyring"),
@@ -45,7 +45,6 @@ const NEEDED: [(Probe, &str); 27] = [
     (Probe::Program("sftp"), "openssh-client"),
     (Probe::Program("rsync"), "rsync"),
     (Probe::Program("pebble"), "pebble"),
-    (Probe::Program("docker-registry"), "docker-registry"),
     (Probe::Program("skopeo"), "skopeo"),
     (Probe::Program("umoci"), "umoci"),
     (Probe::Program("gcc"), "gcc"),
@@ -99,6 +98,36 @@ pub(crate) fn run() -> Result<()> {
         bail!("installed, and still not usable: {}", left.join(" "));
     }
     Ok(())
+}
+
+/// The directory with the program of a package that tests use and nobody wants installed: it would start a service. From the
+/// cache, where it is unpacked when it is first needed.
+pub(crate) fn beside(package: &str, program: &str) -> Result<PathBuf> {
+    let tools = paths::cache()?.join("tools");
+    let (kept, new) = (tools.join(package), tools.join(format!("{package}.new")));
+    if !kept.join(program).is_file() {
+        artifacts::remove_dir(&new)?;
+        fs::create_dir_all(&new).with_context(|| format!("cannot create {}", new.display()))?;
+        let open = open_package(package, package, &new)?;
+        artifacts::remove_dir(&kept)?;
+        fs::rename(&open, &kept).with_context(|| format!("cannot create {}", kept.display()))?;
+        artifacts::remove_dir(&new)?;
+    }
+    let program = kept.join(program);
+    program.parent().map(Path::to_owned).with_context(|| format!("{package} has no {}", program.display()))
+}
+
+/// Downloads a package, as apt is asked for it, to the directory `work`, and opens it there.
+pub(crate) fn open_package(what: &str, wanted: &str, work: &Path) -> Result<PathBuf> {
+    let step = |doing: &str| format!("{what}: {doing}");
+    run::step(&step("download"), Command::new("apt-get").args(["download", wanted]).current_dir(work))?;
+    let package = fs::read_dir(work)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .context("apt-get downloaded no package")?;
+    let root = work.join("package");
+    run::step(&step("open the package"), Command::new("dpkg-deb").arg("-x").arg(&package).arg(&root))?;
+    Ok(root)
 }
 
 /// Debian packages whose content is not there.

@@ -7,7 +7,7 @@
 //! ```
 
 use instant_acme::{
-    Account, AuthorizationStatus, ChallengeStatus, Identifier, NewOrder, Order, OrderStatus, RetryPolicy,
+    Account, AuthorizationStatus, ChallengeStatus, ChallengeType, Identifier, NewOrder, Order, OrderStatus, RetryPolicy,
 };
 
 use super::{
@@ -49,6 +49,24 @@ async fn prove(order: &mut Order, prover: &Prover, shown: &mut Vec<Proof>) -> Re
         let challenge = challenge.ok_or(AcmeError::NoChallenge { name: name.clone(), kind: kind_name })?;
         shown.push(prover.show(&name, &challenge.key_authorization()).await?);
     }
+    ask(order, kind).await.or_else(|error| match error {
+        // It has looked already, and says so in its answer; what it saw is told below.
+        AcmeError::Talk { source: instant_acme::Error::Api(_), .. } => Ok(()),
+        other => Err(other),
+    })?;
+    let seen = order.poll_ready(&POLLING).await;
+    if let Ok(OrderStatus::Ready) = seen {
+        return Ok(());
+    }
+    Err(match (refusal(order, prover).await, seen) {
+        (Some(refused), _) => refused,
+        (None, Err(source)) => AcmeError::Talk { step: "the proof was not looked at", source },
+        (None, Ok(status)) => AcmeError::Unusable(format!("the order is {status:?}")),
+    })
+}
+
+/// Asks for a look at each proof.
+async fn ask(order: &mut Order, kind: ChallengeType) -> Result<(), AcmeError> {
     let mut authorizations = order.authorizations();
     while let Some(next) = authorizations.next().await {
         let mut authorization = next.map_err(talk("cannot learn what to prove"))?;
@@ -59,15 +77,7 @@ async fn prove(order: &mut Order, prover: &Prover, shown: &mut Vec<Proof>) -> Re
             challenge.set_ready().await.map_err(talk("cannot ask for a look at the proof"))?;
         }
     }
-    let seen = order.poll_ready(&POLLING).await;
-    if let Ok(OrderStatus::Ready) = seen {
-        return Ok(());
-    }
-    Err(match (refusal(order, prover).await, seen) {
-        (Some(refused), _) => refused,
-        (None, Err(source)) => AcmeError::Talk { step: "the proof was not looked at", source },
-        (None, Ok(status)) => AcmeError::Unusable(format!("the order is {status:?}")),
-    })
+    Ok(())
 }
 
 /// What the ACME server says of the first proof that it did not accept.

@@ -50,7 +50,7 @@ fn in_memory(target: &Path, flags: MountFlags, options: &str) -> Done {
 pub(super) fn make_root(plan: &Plan, held: &Held, root: &Path) -> Done {
     in_memory(root, MountFlags::NOSUID, "mode=0755,size=1m,nr_inodes=4096")?;
     let room = root.join(&ROOM[1..]);
-    for dir in [room.clone(), root.join("dev/net"), root.join("dev/vfio"), root.join("proc")] {
+    for dir in [room.clone(), root.join("dev/net"), root.join("proc")] {
         std::fs::create_dir_all(&dir).step(format_args!("create {}", dir.display()))?;
     }
     let limits = &plan.limits;
@@ -137,6 +137,9 @@ fn bind_libraries(root: &Path) -> Done {
 }
 
 fn make_devices(plan: &Plan, root: &Path) -> Done {
+    if !plan.passed_through.is_empty() {
+        std::fs::create_dir(root.join("dev/vfio")).step("create /dev/vfio")?;
+    }
     let everybody = Mode::from_bits_truncate(0o666);
     let make = |name: &str, mode: Mode, number| {
         let path = root.join("dev").join(name);

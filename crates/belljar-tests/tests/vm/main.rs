@@ -10,6 +10,7 @@ mod fork;
 mod half_open;
 mod hazards;
 mod hostile;
+mod images;
 mod ingress;
 mod lifecycle;
 mod network;

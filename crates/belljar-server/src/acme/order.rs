@@ -49,11 +49,10 @@ async fn prove(order: &mut Order, prover: &Prover, shown: &mut Vec<Proof>) -> Re
         let challenge = challenge.ok_or(AcmeError::NoChallenge { name: name.clone(), kind: kind_name })?;
         shown.push(prover.show(&name, &challenge.key_authorization()).await?);
     }
-    ask(order, kind).await.or_else(|error| match error {
-        // It has looked already, and says so in its answer; what it saw is told below.
-        AcmeError::Talk { source: instant_acme::Error::Api(_), .. } => Ok(()),
-        other => Err(other),
-    })?;
+    if let Err(error) = ask(order, kind).await {
+        // A server that has looked already says so in its answer.
+        return Err(refusal(order, prover).await.unwrap_or(error));
+    }
     let seen = order.poll_ready(&POLLING).await;
     if let Ok(OrderStatus::Ready) = seen {
         return Ok(());

@@ -130,13 +130,15 @@ pub struct Gpus {
 }
 
 impl Gpus {
-    /// Whether all of `wanted` is in `has`.
-    pub fn are_in(wanted: &[Self], has: &[Self]) -> bool {
-        wanted.iter().all(|wanted| wanted.count <= Self::of_model(has, &wanted.model))
+    /// Whether all of `wanted` is there: in `all`, less what is `used` of it.
+    pub fn are_there(wanted: &[Self], all: &[Self], used: &[Self]) -> bool {
+        wanted.iter().all(|Self { count, model }| {
+            *count <= Self::of_model(all, model).saturating_sub(Self::of_model(used, model))
+        })
     }
 
     /// How many of a model there are.
-    pub fn of_model(all: &[Self], model: &str) -> u32 {
+    fn of_model(all: &[Self], model: &str) -> u32 {
         all.iter().filter(|gpus| gpus.model == model).map(|gpus| gpus.count).sum()
     }
 
@@ -147,10 +149,14 @@ impl Gpus {
     }
 }
 
-/// Whether a GPU model can be called so.
-pub fn is_gpu_model(model: &str) -> bool {
+/// Refuses what no GPU model can be called, with the words for people.
+pub fn check_gpu_model(model: &str) -> Result<(), String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    (1..=limits::GPU_MODEL_MAX).contains(&model.len()) && model.chars().all(plain)
+    if (1..=limits::GPU_MODEL_MAX).contains(&model.len()) && model.chars().all(plain) {
+        return Ok(());
+    }
+    let form = format!("1 to {} letters, digits, `-`, `_` and `.`", limits::GPU_MODEL_MAX);
+    Err(format!("{model:?} is no model; write {form}, such as H100"))
 }
 
 /// What a sandbox has.
@@ -470,10 +476,7 @@ impl ResourcesRequest {
 
 fn check_gpus(gpus: &[Gpus]) -> Result<(), Invalid> {
     for (at, Gpus { count, model }) in gpus.iter().enumerate() {
-        if !is_gpu_model(model) {
-            let form = format!("1 to {} letters, digits, `-`, `_` and `.`", limits::GPU_MODEL_MAX);
-            return invalid("resources.gpus", format!("{model:?} is no model; write {form}, such as H100"));
-        }
+        check_gpu_model(model).or_else(|words| invalid("resources.gpus", words))?;
         if !(1..=limits::GPUS_MAX).contains(count) {
             return invalid("resources.gpus", format!("{count} {model}; ask for 1 to {}", limits::GPUS_MAX));
         }

@@ -11,7 +11,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use belljar_api::sandbox::{self, Gpus as Wanted};
+use belljar_api::sandbox::{Gpus as Wanted, check_gpu_model};
 use belljar_vmm::{
     DriverKind, PciAddress, PciDevice,
     pci::{self, PciError},
@@ -35,11 +35,7 @@ impl FromStr for GpuSetting {
         let (model, address) = text
             .split_once('@')
             .ok_or_else(|| format!("{text:?} is no GPU; write MODEL@ADDRESS, such as H100@0000:01:00.0"))?;
-        if !sandbox::is_gpu_model(model) {
-            return Err(format!(
-                "{model:?} is no model; write 1 to 64 letters, digits, `-`, `_` and `.`, such as H100"
-            ));
-        }
+        check_gpu_model(model)?;
         Ok(Self {
             model: model.to_owned(),
             address: address.parse().map_err(|error: pci::BadPciAddress| error.to_string())?,

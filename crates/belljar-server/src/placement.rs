@@ -98,7 +98,7 @@ pub(crate) fn decide(nodes: &[NodeView], wanted: Wanted<'_>) -> Decision {
         }
     }
     let wanted = wanted.resources;
-    with_image.retain(|node| Gpus::are_in(&wanted.gpu_configs, &node.capacity.gpus));
+    with_image.retain(|node| Gpus::are_there(&wanted.gpu_configs, &node.capacity.gpus, &[]));
     if with_image.is_empty() {
         return Decision::Never(TerminationReason::NoCapacity, no_gpus(nodes, &wanted.gpu_configs));
     }
@@ -119,20 +119,13 @@ pub(crate) fn decide(nodes: &[NodeView], wanted: Wanted<'_>) -> Decision {
     let free = |node: &NodeView| node.capacity.memory_mb.saturating_sub(node.used_memory_mb);
     fitting
         .into_iter()
-        .filter(|node| free(node) >= wanted.memory_mb && has_gpus_free(node, &wanted.gpu_configs))
+        .filter(|node| free(node) >= wanted.memory_mb)
+        .filter(|node| Gpus::are_there(&wanted.gpu_configs, &node.capacity.gpus, &node.used_gpus))
         .max_by(|a, b| free(a).cmp(&free(b)).then_with(|| b.id.cmp(&a.id)))
         .map_or(Decision::Wait(PendingReason::NoResourcesAvailable), |node| Decision::Place {
             node_id: node.id.clone(),
             capacity: node.capacity.clone(),
         })
-}
-
-fn has_gpus_free(node: &NodeView, wanted: &[Gpus]) -> bool {
-    let fits = |wanted: &Gpus| {
-        let used = Gpus::of_model(&node.used_gpus, &wanted.model);
-        wanted.count <= Gpus::of_model(&node.capacity.gpus, &wanted.model).saturating_sub(used)
-    };
-    wanted.iter().all(fits)
 }
 
 fn no_gpus(nodes: &[NodeView], wanted: &[Gpus]) -> String {

@@ -69,24 +69,22 @@ pub(super) fn free_mb(db: &Connection, node_id: &str, capacity_mb: u64) -> Resul
     Ok(capacity_mb.saturating_sub(uint(used)))
 }
 
-/// GPUs of a model that sandboxes have on a node.
-fn used_gpus(db: &Connection, node_id: &str, model: &str) -> Result<u64, StoreError> {
-    let sql = "SELECT coalesce(sum(json_extract(gpus.value, '$.count')), 0)
+/// GPUs that sandboxes have on a node.
+fn used_gpus(db: &Connection, node_id: &str) -> Result<Vec<Gpus>, StoreError> {
+    let sql = "SELECT json_extract(gpus.value, '$.model'), sum(json_extract(gpus.value, '$.count'))
          FROM sandboxes, json_each(sandboxes.spec, '$.resources.gpu_configs') AS gpus
-         WHERE node_id = ?1 AND held = 1 AND json_extract(gpus.value, '$.model') = ?2";
-    let used: i64 = db.prepare_cached(sql)?.query_row(params![node_id, model], |row| row.get(0))?;
-    Ok(uint(used))
+         WHERE node_id = ?1 AND held = 1 GROUP BY 1";
+    let mut query = db.prepare_cached(sql)?;
+    let rows = query.query_map(params![node_id], |row| Ok(Gpus { model: row.get(0)?, count: row.get(1)? }))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Whether what the node has suffices for one more.
 fn fits(db: &Connection, on: &Reservation, wanted: &Resources) -> Result<bool, StoreError> {
-    for Gpus { count, model } in &wanted.gpu_configs {
-        let used = used_gpus(db, &on.node_id, model)?;
-        if used.saturating_add(u64::from(*count)) > u64::from(Gpus::of_model(&on.capacity.gpus, model)) {
-            return Ok(false);
-        }
-    }
-    Ok(wanted.memory_mb <= free_mb(db, &on.node_id, on.capacity.memory_mb)?)
+    // Most want none, and need no look at what all the others have.
+    let has_gpus = wanted.gpu_configs.is_empty()
+        || Gpus::are_there(&wanted.gpu_configs, &on.capacity.gpus, &used_gpus(db, &on.node_id)?);
+    Ok(has_gpus && wanted.memory_mb <= free_mb(db, &on.node_id, on.capacity.memory_mb)?)
 }
 
 /// Refuses so many more live sandboxes when there would be too many.

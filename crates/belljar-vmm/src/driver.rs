@@ -33,8 +33,13 @@ pub trait Driver: Send + Sync {
     async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Vm>>, VmmError>;
 
     /// Ends the VM that was launched with this run directory, if there is one, and removes what it had there. Its process is asked
-    /// nothing: it may hang.
-    async fn end(&self, run_dir: &Path) -> Result<(), VmmError>;
+    /// nothing where it may hang.
+    async fn end(&self, run_dir: &Path) -> Result<(), VmmError> {
+        match self.adopt(run_dir).await? {
+            Some(vm) => vm.kill().await,
+            None => Ok(()),
+        }
+    }
 }
 
 /// One VM. Dropping it lets go of the VM process and does not end it.

@@ -195,13 +195,6 @@ impl Driver for FakeDriver {
             }
         }
     }
-
-    async fn end(&self, run_dir: &Path) -> Result<(), VmmError> {
-        match self.adopt(run_dir).await? {
-            Some(vm) => vm.kill().await,
-            None => Ok(()),
-        }
-    }
 }
 
 fn killed() -> VmExit {

@@ -146,17 +146,6 @@ impl<A: Api> ApiDriver<A> {
         Process::watch(pid.map_err(failed)?).map_err(failed)
     }
 
-    /// Waits until it has done what it was asked for, or has ended, or took too long.
-    async fn supervise(
-        &self,
-        limit: Duration,
-        process: &Process,
-        log: &Log,
-        work: impl Future<Output = Result<(), RestError>>,
-    ) -> Result<(), VmmError> {
-        supervise(&self.program.path, limit, process, log, work).await
-    }
-
     /// Has it boot, or go on with what was saved.
     async fn begin(
         &self,
@@ -166,9 +155,10 @@ impl<A: Api> ApiDriver<A> {
         process: &Process,
         log: &Log,
     ) -> Result<(), VmmError> {
-        self.supervise(self.limit, process, log, rest.ready()).await?;
-        let limit = self.limit + spec::pinning(spec);
-        let begun = self.supervise(limit, process, log, A::begin(spec, rest)).await;
+        let (program, more) = (&self.program.path, spec::pinning(spec));
+        supervise(program, self.limit, process, log, rest.ready()).await?;
+        let rest = rest.clone().patient(more);
+        let begun = supervise(program, self.limit + more, process, log, A::begin(spec, &rest)).await;
         let Some(saved) = saved else { return begun };
         let refused = |reason: String| {
             let reason = format!("{} {} read what {} wrote: {reason}", A::KIND, self.version(), saved.version);
@@ -263,8 +253,7 @@ impl<A: Api> Driver for ApiDriver<A> {
             let (console, link) = (FifoConsole::open(&dir)?, Hybrid::new(&dir)?);
             saved.iter().try_for_each(|saved| A::unpack(spec, saved, &dir))?;
             let rest = Rest::new(Arc::clone(&dir), API);
-            let begin = rest.clone().patient(spec::pinning(spec));
-            self.begin(spec, saved.as_ref(), &begin, &process, &log).await?;
+            self.begin(spec, saved.as_ref(), &rest, &process, &log).await?;
             LOADED.iter().try_for_each(|loaded| dir.remove(loaded))?;
             if let (Some(inode), true) = (memory_inode, A::capabilities().takes_back_memory) {
                 let (pid, operation) = (process.pid(), "find the guest's memory in");

@@ -182,13 +182,6 @@ impl Driver for ProcessDriver {
         let log = Log::of_process(record.pid).map_err(failed("read the log of"))?;
         Ok(Some(Box::new(HostedVm { dir: Arc::new(dir), process, log })))
     }
-
-    async fn end(&self, run_dir: &Path) -> Result<(), VmmError> {
-        match self.adopt(run_dir).await? {
-            Some(vm) => vm.kill().await,
-            None => Ok(()),
-        }
-    }
 }
 
 /// Removes the root directory unless the launch succeeds.

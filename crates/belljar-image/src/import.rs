@@ -1,10 +1,11 @@
 //! Taking over a root file system that was made elsewhere.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{fs, path::Path};
 
 use crate::{
-    ImageError, date, digest,
-    record::{Image, ROOTFS, RuntimeConfig, disk_bytes},
+    ImageError,
+    build::seal,
+    record::{Image, ROOTFS, RuntimeConfig},
     store::Store,
 };
 
@@ -19,18 +20,7 @@ impl Store {
         fs::create_dir(&out).map_err(ImageError::io("create", &out))?;
         let copy = out.join(ROOTFS);
         fs::copy(rootfs, &copy).map_err(ImageError::io("copy", rootfs))?;
-        let meta = fs::metadata(&copy).map_err(ImageError::io("read", &copy))?;
-        let image = Image {
-            digest: digest::of_file(&copy)?,
-            rootfs: copy,
-            size_bytes: meta.len(),
-            disk_bytes: disk_bytes(&meta),
-            created_at: date::now(),
-            suite: String::new(),
-            origin: None,
-            packages: BTreeMap::new(),
-            config,
-        };
+        let image = seal(&copy, config)?;
         image.write(&out)?;
         self.commit(&out, &image, name, &image.digest)
     }

@@ -4,7 +4,7 @@
 //! tag or digest ─► index ─(platform)─► index …? ─► manifest ─► configuration
 //! ```
 //!
-//! It asks an [`Origin`] for bytes and knows nothing of where they lie.
+//! It asks [`Documents`] for bytes and knows nothing of where they lie.
 
 use std::collections::BTreeMap;
 

@@ -14,6 +14,7 @@ use std::{
 use belljar_tests::world;
 
 use crate::{
+    memory::resident_mib,
     progress,
     table::{Samples, Table},
 };
@@ -142,9 +143,9 @@ fn measure(volume: &Volume, mut command: Command) -> Used {
     let before = volume.used();
     let begun = Instant::now();
     let mut child = command.stdout(Stdio::null()).spawn().expect("the program");
-    let (mut memory, mut disk) = (0, 0);
+    let (mut memory, mut disk) = (0.0_f64, 0);
     let status = loop {
-        memory = memory.max(resident_kib(child.id()));
+        memory = memory.max(all_resident_mib(child.id().cast_signed()));
         disk = disk.max(volume.used().saturating_sub(before));
         if let Some(status) = child.try_wait().expect("the program") {
             break status;
@@ -152,19 +153,16 @@ fn measure(volume: &Volume, mut command: Command) -> Used {
         thread::sleep(LOOK);
     };
     assert!(status.success(), "{command:?}: {status}");
-    let mib = |kib: u64| kib as f64 / 1024.0;
-    Used { took: begun.elapsed(), memory_mib: mib(memory), disk_mib: mib(disk / 1024) }
+    Used { took: begun.elapsed(), memory_mib: memory, disk_mib: disk as f64 / f64::from(1 << 20) }
 }
 
-/// Of a process and all that it began, KiB.
-fn resident_kib(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let own = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+/// Of a process and all that it began.
+fn all_resident_mib(pid: i32) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let all: Vec<u32> =
+    let all: Vec<i32> =
         children.flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect();
-    own.unwrap_or(0_u64) + all.into_iter().map(resident_kib).sum::<u64>()
+    resident_mib(pid) + all.into_iter().map(all_resident_mib).sum::<f64>()
 }
 
 /// Bytes of all files in a directory and below.

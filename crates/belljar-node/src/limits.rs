@@ -54,6 +54,10 @@ pub(crate) const REPORT_LAG: usize = 1024;
 pub(crate) const SANDBOXES_MAX: usize = 10_000;
 /// Proxied connections at once, over all sandboxes.
 pub(crate) const CONNECTIONS_MAX: usize = 3_800;
+/// Pause between two pings of a server that is not in this process.
+pub(crate) const SERVER_PING: Duration = Duration::from_secs(30);
+/// How long a server may take to answer a ping before its connection counts as dead.
+pub(crate) const SERVER_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// First and last pause before the server is dialled again.
 pub(crate) const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// First and last pause before a clean-up that failed is tried again.

@@ -127,7 +127,7 @@ impl Server {
                 taken = next => taken,
             };
             let Some((pipe, place)) = taken else { return };
-            let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_tls: false };
+            let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_tls: false, is_here: true };
             let service = self.service.clone();
             self.tasks.spawn(async move { service.plain(pipe, peer, place).await });
         }
@@ -139,9 +139,9 @@ impl Server {
         }
         let address = peer.ip();
         let Some(tls) = tls else {
-            return self.service.plain(stream, Peer { address, is_tls: false }, place).await;
+            return self.service.plain(stream, Peer { address, is_tls: false, is_here: false }, place).await;
         };
-        let peer = Peer { address, is_tls: true };
+        let peer = Peer { address, is_tls: true, is_here: false };
         match tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
             Ok(Ok(None)) => tracing::debug!(peer = %address, "a look at a proof for the ACME server"),
             Ok(Ok(Some(stream))) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {

@@ -12,6 +12,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
+    io::AsyncWriteExt,
     sync::mpsc,
     time::{Instant, sleep},
 };
@@ -21,7 +22,7 @@ use super::{
     guest::{BROKEN, ECHO, SILENT},
     *,
 };
-use crate::uplink;
+use crate::{limits::SERVER_PING, uplink};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -54,7 +55,7 @@ impl Server {
     async fn connect(it: &Fixture) -> Self {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
         let ctx = it.ctx.clone();
-        tokio::spawn(async move { uplink::serve(&ctx, theirs).await });
+        tokio::spawn(async move { uplink::serve(&ctx, None, theirs).await });
         let (sender, connection) =
             http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.expect("a connection");
         tokio::spawn(connection);
@@ -209,4 +210,20 @@ async fn a_connection_of_the_same_moment_gets_through() {
         }
         it.finish().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_server_elsewhere_can_vanish_without_a_word() {
+    let it = Fixture::with(Options::default()).await;
+    for (pings, stays) in [(Some(SERVER_PING), false), (None, true)] {
+        let (mut ours, theirs) = tokio::io::duplex(1 << 20);
+        let ctx = it.ctx.clone();
+        let served = tokio::spawn(async move { uplink::serve(&ctx, pings, theirs).await });
+        // It begins as HTTP/2 does, with no settings of its own, and says no more.
+        ours.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("written");
+        sleep(SECOND * 3600).await;
+        assert_eq!(!served.is_finished(), stays, "{pings:?}");
+        served.abort();
+    }
+    it.finish().await;
 }

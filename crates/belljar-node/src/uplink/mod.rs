@@ -25,7 +25,7 @@ use tower::ServiceExt;
 
 use crate::{
     Context, ServerSetting, chain,
-    limits::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, H2_STREAMS_MAX, PIPE, REDIAL},
+    limits::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, H2_STREAMS_MAX, PIPE, REDIAL, SERVER_PING, SERVER_PING_TIMEOUT},
 };
 
 /// Why the server could not be reached.
@@ -69,18 +69,19 @@ async fn connect(ctx: &Arc<Context>) -> Result<(), UplinkError> {
             let stream = TcpStream::connect(address).await.map_err(failed)?;
             // A small frame must not wait for a large one's acknowledgement: 40 ms on every hop.
             stream.set_nodelay(true).map_err(failed)?;
-            turn_round(ctx, address, stream).await
+            turn_round(ctx, address, Some(SERVER_PING), stream).await
         }
         ServerSetting::Here(server) => {
             let (near, far) = duplex(PIPE);
             server.send(far).await.map_err(|_| UplinkError::Gone)?;
-            turn_round(ctx, "localhost", near).await
+            // The other end cannot vanish without a word: asked for one, it would only seem to when the machine is busy elsewhere.
+            turn_round(ctx, "localhost", None, near).await
         }
     }
 }
 
 /// Asks for the connection to be turned round, and serves it.
-async fn turn_round<Io>(ctx: &Arc<Context>, host: &str, io: Io) -> Result<(), UplinkError>
+async fn turn_round<Io>(ctx: &Arc<Context>, host: &str, pings: Option<Duration>, io: Io) -> Result<(), UplinkError>
 where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -98,11 +99,11 @@ where
         return Err(UplinkError::Refused(response.status()));
     }
     let upgraded = hyper::upgrade::on(response).await?;
-    serve(ctx, TokioIo::new(upgraded)).await.map_err(UplinkError::Http)
+    serve(ctx, pings, TokioIo::new(upgraded)).await.map_err(UplinkError::Http)
 }
 
-/// Serves the server until the connection ends.
-pub(crate) async fn serve<Io>(ctx: &Arc<Context>, io: Io) -> hyper::Result<()>
+/// Serves the server until the connection ends, or it leaves a ping unanswered.
+pub(crate) async fn serve<Io>(ctx: &Arc<Context>, pings: Option<Duration>, io: Io) -> hyper::Result<()>
 where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -120,7 +121,7 @@ where
         // Clients that give up early are everyday life here, not an attack: the peer is our own server.
         .max_pending_accept_reset_streams(1024)
         .max_concurrent_streams(H2_STREAMS_MAX)
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(20));
+        .keep_alive_interval(pings)
+        .keep_alive_timeout(SERVER_PING_TIMEOUT);
     http.serve_connection(TokioIo::new(io), service).await
 }

@@ -87,7 +87,7 @@ impl Edge {
             HEALTH_PATH if matches!(*request.method(), Method::GET | Method::HEAD) => {
                 return Ok(json(StatusCode::OK, &serde_json::json!({ "healthy": true })));
             }
-            CONNECT_PATH => return node_link::accept(&self.app, request),
+            CONNECT_PATH => return node_link::accept(&self.app, self.outside.peer.is_here, request),
             _ => {}
         }
         let (mut parts, body) = request.into_parts();

@@ -23,6 +23,8 @@ pub(crate) struct Peer {
     pub(crate) address: IpAddr,
     /// Whether TLS protects it.
     pub(crate) is_tls: bool,
+    /// Whether it is in this process, at the other end of a pipe in memory.
+    pub(crate) is_here: bool,
 }
 
 /// What the request was when it reached us.
@@ -85,7 +87,7 @@ mod tests {
             headers.append(*name, value.parse().expect("value"));
         }
         let trusted = ["10.0.0.0/8".parse().expect("range"), "fd00::/8".parse().expect("range")];
-        let peer = Peer { address: peer.parse().expect("address"), is_tls };
+        let peer = Peer { address: peer.parse().expect("address"), is_tls, is_here: false };
         let got = forwarded(peer, Some(&HeaderValue::from_static("a.sb.test")), &headers, &trusted);
         assert_eq!([&got.chain, got.proto, got.host.as_ref().unwrap().to_str().unwrap()], expected);
     }

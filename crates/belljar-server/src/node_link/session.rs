@@ -1,6 +1,6 @@
 //! The life of one node connection; see the parent module for its phases.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::body::Body;
 use belljar_api::{
@@ -51,8 +51,9 @@ enum SessionError {
     Replaced,
 }
 
-/// Answers `POST /node/v1/connect` and goes on with the connection in a task of its own.
-pub(crate) fn accept<B>(app: &Arc<App>, mut request: Request<B>) -> Result<Response<Body>, ApiError> {
+/// Answers `POST /node/v1/connect` and goes on with the connection in a task of its own. A node that `is_here`, in this process, cannot vanish
+/// without a word: asked for one, it would only seem to when the machine is busy elsewhere.
+pub(crate) fn accept<B>(app: &Arc<App>, is_here: bool, mut request: Request<B>) -> Result<Response<Body>, ApiError> {
     app.node_token.check(request.headers())?;
     let asked = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
     if request.method() != Method::POST || asked != Some(UPGRADE) {
@@ -64,7 +65,8 @@ pub(crate) fn accept<B>(app: &Arc<App>, mut request: Request<B>) -> Result<Respo
     let session = {
         let app = Arc::clone(app);
         async move {
-            let ended = async { run(&app, upgrade.await?).await };
+            let pings = (!is_here).then_some(NODE_PING);
+            let ended = async { run(&app, pings, upgrade.await?).await };
             tokio::select! {
                 result = ended => if let Err(error) = result {
                     tracing::info!(%error, "a node connection ended");
@@ -81,14 +83,14 @@ pub(crate) fn accept<B>(app: &Arc<App>, mut request: Request<B>) -> Result<Respo
     Ok(response)
 }
 
-async fn run(app: &Arc<App>, io: Upgraded) -> Result<(), SessionError> {
+async fn run(app: &Arc<App>, pings: Option<Duration>, io: Upgraded) -> Result<(), SessionError> {
     let (send, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(NODE_STREAM_WINDOW)
         .initial_connection_window_size(NODE_CONNECTION_WINDOW)
         .max_frame_size(Some(64 * 1024))
         .max_send_buf_size(1024 * 1024)
-        .keep_alive_interval(NODE_PING)
+        .keep_alive_interval(pings)
         .keep_alive_timeout(NODE_PING_TIMEOUT)
         .handshake::<_, Body>(io)
         .await?;

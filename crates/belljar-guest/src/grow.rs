@@ -1,6 +1,6 @@
 //! Grows the mounted root file system (ext4) to its device: an image is small, a sandbox's disk is not.
 //!
-//! When the machine is configured, and whenever the kernel says that a disk has another size ([`crate::uevent`]): a
+//! Before a golden snapshot is taken of the machine, when it is configured, and whenever the kernel says that a disk has another size ([`crate::uevent`]): a
 //! restored machine learns of its larger disk by an interrupt, which may come a moment after it goes on.
 
 use std::{

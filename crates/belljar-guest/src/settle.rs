@@ -1,6 +1,6 @@
 //! Makes a booted machine that is nobody's yet as small and quiet as it gets, for a golden snapshot: `POST /v1/settle`.
 //!
-//! The disk first, because that fills caches; then the caches go; then what every sandbox needs first is read and run
+//! The disk first, because that fills caches: its file system is made as large as it, which every sandbox would have to do else; then the caches go; then what every sandbox needs first is read and run
 //! once; and last the memory that is still free is zeroed, so that the snapshot need not keep what was in it.
 
 use std::{fs, fs::File, io, num::NonZeroUsize, sync::Arc, time::Instant};
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::{
     agent::Agent,
-    ioctl,
+    grow, ioctl,
     launch::{Launch, Request, Settings},
     limits::{SETTLE_MARGIN, SETTLE_STEP, SETTLE_ZERO_MAX, WARM_UP_MAX},
     logs::Logs,
@@ -34,6 +34,7 @@ pub(crate) async fn settle(agent: &Agent) -> Result<Settled, tokio::task::JoinEr
 }
 
 fn tidy_disk() -> u64 {
+    grow::grow_root_or_warn();
     let trim = || {
         let root = File::open("/")?;
         syncfs(&root)?;

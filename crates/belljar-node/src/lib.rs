@@ -8,6 +8,7 @@
 //! Called by the `belljar` binary (`up`).
 
 mod account;
+mod calm;
 mod config;
 mod driver;
 mod egress;
@@ -47,15 +48,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use belljar_vmm::{CpuFeature, DiskLimits, HiddenFeatures, jail};
 
-pub use self::{
-    config::{Artifacts, NodeConfig, ServerSetting},
-    driver::{DriverError, DriverSetting, Machine},
-    gpus::{GpuError, GpuSetting, check as check_gpus},
-    jails::{JailError, JailOptions, JailSetting, open as open_jail},
-    network::{NetworkError, NetworkLimits, NetworkOptions, NetworkSetting, probe as probe_network},
-    program::ProgramError,
-};
 use self::{
+    calm::Calm,
     egress::credentials::Safe,
     fault::Faults,
     gpus::Gpus,
@@ -68,6 +62,14 @@ use self::{
     storage::Storage,
     templates::Templates,
     vault::Vault,
+};
+pub use self::{
+    config::{Artifacts, NodeConfig, ServerSetting},
+    driver::{DriverError, DriverSetting, Machine},
+    gpus::{GpuError, GpuSetting, check as check_gpus},
+    jails::{JailError, JailOptions, JailSetting, open as open_jail},
+    network::{NetworkError, NetworkLimits, NetworkOptions, NetworkSetting, probe as probe_network},
+    program::ProgramError,
 };
 
 /// How a node stops.
@@ -155,6 +157,8 @@ pub(crate) struct Context {
     pub(crate) gpus: Gpus,
     /// Where tests make things fail.
     pub(crate) faults: Faults,
+    /// Whom what is made ahead waits for.
+    pub(crate) calm: Calm,
     /// Boots at once: more only slow each other down.
     pub(crate) boot_slots: Semaphore,
     pub(crate) connections: ConnectionSlots,
@@ -279,6 +283,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         user_network,
         network,
         safe: Arc::default(),
+        calm: Calm::default(),
         boot_slots: Semaphore::new(cpus.max(2)),
         connections: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
         registry,

@@ -277,10 +277,10 @@ impl Network {
         self.started().and_then(|mut started| started.remove(&number)).unwrap_or_else(|| Nft::of(number))
     }
 
-    /// For which node another one is to be made ahead, and how.
-    fn wants_more(&self) -> Option<(Owner, Taps)> {
+    /// For which node another one is to be made ahead, how, and whether at once: the next VM would have to wait for it.
+    fn wants_more(&self) -> Option<(Owner, Taps, bool)> {
         let (pool, ready) = self.pool()?;
-        (ready.len() < NETWORKS_READY).then(|| (pool.owner.clone(), pool.taps))
+        (ready.len() < NETWORKS_READY).then(|| (pool.owner.clone(), pool.taps, ready.is_empty()))
     }
 
     fn add(&self, slot: Slot) {
@@ -324,7 +324,10 @@ pub(crate) async fn plug(ctx: &Arc<Context>, home: &Path) -> Result<NetworkSpec,
 pub(crate) fn refill(ctx: &Arc<Context>) {
     let this = ctx.clone();
     ctx.spawn(async move {
-        while let Some((owner, taps)) = this.network.wants_more() {
+        while let Some((owner, taps, is_urgent)) = this.network.wants_more() {
+            if !is_urgent {
+                this.calm.wait().await;
+            }
             let that = this.clone();
             // Also where this is given up in the middle, what was made gets into the pool, which a leaving node empties.
             match blocking(move || Slot::make(&owner, taps).map(|slot| that.network.add(slot))).await {

@@ -147,6 +147,7 @@ impl Plan {
 
     /// Makes disk and memory, starts the VM and waits until the agent is configured.
     pub(super) async fn start(&self, source: Source) -> Result<Booted, BootError> {
+        let _starting = self.ctx.calm.disturb();
         // The semaphore is never closed; without a permit the boot is merely not throttled.
         let _slot = self.ctx.boot_slots.acquire().await;
         pressure::make_room(&self.ctx, self.spec.resources.memory_mb);

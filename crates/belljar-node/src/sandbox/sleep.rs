@@ -316,7 +316,11 @@ impl Task {
         self.last_snapshot = None;
         pressure::make_room(&self.ctx, self.record.spec.resources.memory_mb);
         let (plan, sleep, runtime) = (self.plan(), self.dir.join(SLEEP), self.runtime());
-        let revived = self.unless_ended(async move { plan.revive(&sleep, runtime).await }).await;
+        let revived = async move {
+            let _starting = plan.ctx.calm.disturb();
+            plan.revive(&sleep, runtime).await
+        };
+        let revived = self.unless_ended(revived).await;
         match revived {
             Err(ending) => Err(Stage::Over(ending)),
             Ok(Ok(booted)) => Ok(booted),

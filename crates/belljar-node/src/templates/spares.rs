@@ -139,6 +139,7 @@ impl Spares {
 
     async fn make_one(&self, ctx: &Arc<Context>, key: &Key) {
         // Sandboxes that are being made have the machine first.
+        ctx.calm.wait().await;
         let slot = ctx.boot_slots.acquire().await;
         let dir = ctx.storage.spares().join(new_id());
         let made = make(ctx, key, &dir).await;

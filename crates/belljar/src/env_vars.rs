@@ -79,6 +79,8 @@ pub const GPU: &str = "BELLJAR_GPU";
 pub const TEMPLATES: &str = "BELLJAR_TEMPLATES";
 /// Seconds that the memory of a sleeping sandbox is held for a quick wake.
 pub const RESIDENT_SECS: &str = "BELLJAR_RESIDENT_SECS";
+/// MiB of memory that sandboxes may have, all together.
+pub const MEMORY_MB: &str = "BELLJAR_MEMORY_MB";
 /// File of the volume that is made where the data directory cannot reflink.
 pub const VOLUME_FILE: &str = "BELLJAR_VOLUME_FILE";
 /// Size of that volume, MiB.

@@ -183,6 +183,8 @@ pub struct ConfigFile {
     pub templates: Option<bool>,
     /// Seconds that the memory of a sleeping sandbox is held.
     pub resident_secs: Option<u64>,
+    /// Memory that sandboxes may have, all together, MiB.
+    pub memory_mb: Option<u32>,
     /// File of the reflink volume.
     pub volume_file: Option<PathBuf>,
     /// Size of the reflink volume when it is made, MiB.
@@ -254,6 +256,8 @@ pub struct UpSettings {
     pub templates: bool,
     /// How long the memory of a sleeping sandbox is held.
     pub resident: Duration,
+    /// Memory that sandboxes may have, all together, MiB, when it is not for the node to find out.
+    pub memory_mb: Option<u32>,
     /// File of the reflink volume, when it is not to lie in the data directory.
     pub volume_file: Option<PathBuf>,
     /// Size of the reflink volume when it is made, MiB.
@@ -356,6 +360,8 @@ struct Current {
 /// Mebibytes and requests per second that a disk may be limited to.
 const DISK_MEBIBYTES: RangeInclusive<u32> = 1..=1_000_000;
 const DISK_REQUESTS: RangeInclusive<u32> = 1..=10_000_000;
+/// Mebibytes of memory that sandboxes may have: one at least, and no host has as many.
+const MEMORY: RangeInclusive<u32> = 1024..=100_000_000;
 
 fn within(setting: &'static str, value: Option<u32>, range: RangeInclusive<u32>) -> Result<Option<u32>, SettingsError> {
     match value {
@@ -417,7 +423,8 @@ impl Settings {
     /// What `belljar up` runs with.
     pub fn up(&self, args: &UpArgs) -> Result<UpSettings, SettingsError> {
         let (tls, limits, disk_limits) = (self.tls(args)?, self.network_limits(args)?, self.disk_limits(args)?);
-        let mut settings = UpSettings { tls, disk_limits, ..self.combine_up(args, self.current()?) };
+        let memory_mb = within("memory_mb", args.memory_mb.or(self.file.memory_mb), MEMORY)?;
+        let mut settings = UpSettings { tls, disk_limits, memory_mb, ..self.combine_up(args, self.current()?) };
         settings.network.limits = limits;
         Ok(settings)
     }
@@ -543,6 +550,7 @@ impl Settings {
             gpus,
             templates: args.templates.or(file.templates).unwrap_or(true),
             resident: args.resident_secs.or(file.resident_secs).map_or(NodeConfig::RESIDENT, Duration::from_secs),
+            memory_mb: None,
             volume_file: args.volume_file.clone().or(file.volume_file.clone()),
             volume_size_mb: args.volume_size_mb.or(file.volume_size_mb),
             driver,

@@ -109,6 +109,17 @@ fn limits_of_disks_have_bounds() {
 }
 
 #[test]
+fn memory_for_sandboxes_has_bounds() {
+    let file = ConfigFile { memory_mb: Some(4096), ..ConfigFile::default() };
+    let settings = Settings::combine(&GlobalArgs::default(), file, &around());
+    let got = |memory_mb| settings.up(&UpArgs { memory_mb, ..UpArgs::default() }).map(|settings| settings.memory_mb);
+    assert_eq!(got(None).expect("the file's"), Some(4096));
+    assert_eq!(got(Some(1024)).expect("the least"), Some(1024));
+    let error = got(Some(1023)).expect_err("refused").to_string();
+    assert_eq!(error, "memory_mb: 1023 is not between 1024 and 100000000");
+}
+
+#[test]
 fn limits_of_the_network_have_bounds() {
     let file = ConfigFile { network_connections: Some(7), network_new_connections: Some(9), ..ConfigFile::default() };
     let settings = Settings::combine(&GlobalArgs::default(), file, &around());

@@ -119,6 +119,10 @@ pub struct UpArgs {
     /// How long the memory of a sleeping sandbox is held for a quick wake [default: 30]
     #[arg(long, value_name = "SECONDS", env = env_vars::RESIDENT_SECS, hide_env_values = true)]
     pub resident_secs: Option<u64>,
+    /// MiB of memory that sandboxes may have, all together, 1024 to 100000000. More than there is may be given: each takes what it uses,
+    /// and what those of one golden snapshot have in common is there once [default: the machine's, less 1024]
+    #[arg(long, value_name = "MIB", env = env_vars::MEMORY_MB, hide_env_values = true)]
+    pub memory_mb: Option<u32>,
     /// File of the volume that is made where the data directory cannot reflink [default: DIR/volume.xfs]
     #[arg(long, value_name = "FILE", env = env_vars::VOLUME_FILE, hide_env_values = true)]
     pub volume_file: Option<PathBuf>,

@@ -189,6 +189,7 @@ fn arguments(json: bool, data_dir: &Path, settings: &UpSettings) -> Vec<OsString
     settings.gpus.iter().for_each(|gpu| flag("--gpu", gpu.to_string().into()));
     flag("--templates", settings.templates.to_string().into());
     flag("--resident-secs", settings.resident.as_secs().to_string().into());
+    settings.memory_mb.iter().for_each(|mebibytes| flag("--memory-mb", mebibytes.to_string().into()));
     settings.volume_file.iter().for_each(|file| flag("--volume-file", file.into()));
     settings.volume_size_mb.iter().for_each(|size| flag("--volume-size-mb", size.to_string().into()));
     flag("--driver", settings.driver.to_string().into());
@@ -214,7 +215,7 @@ mod tests {
          --image-store /s --public-url https://example.com --ingress-domain example.com --tls-listen 127.0.0.1:4 \
          --trusted-proxy 10.0.0.0/8,10.1.0.0/16 --spares 7 --network user --allow-private 10.2.0.0/16,10.3.0.0/16 \
          --resolvers 10.4.0.1,10.4.0.2 --network-bandwidth-mbit 8 --network-new-connections 9 --network-connections 10 \
-         --disk-bandwidth-mib 11 --disk-iops 12 --hide-cpu-features avx512f,sha-ni --gpu H100@0000:01:00.0,A10@0000:02:00.0 --templates false --resident-secs 13 \
+         --disk-bandwidth-mib 11 --disk-iops 12 --hide-cpu-features avx512f,sha-ni --gpu H100@0000:01:00.0,A10@0000:02:00.0 --templates false --resident-secs 13 --memory-mb 2048 \
          --volume-file /v --volume-size-mb 14 --driver qemu-kvm --jail off --vmm-dir /p";
     const FILES: &str = "--tls-cert /c --tls-key /y";
     const ACME: &str = "--acme=true --acme-contact a@example.com --acme-server https://acme.example.com --acme-ca /a \

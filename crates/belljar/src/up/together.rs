@@ -139,7 +139,7 @@ pub async fn prepare(
         disk_limits: settings.disk_limits,
         hidden_features: settings.hidden_features,
         gpus: settings.gpus.clone(),
-        memory_mb: None,
+        memory_mb: settings.memory_mb.map(u64::from),
         storage: StorageOptions {
             volume_path: settings.volume_file.clone(),
             volume_size: settings.volume_size_mb.map(|size| size << 20),

@@ -45,7 +45,12 @@ pub(crate) fn run(table: &mut Table) {
     let mut cold = Life::default();
     rounds(&ready, 1, &mut kept, || ());
     drop(ready);
-    let world = World::golden_with(&[("BELLJAR_RESIDENT_SECS", "0".to_owned()), ("BELLJAR_SPARES", "0".to_owned())]);
+    let world = World::golden_with(&[
+        ("BELLJAR_RESIDENT_SECS", "0".to_owned()),
+        ("BELLJAR_SPARES", "0".to_owned()),
+        // More than the emulated machine has: they have most of it in common.
+        ("BELLJAR_MEMORY_MB", (2 * MANY as u64 * MEMORY_MIB).to_string()),
+    ]);
     rounds(&world, 0, &mut cold, || {
         restore.add(alone.restore());
         freeze.add(alone.freeze());

@@ -1,6 +1,7 @@
 //! Makes a booted machine that is nobody's yet as small and quiet as it gets, for a golden snapshot: `POST /v1/settle`.
 //!
-//! The disk first, because that fills caches: its file system is made as large as it, which every sandbox would have to do else; then the caches go; then what every sandbox needs first is read and run
+//! The disk first, because that fills caches: its file system grows to it, or every
+//! sandbox would have to do that; then the caches go; then what every sandbox needs first is read and run
 //! once; and last the memory that is still free is zeroed, so that the snapshot need not keep what was in it.
 
 use std::{fs, fs::File, io, num::NonZeroUsize, sync::Arc, time::Instant};

@@ -360,7 +360,7 @@ struct Current {
 /// Mebibytes and requests per second that a disk may be limited to.
 const DISK_MEBIBYTES: RangeInclusive<u32> = 1..=1_000_000;
 const DISK_REQUESTS: RangeInclusive<u32> = 1..=10_000_000;
-/// Mebibytes of memory that sandboxes may have: one at least, and no host has as many.
+/// Mebibytes of memory that sandboxes may have together: the least that one may have, to more than any host has.
 const MEMORY: RangeInclusive<u32> = 1024..=100_000_000;
 
 fn within(setting: &'static str, value: Option<u32>, range: RangeInclusive<u32>) -> Result<Option<u32>, SettingsError> {

@@ -108,8 +108,11 @@ pub(crate) fn clean(dir: &Path) {
     }
     for number in networks_of(dir) {
         let _ = Command::new("ip").args(["link", "delete", &format!("bjnet{number}")]).stderr(Stdio::null()).status();
-        let _ = Command::new("ip").args(["netns", "delete", &format!("belljar-{number}")]).status();
-        let _ = fs::remove_file(format!("/run/belljar/networks/{number}"));
+        let namespace = format!("/run/belljar/netns/{number}");
+        let _ = Command::new("umount").arg(&namespace).status();
+        for file in [namespace, format!("/run/belljar/networks/{number}")] {
+            let _ = fs::remove_file(file);
+        }
     }
 }
 

@@ -26,8 +26,9 @@ use super::{GATEWAY, NetworkError, NetworkLimits, PREFIX, PROXY, RESOLVER, TAP, 
 use crate::limits::NETWORKS_MAX;
 
 pub(super) const CLAIMS: &str = "/run/belljar/networks";
-/// Where `ip netns` looks.
-const NAMESPACES: &str = "/run/netns";
+/// Not `/run/netns`: the first `ip netns add` on a machine mounts that over itself, and what was mounted in it before can be
+/// neither seen nor removed from then on.
+const NAMESPACES: &str = "/run/belljar/netns";
 
 /// The node that has a number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,13 +190,13 @@ fn claim(owner: &Owner) -> Result<u32, NetworkError> {
     Err(NetworkError::Exhausted(NETWORKS_MAX))
 }
 
-/// Name of the namespace, and of its device on the host.
-fn names(number: u32) -> (String, String) {
-    (format!("belljar-{number}"), format!("{}{number}", host::DEVICES))
+/// Name of the device on the host that leads into the namespace.
+fn outer(number: u32) -> String {
+    format!("{}{number}", host::DEVICES)
 }
 
 fn namespace(number: u32) -> PathBuf {
-    Path::new(NAMESPACES).join(names(number).0)
+    Path::new(NAMESPACES).join(number.to_string())
 }
 
 /// The two ends of the way out: the host's, and the namespace's.
@@ -208,10 +209,10 @@ fn make(number: u32, taps: Taps) -> Result<(Option<OwnedFd>, Nft), NetworkError>
     let path = namespace(number);
     fs::create_dir_all(NAMESPACES).map_err(NetworkError::io(format!("create {NAMESPACES}")))?;
     File::create(&path).map_err(NetworkError::io(format!("create {}", path.display())))?;
-    let (_, outer) = names(number);
+    let outer = outer(number);
     let (near, far) = addresses(number);
     // A thread of its own: it never comes back from there.
-    let made = on_thread(move || {
+    let made = on_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET)
             .map_err(|error| NetworkError::io("make a network namespace")(error.into()))?;
         mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
@@ -241,7 +242,6 @@ fn make(number: u32, taps: Taps) -> Result<(Option<OwnedFd>, Nft), NetworkError>
         ))?;
         Ok(((taps == Taps::Open).then_some(tap), nft))
     })?;
-    let outer = names(number).1;
     // As inside: there is no IPv6.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{outer}/disable_ipv6"), "1");
     host::ip(&format!("address add {near}/31 dev {outer}\nlink set {outer} up\n"))?;
@@ -256,7 +256,7 @@ add chain inet belljar forward { type filter hook forward priority 0; policy dro
 
 /// Removes what belongs to a number, as far as it is there, and frees it.
 pub(super) fn remove(number: u32) -> Result<(), NetworkError> {
-    let (_, outer) = names(number);
+    let outer = outer(number);
     if nix::net::if_::if_nametoindex(outer.as_str()).is_ok() {
         // Both ends of the pair. With the namespace they would go too, but some time later.
         host::ip(&format!("link delete {outer}\n"))?;
@@ -330,5 +330,30 @@ mod tests {
         assert_eq!(of(&second), (false, true));
         slot.discard().expect("removed");
         assert_eq!(of(&first), (false, false));
+    }
+
+    /// The first `ip netns add` on a machine mounts `/run/netns` over itself, which hides all that was mounted in it.
+    #[test]
+    fn a_network_goes_though_somebody_made_the_first_namespace_with_ip_meanwhile() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: network namespaces need root");
+            return;
+        }
+        let work = || {
+            // A machine on which nobody ever did, as far as this thread sees.
+            unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+            let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
+            while umount2("/run/netns", MntFlags::MNT_DETACH).is_ok() {}
+            let slot = Slot::make(&Owner::this_process(), Taps::Named).expect("a network");
+            let claimed = claim_file(slot.number());
+            let name = format!("first-{}", std::process::id());
+            host::ip(&format!("netns add {name}\n")).expect("a namespace");
+            let discarded = slot.discard();
+            host::ip(&format!("netns delete {name}\n")).expect("removed");
+            discarded.expect("removed");
+            assert!(!claimed.exists(), "{} is left", claimed.display());
+        };
+        thread::scope(|scope| scope.spawn(work).join().expect("the thread"));
     }
 }

@@ -131,7 +131,10 @@ mod tests {
     use std::num::NonZeroU64;
 
     fn with_tap() -> VmSpec {
-        VmSpec { network: NetworkSpec::NamedTap { namespace: "/run/netns/n".into(), name: "tap0".into() }, ..spec() }
+        VmSpec {
+            network: NetworkSpec::NamedTap { namespace: "/run/belljar/netns/0".into(), name: "tap0".into() },
+            ..spec()
+        }
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn measure_from(sandbox: &Sandbox<'_>, host: &str, [echo, much]: [u16; 2]) -> Va
 fn serve_on_tap(world: &World, sandbox: &Sandbox<'_>) {
     let note = fs::read(world.storage().join("sandboxes").join(&sandbox.id).join("network")).expect("its network");
     let note: Value = serde_json::from_slice(&note).expect("JSON");
-    let path = format!("/run/netns/belljar-{}", note["number"]);
+    let path = format!("/run/belljar/netns/{}", note["number"]);
     let hole = format!("insert rule inet belljar input tcp dport {{ {}, {} }} accept", PORTS[0], PORTS[1]);
     let (ready, served) = channel();
     thread::spawn(move || {

@@ -132,8 +132,6 @@ pub struct Settled {
     pub trimmed_bytes: u64,
     /// Unused bytes of memory that are zeros now.
     pub zeroed_bytes: u64,
-    /// Whether a first process was run.
-    pub warmed: bool,
 }
 
 /// A line of `GET /v1/logs`.

@@ -1,8 +1,8 @@
 //! Makes a booted machine that is nobody's yet as small and quiet as it gets, for a golden snapshot: `POST /v1/settle`.
 //!
-//! The disk first, because that fills caches: its file system grows to it, or every
-//! sandbox would have to do that; then the caches go; then what every sandbox needs first is read and run
-//! once; and last the memory that is still free is zeroed, so that the snapshot need not keep what was in it.
+//! The disk first, because that fills caches: its file system grows to it, or every sandbox would have to do that; then the
+//! caches go; and last the memory that is free is zeroed, so that the snapshot need not keep what was in it. What every
+//! sandbox needs first comes back with a rehearsal ([`Configure::rehearsal`](belljar_api::guest::Configure::rehearsal)).
 
 use std::{fs, fs::File, io, num::NonZeroUsize, sync::Arc, time::Instant};
 
@@ -26,12 +26,9 @@ use crate::{
 /// The program that is run once, with everything that starting a program loads.
 const WARM_UP: &str = "/bin/true";
 
-/// Does all of it. What cannot be done makes the snapshot larger, not wrong, so that is only logged.
-pub(crate) async fn settle(agent: &Agent) -> Result<Settled, tokio::task::JoinError> {
-    let trimmed_bytes = tokio::task::spawn_blocking(tidy_disk).await?;
-    let warmed = warm_up(agent).await;
-    let zeroed_bytes = tokio::task::spawn_blocking(zero_free_memory).await?;
-    Ok(Settled { trimmed_bytes, zeroed_bytes, warmed })
+/// Does all of it. What cannot be done makes the snapshot larger, not wrong, so that is only logged. Blocking.
+pub(crate) fn settle() -> Settled {
+    Settled { trimmed_bytes: tidy_disk(), zeroed_bytes: zero_free_memory() }
 }
 
 fn tidy_disk() -> u64 {
@@ -50,7 +47,7 @@ fn tidy_disk() -> u64 {
 }
 
 /// As a client's first `run` would, in a table of its own: it leaves no record, and the sandbox's handles begin at 1.
-pub(crate) async fn warm_up(agent: &Agent) -> bool {
+pub(crate) async fn warm_up(agent: &Agent) {
     let settings = Settings { place: agent.place.clone(), runtime: RuntimeConfig::default() };
     let request = Request { command: WARM_UP.to_owned(), ..Request::default() };
     let table = Arc::new(Table::new(Arc::clone(&agent.reaper), Arc::clone(&agent.cgroups), Arc::new(Logs::default())));
@@ -59,11 +56,11 @@ pub(crate) async fn warm_up(agent: &Agent) -> bool {
         table.start(&plan, table.new_output(), None).map_err(|error| error.to_string())
     });
     match started {
-        Ok(process) => timeout(2 * WARM_UP_MAX, process.ended()).await.is_ok(),
-        Err(error) => {
-            tracing::info!("not warmed up: {error}");
-            false
+        Ok(process) => {
+            // However it ends.
+            let _ = timeout(2 * WARM_UP_MAX, process.ended()).await;
         }
+        Err(error) => tracing::info!("not warmed up: {error}"),
     }
 }
 

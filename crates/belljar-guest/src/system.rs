@@ -185,7 +185,7 @@ async fn settle(State(agent): State<Arc<Agent>>) -> Result<Json<Settled>, ApiErr
         let _one_at_a_time = agent.frozen.lock().await;
         match agent.place {
             _ if agent.configuration().is_some() => Err(ApiError::invalid("settle: this guest is a sandbox already")),
-            Place::Machine => settle::settle(&agent).await.map_err(|error| ApiError::internal(error.to_string())),
+            Place::Machine => blocking(settle::settle).await,
             Place::Hosted { .. } => Ok(Settled::default()),
         }
     };

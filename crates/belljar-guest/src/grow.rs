@@ -10,8 +10,11 @@ use std::{
         fd::AsRawFd,
         unix::fs::{FileExt, MetadataExt},
     },
+    sync::Mutex,
     time::Instant,
 };
+
+use crate::sync::lock;
 
 /// `EXT4_IOC_RESIZE_FS`: `_IOW('f', 16, __u64)`.
 const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
@@ -37,8 +40,18 @@ pub(crate) fn grow_root_or_warn() {
     }
 }
 
+/// The root file system's device, and the bytes that it had when its file system was last found to fill it. To find that out
+/// takes a restored guest longer than the rest of the look.
+static FILLED: Mutex<Option<(File, u64)>> = Mutex::new(None);
+
 /// Gives the new number of blocks.
 fn grow_root() -> io::Result<Option<u64>> {
+    let mut filled = lock(&FILLED);
+    if let Some((device, size)) = &mut *filled
+        && device.seek(SeekFrom::End(0))? == *size
+    {
+        return Ok(None);
+    }
     let root = File::open("/")?;
     let device = root.metadata()?.dev();
     let mut device = File::open(device_path(device)?)?;
@@ -46,9 +59,12 @@ fn grow_root() -> io::Result<Option<u64>> {
     device.read_exact_at(&mut superblock, SUPERBLOCK_AT)?;
     let Some(now) = parse(&superblock) else { return Ok(None) };
     let size = device.seek(SeekFrom::End(0))?;
-    let Some(blocks) = wanted(&now, size) else { return Ok(None) };
-    resize(&root, blocks)?;
-    Ok(Some(blocks))
+    let blocks = wanted(&now, size);
+    if let Some(blocks) = blocks {
+        resize(&root, blocks)?;
+    }
+    *filled = Some((device, size));
+    Ok(blocks)
 }
 
 /// The device's node, made by devtmpfs under the kernel's name for it.

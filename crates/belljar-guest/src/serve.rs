@@ -54,7 +54,8 @@ impl Service {
             }
         }
         match link.await {
-            Ok(reason) => tracing::info!("{reason}"),
+            // Each one ends with its node, or with a life of this machine; and each byte of the console costs the next life time.
+            Ok(reason) => tracing::debug!("{reason}"),
             Err(error) => tracing::error!("the link's task: {error}"),
         }
     }

@@ -89,6 +89,7 @@ impl Change<'_> {
         self.set_network(mac)?;
         if self.is_restored() {
             match sockets::end_connections() {
+                Ok(0) => {}
                 Ok(count) => tracing::info!("{count} connections of the former life ended"),
                 Err(error) => tracing::warn!("connections of the former life: {error}"),
             }

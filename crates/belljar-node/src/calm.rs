@@ -1,52 +1,63 @@
 //! Who may work when: a sandbox that somebody waits for has the machine first, what is made ahead for the next one comes after.
 //!
 //! ```text
-//! starting ──(last one started or failed)──> calm: networks and VMs are made ahead
-//!    └──(CALM_PATIENCE)─────────────────────> the same, since there may always be somebody
+//! starting ──(last one started or failed)──> busy ──(CALM_AFTER)──> calm: networks and VMs are made ahead
+//!    └──(CALM_PATIENCE)────────────────────────────────────────────> the same, since there may always be somebody
 //! ```
+//! Whoever waited for a sandbox uses it at once, so the machine is theirs a little longer.
+//!
 //! Called by whoever starts a sandbox, and by the makers of networks and spares.
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
 
-use crate::limits::CALM_PATIENCE;
+use crate::limits::{CALM_AFTER, CALM_PATIENCE};
 
-/// How many sandboxes are being started.
-#[derive(Debug)]
-pub(crate) struct Calm(watch::Sender<usize>);
+/// How many sandboxes are being started, and when the last start came to its end.
+#[derive(Debug, Default)]
+pub(crate) struct Calm(watch::Sender<(usize, Option<Instant>)>);
 
 /// One that is being started, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Starting<'a>(&'a Calm);
 
-impl Default for Calm {
-    fn default() -> Self {
-        Self(watch::Sender::new(0))
-    }
-}
-
 impl Calm {
     /// Somebody waits for a sandbox from here on.
     pub(crate) fn disturb(&self) -> Starting<'_> {
-        self.0.send_modify(|count| *count += 1);
+        self.0.send_modify(|(count, _)| *count += 1);
         Starting(self)
     }
 
-    /// Waits until nobody does, but not for ever.
+    /// Waits until nobody has for a while, but not for ever.
     pub(crate) async fn wait(&self) {
-        // The sender lives as long as this.
-        let _ = timeout(CALM_PATIENCE, self.0.subscribe().wait_for(|count| *count == 0)).await;
+        let _ = timeout(CALM_PATIENCE, self.come()).await;
+    }
+
+    async fn come(&self) {
+        let mut starts = self.0.subscribe();
+        loop {
+            // The sender lives as long as this.
+            let Ok(ended) = starts.wait_for(|(count, _)| *count == 0).await.map(|starts| starts.1) else { return };
+            let Some(ended) = ended else { return };
+            tokio::select! {
+                () = sleep_until(ended + CALM_AFTER) => return,
+                _ = starts.changed() => {}
+            }
+        }
     }
 }
 
 impl Drop for Starting<'_> {
     fn drop(&mut self) {
-        self.0.0.send_modify(|count| *count -= 1);
+        self.0.0.send_modify(|(count, ended)| (*count, *ended) = (*count - 1, Some(Instant::now())));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::{Duration, Instant, sleep};
+    use tokio::time::{Duration, sleep};
 
     use super::*;
 
@@ -67,7 +78,16 @@ mod tests {
             drop(second_one);
         };
         let (took, ()) = tokio::join!(waited(&calm), leave);
-        assert_eq!(took, second);
+        assert_eq!(took, second + CALM_AFTER);
+        assert_eq!(waited(&calm).await, Duration::ZERO);
+        // One that starts while the last one is used begins it anew.
+        drop(calm.disturb());
+        let another = async {
+            sleep(CALM_AFTER / 2).await;
+            drop(calm.disturb());
+        };
+        let (took, ()) = tokio::join!(waited(&calm), another);
+        assert_eq!(took, CALM_AFTER / 2 + CALM_AFTER);
         let _always = calm.disturb();
         assert_eq!(waited(&calm).await, CALM_PATIENCE);
     }

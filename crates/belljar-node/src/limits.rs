@@ -76,7 +76,9 @@ pub(crate) const NETWORKS_MAX: u32 = 32 * 1024;
 /// Networks that are made ahead: a create and a wake or two at once wait for none.
 pub(crate) const NETWORKS_READY: usize = 3;
 /// How long work for the next sandboxes waits for those that are being started: a start takes less, and there may always be one.
-pub(crate) const CALM_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const CALM_PATIENCE: Duration = Duration::from_secs(4);
+/// How long after a start the machine is left to whoever waited for it.
+pub(crate) const CALM_AFTER: Duration = Duration::from_secs(1);
 /// Connections of one sandbox that the kernel keeps track of at once, unless somebody wants something else.
 pub(crate) const NETWORK_CONNECTIONS: u32 = 8 * 1024;
 /// How long the proxy of a sandbox waits for one address of a host.

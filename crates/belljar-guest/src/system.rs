@@ -1,7 +1,7 @@
 //! The system API, which only the node reaches: `POST /v1/configure`, `/v1/freeze`, `/v1/settle`, `GET /v1/logs`.
 //!
 //! ```text
-//! booted ─(settle)─► golden snapshot ─(restore)─► booted
+//! booted ─(settle, rehearsal)─► golden snapshot ─(restore)─► booted
 //! booted ─(configure)─► a sandbox ─(freeze)─► standing still ─(configure)─► a sandbox: the same, or a copy
 //! ```
 //!

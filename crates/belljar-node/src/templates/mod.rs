@@ -4,10 +4,11 @@
 //! (absent) --build_later--> building --published--> ready --(unused, or its use failed)--> gone
 //!                              \-- failed: the next sandbox asks again
 //! ```
-//! A template is a standstill ([`crate::sandbox::frozen`]) of a guest that was never configured: it is nobody's yet, and
-//! holds no secret. Its key is a hash of everything that went into it, the VMM's version included, so one that no longer
-//! fits is simply not found; the bound of [`TEMPLATES_MAX`] removes it in the end. Sandboxes hold hard
-//! links to its memory, so its removal harms none.
+//! A template is a standstill ([`crate::sandbox::frozen`]) of a guest that was only rehearsed
+//! ([`Configure::rehearsal`](belljar_api::guest::Configure::rehearsal)): it is nobody's yet, and holds no
+//! secret. Its key is a hash of everything that went into it, the VMM's version included, so one that no longer fits is simply
+//! not found; the bound of [`TEMPLATES_MAX`] removes it in the end. Sandboxes hold hard links to its memory, so its removal
+//! harms none.
 //!
 //! The first sandbox of a kind does not wait for it: it boots while the template is built beside it.
 //! [`spares`] keeps VMs restored from it ready. Called by [`crate::sandbox::boot`] and at the node's start.
@@ -197,7 +198,7 @@ fn hash_artifacts(ctx: &Context) -> Result<String, StorageError> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Boots, settles, freezes, publishes. Whatever fails, the VM is gone afterwards.
+/// Boots, settles, rehearses, freezes, publishes. Whatever fails, the VM is gone afterwards.
 async fn build(ctx: &Arc<Context>, key: &Key, image: &LocalImage, resources: &Resources) -> Result<(), BootError> {
     let home = ctx.storage.templates().join(BUILDING);
     spares::discard(ctx, &home).await;

@@ -1,25 +1,36 @@
-//! The floor where KVM works: a VM program alone, driven by hand, with the same kernel and a copy of the same disk. What
-//! answers is a shell that echoes.
+//! The floor where KVM works: a VM program alone, driven by hand, with the guest that sandboxes have: kernel, initramfs, a copy
+//! of the disk. Its agent answers over vsock; nobody makes it a sandbox. There is no jail, no network and no server.
 //!
-//! Firecracker and Cloud Hypervisor here, over their sockets and with the guest's console as their own; QEMU in
-//! [`crate::restore`]. Formats: Firecracker's `swagger/firecracker.yaml`, Cloud Hypervisor's `cloud-hypervisor.yaml`.
+//! Firecracker and Cloud Hypervisor here, over their sockets; QEMU in [`crate::restore`]. Formats: Firecracker's
+//! `swagger/firecracker.yaml` and `docs/vsock.md`, Cloud Hypervisor's `cloud-hypervisor.yaml`.
 
 use std::{
     env, fs,
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::{Duration, Instant},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant, SystemTime},
 };
 
+use belljar_api::{
+    guest::{Configure, SYSTEM_PORT},
+    image::RuntimeConfig,
+    limits::AGENT_PORT,
+};
+use belljar_link::ConnectOptions;
 use belljar_tests::world::prepared;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::restore::{ANSWER, ASK, INIT, READY, copied_disk, wait_for};
+use crate::restore::copied_disk;
 
 /// Of every guest here.
 pub(crate) const MEMORY_MIB: u64 = 1024;
+/// The agent's.
+const LINK_PORT: u32 = 1024;
+/// For one that was reached.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A VM program with a guest that was frozen once.
 pub(crate) trait Alone {
@@ -48,8 +59,7 @@ pub(crate) struct ByHand {
 struct Vm {
     process: Child,
     api: PathBuf,
-    to_guest: ChildStdin,
-    from_guest: BufReader<ChildStdout>,
+    vsock: PathBuf,
 }
 
 impl Drop for Vm {
@@ -60,61 +70,66 @@ impl Drop for Vm {
 }
 
 impl ByHand {
-    /// Boots a guest once and freezes it.
+    /// Boots a guest once and freezes it, as settled and rehearsed as a golden snapshot is.
     pub(crate) fn new(program: Program) -> Self {
         let by_hand = Self { program, dir: tempfile::tempdir().expect("a temporary directory") };
         copied_disk(&by_hand.dir.path().join("disk"));
         fs::create_dir(by_hand.dir.path().join("frozen")).expect("a directory");
-        let mut vm = by_hand.start();
+        let vm = by_hand.start();
         by_hand.boot(&vm);
-        wait_for(&mut vm.from_guest, READY);
+        vm.ask(SYSTEM_PORT, "POST /v1/settle", &json!({}));
+        vm.ask(SYSTEM_PORT, "POST /v1/configure", &serde_json::to_value(rehearsal()).expect("JSON"));
         by_hand.save(&vm, "frozen");
         by_hand
     }
 
     fn start(&self) -> Vm {
         let api = self.dir.path().join("api.sock");
-        let _ = fs::remove_file(&api);
+        let vsock = self.dir.path().join("vsock.sock");
+        for left in [&api, &vsock] {
+            let _ = fs::remove_file(left);
+        }
         let (name, arguments): (_, &[&str]) = match self.program {
             Program::Firecracker => ("firecracker", &["--api-sock", "api.sock", "--level", "Error"]),
             Program::CloudHypervisor => ("cloud-hypervisor", &["--api-socket", "path=api.sock"]),
         };
         let beside = env::var_os("BELLJAR_VMM_DIR").map(|dir| Path::new(&dir).join(name));
         let path = beside.filter(|path| path.is_file()).unwrap_or_else(|| name.into());
-        let mut process = Command::new(path)
+        let process = Command::new(path)
             .args(arguments)
             .current_dir(self.dir.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .spawn()
             .expect("the VM program starts");
-        let to_guest = process.stdin.take().expect("its input");
-        let from_guest = BufReader::new(process.stdout.take().expect("its output"));
-        Vm { process, api, to_guest, from_guest }
+        Vm { process, api, vsock }
     }
 
     fn boot(&self, vm: &Vm) {
-        let kernel = prepared("BELLJAR_KERNEL");
+        let (kernel, initrd) = (prepared("BELLJAR_KERNEL"), prepared("BELLJAR_INITRD"));
         let line = |more: &str| {
-            format!("console=ttyS0 quiet loglevel=3 reboot=k panic=-1 acpi=off {more} root=/dev/vda ro {INIT}")
+            let quiet = "console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on reboot=k acpi=off";
+            format!("{quiet} {more} belljar.link=vsock:{LINK_PORT} belljar.root=/dev/vda")
         };
         match self.program {
             Program::Firecracker => {
                 vm.call("PUT", "/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": MEMORY_MIB}));
-                let source = json!({"kernel_image_path": kernel, "boot_args": line("pci=off")});
+                let source = json!({"kernel_image_path": kernel, "initrd_path": initrd, "boot_args": line("pci=off")});
                 vm.call("PUT", "/boot-source", &source);
                 let drive =
-                    json!({"drive_id": "disk", "path_on_host": "disk", "is_root_device": false, "is_read_only": true});
+                    json!({"drive_id": "disk", "path_on_host": "disk", "is_root_device": false, "is_read_only": false});
                 vm.call("PUT", "/drives/disk", &drive);
+                vm.call("PUT", "/vsock", &json!({"guest_cid": 3, "uds_path": "vsock.sock"}));
                 vm.call("PUT", "/actions", &json!({"action_type": "InstanceStart"}));
             }
             Program::CloudHypervisor => {
                 let config = json!({
-                    "payload": {"kernel": kernel, "cmdline": line("")},
+                    "payload": {"kernel": kernel, "initramfs": initrd, "cmdline": line("")},
                     "cpus": {"boot_vcpus": 1, "max_vcpus": 1},
                     "memory": {"size": MEMORY_MIB << 20},
-                    "disks": [{"path": "disk", "readonly": true, "image_type": "Raw"}],
-                    "serial": {"mode": "Tty"},
+                    "disks": [{"path": "disk", "image_type": "Raw"}],
+                    "vsock": {"cid": 3, "socket": "vsock.sock"},
+                    "serial": {"mode": "Null"},
                     "console": {"mode": "Off"},
                 });
                 vm.call("PUT", "/api/v1/vm.create", &config);
@@ -145,7 +160,7 @@ impl ByHand {
 
     /// Lets one go on from the files, each page of memory when it is first touched.
     fn restored(&self, dir: &str) -> Vm {
-        let mut vm = self.start();
+        let vm = self.start();
         match self.program {
             Program::Firecracker => {
                 let load = json!({
@@ -161,8 +176,8 @@ impl ByHand {
                 vm.call("PUT", "/api/v1/vm.restore", &load);
             }
         }
-        vm.to_guest.write_all(ASK.as_bytes()).expect("the guest takes it");
-        wait_for(&mut vm.from_guest, ANSWER);
+        // That it is nobody's sandbox yet is an answer too.
+        vm.ask(AGENT_PORT, "GET /api/v1/health", &Value::Null);
         vm
     }
 
@@ -194,7 +209,66 @@ impl Alone for ByHand {
     }
 }
 
+/// Practice for a sandbox that never is.
+fn rehearsal() -> Configure {
+    let now = SystemTime::UNIX_EPOCH.elapsed().expect("a time");
+    Configure {
+        sandbox_id: "alone".to_owned(),
+        life: 1,
+        hostname: "alone".to_owned(),
+        identity_token: String::new(),
+        mac: None,
+        runtime: RuntimeConfig::default(),
+        trust: None,
+        entrypoint: None,
+        network: None,
+        wall_clock_ns: u64::try_from(now.as_nanos()).expect("a time"),
+        entropy: "00".repeat(32),
+        rehearsal: true,
+    }
+}
+
 impl Vm {
+    /// Asks the guest's agent over a link of its own, and waits for the whole answer.
+    fn ask(&self, port: u16, what: &str, body: &Value) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let request = format!(
+            "{what} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let answer = runtime.block_on(async {
+            let (link, session) = self.link().await;
+            let session = tokio::spawn(session);
+            let mut stream = link.open(port).await.expect("the agent takes a stream");
+            stream.write_all(request.as_bytes()).await.expect("the agent takes a request");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("the agent answers");
+            session.abort();
+            answer
+        });
+        assert!(answer.starts_with("HTTP/1.1 ") && !answer.starts_with("HTTP/1.1 400"), "{what}: {answer}");
+    }
+
+    /// Links up with the agent. A floor looks as fast as it can whether it listens.
+    async fn link(&self) -> (belljar_link::Connector, belljar_link::Session) {
+        loop {
+            if let Ok(mut stream) = tokio::net::UnixStream::connect(&self.vsock).await
+                && stream.write_all(format!("CONNECT {LINK_PORT}\n").as_bytes()).await.is_ok()
+            {
+                let mut line = Vec::new();
+                while let Ok(byte @ 32..) = stream.read_u8().await {
+                    line.push(byte);
+                }
+                if line.starts_with(b"OK ") {
+                    let linked = belljar_link::connect(stream, ConnectOptions { timeout: PATIENCE }).await;
+                    return linked.expect("the agent shakes hands");
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// As `curl` would. A floor has nothing but the socket's appearance to wait for, so it looks as fast as it can.
     fn call(&self, method: &str, path: &str, body: &Value) {
         let mut stream = crate::restore::connect(&self.api);

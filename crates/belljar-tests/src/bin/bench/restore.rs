@@ -19,12 +19,12 @@ use serde_json::{Value, json};
 use crate::alone::Alone;
 
 /// What the guest says when it is ready to echo.
-pub(crate) const READY: &str = "ready-to-echo";
+const READY: &str = "ready-to-echo";
 /// The guest's first process, on the kernel's command line.
-pub(crate) const INIT: &str = "init=/bin/sh -c \"stty -echo; echo ready-to-echo; exec sh\"";
+const INIT: &str = "init=/bin/sh -c \"stty -echo; echo ready-to-echo; exec sh\"";
 /// What the guest is asked, and what shows that it answered.
-pub(crate) const ASK: &str = "echo pong-$((6*7))\n";
-pub(crate) const ANSWER: &str = "pong-42";
+const ASK: &str = "echo pong-$((6*7))\n";
+const ANSWER: &str = "pong-42";
 /// How code is executed: accelerator and processor.
 const SOFTWARE: [&str; 4] = ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-erms,-fsrm,-fzrm,-fsrs,-fsrc"];
 const HARDWARE: [&str; 4] = ["-accel", "kvm", "-cpu", "host"];
@@ -160,7 +160,7 @@ pub(crate) fn connect(path: &Path) -> UnixStream {
     }
 }
 
-pub(crate) fn wait_for(port: &mut impl BufRead, word: &str) {
+fn wait_for(port: &mut impl BufRead, word: &str) {
     let mut line = Vec::new();
     loop {
         line.clear();

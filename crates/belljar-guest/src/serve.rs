@@ -54,7 +54,7 @@ impl Service {
             }
         }
         match link.await {
-            // Each one ends with its node, or with a life of this machine; and each byte of the console costs the next life time.
+            // Every restore ends one, and waits for what is written to the console.
             Ok(reason) => tracing::debug!("{reason}"),
             Err(error) => tracing::error!("the link's task: {error}"),
         }

@@ -45,7 +45,11 @@ pub(super) fn decide(record: &Record, command: &Command) -> Decision {
     }
     // Every command has a generation of its own: the same one again is the same command again.
     if command.generation == record.generation {
-        return Decision::Nothing;
+        return match &command.op {
+            // It may have been taken by a process that then ended; one that is known is not begun twice.
+            Op::Snapshot { snapshot_id, kind } => Decision::Snapshot(snapshot_id.clone(), *kind),
+            _ => Decision::Nothing,
+        };
     }
     if record.ending.is_some() || terminated {
         return match &command.op {
@@ -135,7 +139,7 @@ mod tests {
 
     proptest! {
         /// Whatever is repeated or comes late, the record stands as if every command had come once and in order, and
-        /// nothing is done twice.
+        /// nothing is done twice but a snapshot, which has an identity of its own.
         #[test]
         fn repeated_and_late_commands_change_nothing(
             ops in prop::collection::vec(any_op(), 1..20),
@@ -150,8 +154,13 @@ mod tests {
             for (at, command) in commands.iter().enumerate() {
                 apply(&mut often, command);
                 for (_, earlier) in replays.iter().filter(|(when, _)| *when == at) {
-                    let again = apply(&mut often, &commands[(*earlier).min(at)]);
-                    prop_assert!(matches!(again, Decision::Stale | Decision::Nothing), "{again:?}");
+                    let command = &commands[(*earlier).min(at)];
+                    let again = apply(&mut often, command);
+                    let is_same = match &command.op {
+                        Op::Snapshot { snapshot_id, kind } => again == Decision::Snapshot(snapshot_id.clone(), *kind),
+                        _ => false,
+                    };
+                    prop_assert!(is_same || matches!(again, Decision::Stale | Decision::Nothing), "{again:?}");
                 }
             }
             prop_assert_eq!(once, often);
@@ -173,6 +182,18 @@ mod tests {
                 _ => prop_assert!(!matches!(decision, Decision::Refuse(_) | Decision::Stale)),
             }
         }
+    }
+
+    /// The record knows the command, and the process that was to carry it out has ended: the server still waits for it.
+    #[test]
+    fn a_snapshot_whose_command_comes_again_is_taken() {
+        let mut record = Record::new("s".into(), 1, spec(), Origin::Image);
+        let take = command(2, Op::Snapshot { snapshot_id: "a".into(), kind: SnapshotType::Memory });
+        let taken = Decision::Snapshot("a".into(), SnapshotType::Memory);
+        assert_eq!(apply(&mut record, &take), taken);
+        assert_eq!(apply(&mut record, &take), taken);
+        record.generation = 3;
+        assert_eq!(decide(&record, &take), Decision::Stale);
     }
 
     #[test]

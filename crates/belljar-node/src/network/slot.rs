@@ -25,6 +25,9 @@ use serde::{Deserialize, Serialize};
 use super::{GATEWAY, NetworkError, NetworkLimits, PREFIX, PROXY, RESOLVER, TAP, UPLINK, device, host, nft::Nft};
 use crate::limits::NETWORKS_MAX;
 
+/// Hardware address of the tap, in every namespace: a guest that goes on in another one still knows the old one as the gateway's
+/// and the resolver's, and would send there for many seconds.
+const TAP_MAC: &str = "02:00:0a:00:02:02";
 pub(super) const CLAIMS: &str = "/run/belljar/networks";
 /// Not `/run/netns`: the first `ip netns add` on a machine mounts that over itself, and what was mounted in it before can be
 /// neither seen nor removed from then on.
@@ -233,7 +236,7 @@ fn make(number: u32, taps: Taps) -> Result<(Option<OwnedFd>, Nft), NetworkError>
              address add {GATEWAY}/{PREFIX} dev {TAP}\n\
              address add {RESOLVER}/{PREFIX} dev {TAP}\n\
              address add {PROXY}/{PREFIX} dev {TAP}\n\
-             link set {TAP} up\n\
+             link set {TAP} address {TAP_MAC} up\n\
              link add {UPLINK} type veth peer name {outer} netns {}\n\
              address add {far}/31 dev {UPLINK}\n\
              link set {UPLINK} up\n\
@@ -330,6 +333,25 @@ mod tests {
         assert_eq!(of(&second), (false, true));
         slot.discard().expect("removed");
         assert_eq!(of(&first), (false, false));
+    }
+
+    #[test]
+    fn a_guest_finds_the_same_hardware_address_in_every_network() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: network namespaces need root");
+            return;
+        }
+        for taps in [Taps::Named, Taps::Open] {
+            let slot = Slot::make(&Owner::this_process(), taps).expect("a network");
+            let address = enter(slot.number(), || {
+                let devices = nix::ifaddrs::getifaddrs().expect("devices");
+                let of_tap = devices.filter(|it| it.interface_name == TAP).filter_map(|it| it.address);
+                Ok(of_tap.filter_map(|it| it.as_link_addr().and_then(|link| link.addr())).next())
+            });
+            slot.discard().expect("removed");
+            let words = address.expect("entered").map(super::super::words);
+            assert_eq!(words.as_deref(), Some(TAP_MAC));
+        }
     }
 
     /// The first `ip netns add` on a machine mounts `/run/netns` over itself, which hides all that was mounted in it.

@@ -38,9 +38,8 @@ impl Calm {
     async fn come(&self) {
         let mut starts = self.0.subscribe();
         loop {
-            // The sender lives as long as this.
-            let Ok(ended) = starts.wait_for(|(count, _)| *count == 0).await.map(|starts| starts.1) else { return };
-            let Some(ended) = ended else { return };
+            // Without an end there was no start. The sender lives as long as this.
+            let Ok(Some(ended)) = starts.wait_for(|(count, _)| *count == 0).await.map(|it| it.1) else { return };
             tokio::select! {
                 () = sleep_until(ended + CALM_AFTER) => return,
                 _ = starts.changed() => {}

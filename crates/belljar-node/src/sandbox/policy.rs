@@ -44,16 +44,10 @@ pub(super) fn decide(record: &Record, command: &Command) -> Decision {
         return Decision::Forget;
     }
     // Every command has a generation of its own: the same one again is the same command again.
-    if command.generation == record.generation {
+    let again = command.generation == record.generation;
+    if again || record.ending.is_some() || terminated {
         return match &command.op {
-            // It may have been taken by a process that then ended; one that is known is not begun twice.
-            Op::Snapshot { snapshot_id, kind } => Decision::Snapshot(snapshot_id.clone(), *kind),
-            _ => Decision::Nothing,
-        };
-    }
-    if record.ending.is_some() || terminated {
-        return match &command.op {
-            // Somebody waits to hear of it.
+            // Somebody waits to hear of it, and whoever took it before may have ended then. A known one is not begun twice.
             Op::Snapshot { snapshot_id, kind } => Decision::Snapshot(snapshot_id.clone(), *kind),
             _ => Decision::Nothing,
         };

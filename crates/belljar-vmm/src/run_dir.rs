@@ -305,9 +305,10 @@ impl RunDir {
         &self.path
     }
 
-    /// Path of a file in it, for messages.
+    /// Path of a file in it, for messages: where the directory is now.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.path.join(name)
+        let here = std::fs::read_link(format!("/proc/self/fd/{}", self.handle.as_raw_fd()));
+        here.unwrap_or_else(|_| self.path.clone()).join(name)
     }
 
     /// A short path of a file in it, valid while `self` lives and in this process only.

@@ -113,6 +113,9 @@ impl BootError {
     }
 }
 
+/// A link to an agent, and the task that moves its bytes.
+pub(crate) type Linked = (Connector, AbortOnDropHandle<LinkError>);
+
 /// What a sandbox begins with.
 #[derive(Debug, Clone)]
 pub(super) enum Source {
@@ -180,7 +183,7 @@ impl Plan {
             return self.boot(image.rootfs, image.runtime).await;
         };
         if let Some(spare) = self.ctx.templates.claim(&self.ctx, &key) {
-            match self.move_in(&spare, &image.runtime).await {
+            match self.move_in(spare, &image.runtime).await {
                 Ok(booted) => return Ok(booted),
                 Err(error) => self.unusable(&error, "a VM that was kept ready").await?,
             }
@@ -235,7 +238,7 @@ impl Plan {
         steps.done("files");
         let (vm, gate) = self.launch(Some(still.join(frozen::DEVICES))).await?;
         steps.done("network, VM process");
-        let booted = self.go_on(vm, gate, runtime).await?;
+        let booted = self.go_on(vm, gate, runtime, None).await?;
         steps.done("agent");
         tracing::debug!(sandbox = self.id, "revived: {steps}");
         Ok(booted)
@@ -243,7 +246,9 @@ impl Plan {
 
     /// Takes over a VM that was kept ready. The run directory comes last: where it is, the rest is too. What stays where it
     /// was goes with `spare`.
-    async fn move_in(&self, spare: &Claimed, runtime: &RuntimeConfig) -> Result<Booted, BootError> {
+    async fn move_in(&self, mut spare: Claimed, runtime: &RuntimeConfig) -> Result<Booted, BootError> {
+        let mut steps = Steps::begin();
+        let Some((vm, link)) = spare.take() else { return Err(BootError::SpareGone) };
         let (this, from) = (self.clone(), spare.dir().to_owned());
         blocking(move || {
             for name in [frozen::MEMORY, DISK, network::FILE, RUN] {
@@ -258,14 +263,24 @@ impl Plan {
             crate::storage::remove_dir(&from)
         })
         .await?;
-        let (vm, gate) = tokio::join!(self.adopt_vm(), self.open_gate());
-        let (vm, gate) = (vm?.ok_or(BootError::SpareGone)?, gate?);
+        steps.done("files");
+        let gate = self.open_gate().await?;
         self.connect_network(&*vm, gate.as_ref()).await?;
-        self.go_on(vm, gate, runtime.clone()).await
+        steps.done("network");
+        let booted = self.go_on(vm, gate, runtime.clone(), Some(link)).await?;
+        steps.done("agent");
+        tracing::debug!(sandbox = self.id, "moved in: {steps}");
+        Ok(booted)
     }
 
-    /// Lets a VM that stands still go on as this sandbox.
-    async fn go_on(&self, vm: Arc<dyn Vm>, gate: Option<Gate>, runtime: RuntimeConfig) -> Result<Booted, BootError> {
+    /// Lets a VM that stands still go on as this sandbox. `link`: where it has kept one.
+    async fn go_on(
+        &self,
+        vm: Arc<dyn Vm>,
+        gate: Option<Gate>,
+        runtime: RuntimeConfig,
+        link: Option<Linked>,
+    ) -> Result<Booted, BootError> {
         let size = self.spec.resources.disk_mb << 20;
         let disk = self.dir.join(DISK);
         let have =
@@ -275,7 +290,7 @@ impl Plan {
         if have.len() < size {
             vm.grow_disk(size).await?;
         }
-        self.attach(vm, gate, runtime, RESTORE_TIMEOUT).await
+        self.attach_over(link, vm, gate, runtime, RESTORE_TIMEOUT).await
     }
 
     async fn open_gate(&self) -> Result<Option<Gate>, BootError> {
@@ -329,9 +344,20 @@ impl Plan {
         runtime: RuntimeConfig,
         timeout: Duration,
     ) -> Result<Booted, BootError> {
+        self.attach_over(None, vm, gate, runtime, timeout).await
+    }
+
+    async fn attach_over(
+        &self,
+        link: Option<Linked>,
+        vm: Arc<dyn Vm>,
+        gate: Option<Gate>,
+        runtime: RuntimeConfig,
+        timeout: Duration,
+    ) -> Result<Booted, BootError> {
         let told = &runtime;
         let first = |link: Connector| async move { self.configure(&link, told).await.map(|()| link) };
-        let (link, session) = linked(&*vm, timeout, first).await?;
+        let (link, session) = linked(&*vm, link, timeout, first).await?;
         let network = self.spec.settings.network.allow_internet_access;
         Ok(Booted { vm, link, session, runtime, network, gate })
     }
@@ -355,7 +381,7 @@ impl Plan {
         let gate = self.open_gate().await?;
         self.connect_network(&*vm, gate.as_ref()).await?;
         if self.ctx.driver.capabilities().snapshots && vm.is_paused().await? {
-            return self.go_on(vm, gate, runtime).await.map(Some);
+            return self.go_on(vm, gate, runtime, None).await.map(Some);
         }
         self.attach(vm, gate, runtime, BOOT_TIMEOUT).await.map(Some)
     }
@@ -458,20 +484,26 @@ pub(crate) fn make_run_dir(dir: &Path) -> Result<(), StorageError> {
     made.map_err(StorageError::io("create", dir))
 }
 
-/// Connects to the agent of a VM and does the first thing with it, within `timeout` in all. A guest that ends, or does
-/// not answer, is an error with its last words.
+/// Connects to the agent of a VM, unless that has kept a link, and does the first thing with it, within `timeout` in all. A
+/// guest that ends, or does not answer, is an error with its last words.
 pub(crate) async fn linked<F, Fut>(
     vm: &dyn Vm,
+    kept: Option<Linked>,
     timeout: Duration,
     first: F,
-) -> Result<(Connector, AbortOnDropHandle<LinkError>), BootError>
+) -> Result<Linked, BootError>
 where
     F: FnOnce(Connector) -> Fut + Send,
     Fut: Future<Output = Result<Connector, BootError>> + Send,
 {
     let connect = async {
-        let (link, session) = shake_hands(vm, timeout).await?;
-        let session = AbortOnDropHandle::new(tokio::spawn(session));
+        let (link, session) = match kept {
+            Some(kept) => kept,
+            None => {
+                let (link, session) = shake_hands(vm, timeout).await?;
+                (link, AbortOnDropHandle::new(tokio::spawn(session)))
+            }
+        };
         Ok::<_, BootError>((first(link).await?, session))
     };
     tokio::select! {

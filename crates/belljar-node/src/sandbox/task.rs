@@ -234,8 +234,6 @@ impl Task {
         let mut suspicions = self.suspicion.listen();
         let exited = booted.vm.clone();
         let mut exit = pin!(async move { exited.wait().await });
-        let collect = collector::collect(booted.link.clone(), self.log.clone());
-        let _collector = AbortOnDropHandle::new(self.ctx.tasks.spawn(collect));
         if self.record.runtime.is_none() || self.record.state != NodeState::Running {
             self.record.runtime = Some(booted.runtime.clone());
             self.record.state = NodeState::Running;
@@ -243,6 +241,9 @@ impl Task {
         }
         self.publish(NodeState::Running, Some(booted.link.clone()));
         self.answer_wakers(&Ok(()));
+        // Whoever waits for the sandbox comes first; what it has logged is kept in the guest.
+        let collect = collector::collect(booted.link.clone(), self.log.clone());
+        let _collector = AbortOnDropHandle::new(self.ctx.tasks.spawn(collect));
         loop {
             if let Err(ending) = self.apply_network(&mut booted).await {
                 return Stage::Over(ending);

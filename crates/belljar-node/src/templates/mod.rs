@@ -234,7 +234,7 @@ async fn build_in(ctx: &Arc<Context>, home: &Path, image: &LocalImage, resources
     let network = network::plug(ctx, home).await?;
     let vm: Arc<dyn Vm> =
         Arc::from(ctx.driver.launch(&vm_spec(ctx, "template", home, resources, None, network)).await?);
-    let linked = linked(&*vm, BOOT_TIMEOUT, |link| async move {
+    let linked = linked(&*vm, None, BOOT_TIMEOUT, |link| async move {
         guest::settle(&link).await?;
         // What a first configuration reads and makes is in its memory then, for every sandbox.
         guest::configure(&link, &boot::rehearsal(ctx)).await?;

@@ -20,39 +20,46 @@ use crate::{
     limits::{RESTORE_TIMEOUT, SPARES_MAX, UNDO_PAUSE},
     network,
     sandbox::{
-        boot::{self, BootError, linked, vm_spec},
+        boot::{self, BootError, Linked, linked, vm_spec},
         frozen,
     },
     storage::StorageError,
 };
 
-/// A restored VM that stands still.
+/// A restored VM that stands still, and whose agent has been reached. Nobody else can drive it meanwhile.
 pub(super) struct Spare {
     dir: PathBuf,
-    /// Nobody else can drive it meanwhile.
-    _vm: Box<dyn Vm>,
+    vm: Arc<dyn Vm>,
+    link: Linked,
 }
 
 /// A spare that was taken out. When this is dropped, whatever was not moved elsewhere is ended and removed.
 pub(crate) struct Claimed {
     ctx: Arc<Context>,
     dir: PathBuf,
+    ready: Option<(Arc<dyn Vm>, Linked)>,
 }
 
 impl Claimed {
-    /// Lets go of the VM, so that whoever takes its directory can drive it.
     pub(super) fn new(ctx: Arc<Context>, spare: Spare) -> Self {
-        Self { ctx, dir: spare.dir }
+        let Spare { dir, vm, link } = spare;
+        Self { ctx, dir, ready: Some((vm, link)) }
     }
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The VM, which may be driven wherever its directory is moved to, and its link. Once.
+    pub(crate) fn take(&mut self) -> Option<(Arc<dyn Vm>, Linked)> {
+        self.ready.take()
     }
 }
 
 impl Drop for Claimed {
     fn drop(&mut self) {
         let (ctx, dir) = (self.ctx.clone(), std::mem::take(&mut self.dir));
+        self.ready = None;
         if dir.exists() {
             self.ctx.spawn(async move { discard(&ctx, &dir).await });
         }
@@ -149,8 +156,8 @@ impl Spares {
             if let Some(making) = inner.making.get_mut(key) {
                 *making = making.saturating_sub(1);
             }
-            made.map(|vm| {
-                let spare = Spare { dir: dir.clone(), _vm: vm };
+            made.map(|(vm, link)| {
+                let spare = Spare { dir: dir.clone(), vm, link };
                 inner.ready.entry(key.clone()).or_default().push(spare);
             })
         };
@@ -166,7 +173,7 @@ impl Spares {
     }
 }
 
-async fn make(ctx: &Arc<Context>, key: &Key, dir: &Path) -> Result<Box<dyn Vm>, BootError> {
+async fn make(ctx: &Arc<Context>, key: &Key, dir: &Path) -> Result<(Arc<dyn Vm>, Linked), BootError> {
     let template = ctx.storage.templates().join(&key.0);
     let (this, from, to) = (ctx.clone(), template.clone(), dir.to_owned());
     let resources = blocking(move || {
@@ -180,23 +187,25 @@ async fn make(ctx: &Arc<Context>, key: &Key, dir: &Path) -> Result<Box<dyn Vm>, 
     let resources: Resources = resources;
     let devices = Some(template.join(frozen::DEVICES));
     let network = network::plug(ctx, dir).await?;
-    let vm = ctx.driver.launch(&vm_spec(ctx, "spare", dir, &resources, devices, network)).await?;
-    rehearse(ctx, &*vm).await?;
-    Ok(vm)
+    let spec = vm_spec(ctx, "spare", dir, &resources, devices, network);
+    let vm: Arc<dyn Vm> = Arc::from(ctx.driver.launch(&spec).await?);
+    let link = rehearse(ctx, &*vm).await?;
+    Ok((vm, link))
 }
 
 /// Lets the guest do once what it will have to do first, and stops it again: emulated code has to be translated before it
-/// runs, and that is most of the time that a first configuration and a first program take.
-async fn rehearse(ctx: &Arc<Context>, vm: &dyn Vm) -> Result<(), BootError> {
+/// runs, and that is most of the time that a first configuration and a first program take. The link stays: it stands still
+/// with the guest.
+async fn rehearse(ctx: &Arc<Context>, vm: &dyn Vm) -> Result<Linked, BootError> {
     ctx.faults.point("spare: rehearse")?;
     vm.resume().await?;
-    let (link, session) = linked(vm, RESTORE_TIMEOUT, |link| async move {
+    let link = linked(vm, None, RESTORE_TIMEOUT, |link| async move {
         guest::configure(&link, &boot::rehearsal(ctx)).await?;
         Ok(link)
     })
     .await?;
-    drop((link, session));
-    Ok(vm.pause().await?)
+    vm.pause().await?;
+    Ok(link)
 }
 
 /// As [`end`], until it works: nobody else would do it.

@@ -155,10 +155,12 @@ fn nested() -> Result<Vec<Check>> {
     each_driver("suite", |driver| inside(driver, &suite, "conformance jail", "BELLJAR_CONFORMANCE", ORDINARY))
 }
 
-/// The whole system in one go, with every VM program that is here.
+/// The whole system in one go, the hazards of restored memory, and what guests are told of the processor, with every VM
+/// program that is here.
 fn nested_system() -> Result<Vec<Check>> {
-    let tests = vm_tests()?;
-    let mut checks = each_driver("system", |driver| inside(driver, &tests, "drivers", "BELLJAR_DRIVER", ORDINARY))?;
+    let (tests, filter) = (vm_tests()?, "drivers hazards hidden");
+    let machine = nested::Machine { limit: 2 * nested::LIMIT, ..ORDINARY };
+    let mut checks = each_driver("system", |driver| inside(driver, &tests, filter, "BELLJAR_DRIVER", machine))?;
     let driver = GIVES_DEVICES;
     if nested::vm_program(driver).is_some() {
         let machine = nested::Machine { device: true, ..ORDINARY };

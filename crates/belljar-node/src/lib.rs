@@ -27,6 +27,7 @@ mod record;
 mod registry;
 mod sandbox;
 mod snapshots;
+mod standby;
 pub mod storage;
 mod templates;
 #[cfg(test)]
@@ -59,6 +60,7 @@ use self::{
     record::Ending,
     registry::Registry,
     snapshots::Snapshots,
+    standby::Standby,
     storage::Storage,
     templates::Templates,
     vault::Vault,
@@ -147,6 +149,8 @@ pub(crate) struct Context {
     pub(crate) snapshots: Snapshots,
     /// Golden snapshots and VMs kept ready.
     pub(crate) templates: Templates,
+    /// VM processes that wait for a guest.
+    pub(crate) standby: Standby,
     /// How long the memory of a sleeping sandbox is held for a quick wake.
     pub(crate) resident: Duration,
     /// How much of their disks' speed sandboxes may have, each.
@@ -289,6 +293,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         registry,
         snapshots,
         templates: Templates::new(config.templates, config.spares),
+        standby: Standby::default(),
         resident: config.resident,
         disk_limits: config.disk_limits,
         hidden_features: config.hidden_features,

@@ -25,6 +25,8 @@ pub(crate) const TEMPLATES_MAX: usize = 8;
 pub(crate) const SPARES_PER_TEMPLATE: usize = 2;
 /// VMs that are kept ready in all.
 pub(crate) const SPARES_MAX: usize = 4;
+/// VM processes that wait for a guest, in all; one of each kind. Each holds about 4 MiB.
+pub(crate) const STANDBY_MAX: usize = 4;
 /// Copies that one command may make.
 pub(crate) const COPIES_MAX: usize = 100;
 /// Snapshots that are being written at once: each takes a processor and memory for what changed.

@@ -7,7 +7,7 @@ use crate::run_dir::Record;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -83,6 +83,11 @@ impl Process {
     /// Process id, for messages and `/proc`.
     pub(crate) fn pid(&self) -> u32 {
         self.pid.unsigned_abs()
+    }
+
+    /// A pidfd.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.get_ref().as_fd()
     }
 
     /// Resolves when the process has ended.

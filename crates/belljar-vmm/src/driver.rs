@@ -5,6 +5,7 @@ use crate::pci::PciDevice;
 use crate::{HiddenFeatures, MemoryUse, VmmError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use std::any::Any;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
@@ -28,6 +29,19 @@ pub trait Driver: Send + Sync {
     /// behind.
     async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError>;
 
+    /// Starts a process that waits for a guest that goes on, as far as nothing has to be known of that: what is said of disk,
+    /// memory and devices is not looked at. Only where [`Capabilities::prepares`]. On error, and when the future is dropped,
+    /// nothing is left behind.
+    async fn prepare(&self, _spec: &VmSpec) -> Result<Prepared, VmmError> {
+        Err(VmmError::NotAhead { driver: self.kind() })
+    }
+
+    /// [`Driver::launch`] in such a process. Its run directory may have been renamed; processors, memory, network, limits and
+    /// jail are those it was prepared for. On error, and when the future is dropped, there is no such process any more.
+    async fn launch_in(&self, _prepared: Prepared, _spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
+        Err(VmmError::NotAhead { driver: self.kind() })
+    }
+
     /// Finds the VM that an earlier process of ours launched with this run directory. `None` when it is gone; what it
     /// left in the directory is then removed.
     async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Vm>>, VmmError>;
@@ -39,6 +53,24 @@ pub trait Driver: Send + Sync {
             Some(vm) => vm.kill().await,
             None => Ok(()),
         }
+    }
+}
+
+/// A process that waits for a guest: [`Driver::prepare`]. Dropping it lets go of the process and does not end it:
+/// [`Driver::end`] does.
+#[derive(Debug)]
+pub struct Prepared(Box<dyn Any + Send>);
+
+impl Prepared {
+    /// What its driver knows of it.
+    pub fn new(process: impl Any + Send) -> Self {
+        Self(Box::new(process))
+    }
+
+    /// The same again; `None` where another driver has made it.
+    #[must_use]
+    pub fn into_inner<T: Any>(self) -> Option<T> {
+        self.0.downcast().ok().map(|process| *process)
     }
 }
 
@@ -163,6 +195,8 @@ pub struct Capabilities {
     pub hides_features: bool,
     /// [`VmSpec::passed_through`] works.
     pub passes_through: bool,
+    /// [`Driver::prepare`] works.
+    pub prepares: bool,
     /// Memory that a guest frees goes back to the host while it runs.
     pub takes_back_memory: bool,
     /// `vcpus` and `memory_mib` are enforced.

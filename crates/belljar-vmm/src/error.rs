@@ -52,6 +52,9 @@ pub enum VmmError {
     /// The driver cannot keep its guests off the network.
     #[error("driver {driver} cannot cut a guest off the network: run it with another driver")]
     NoNetworkControl { driver: crate::DriverKind },
+    /// No process is started before its guest is known: [`crate::Capabilities::prepares`].
+    #[error("driver {driver} has not made this process, or makes none ahead")]
+    NotAhead { driver: crate::DriverKind },
     /// The driver can neither pause nor save its guests.
     #[error("this driver cannot pause or save a guest: run it with another driver")]
     NoSnapshots,

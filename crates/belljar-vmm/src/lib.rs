@@ -55,7 +55,7 @@ mod spec;
 mod supervise;
 
 pub use driver::{
-    Accelerator, Capabilities, DirtyMemory, DiskLimits, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec,
+    Accelerator, Capabilities, DirtyMemory, DiskLimits, Driver, DriverKind, NetworkSpec, Prepared, Vm, VmExit, VmSpec,
 };
 pub use error::{MonitorError, VmmError};
 pub use memory::MemoryUse;

@@ -7,6 +7,7 @@ use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// What every guest kernel gets. Console output costs an exit per byte, hence `quiet` and errors only. A guest ends itself by
@@ -108,15 +109,30 @@ pub(crate) fn check_memory(spec: &VmSpec) -> Result<Option<u64>, VmmError> {
     Ok(Some(metadata.ino()))
 }
 
-/// Keeps a second VM, started by mistake, from damaging a disk: whoever has the answer open, in whatever process, is the only
-/// one to have it. For VM programs that take no lock themselves.
-pub(crate) fn lock_disk(spec: &VmSpec, disk: &Path) -> Result<File, VmmError> {
+/// Keeps a second VM, started by mistake, from damaging a disk, for as long as this lives and is not released. For VM programs
+/// that take no lock themselves.
+#[derive(Debug, Default)]
+pub(crate) struct DiskLock(Mutex<Option<File>>);
+
+impl DiskLock {
+    /// Of no disk, where there is none.
+    pub(crate) fn of(id: &str, disk: Option<&Path>) -> Result<Self, VmmError> {
+        Ok(Self(Mutex::new(disk.map(|disk| lock(id, disk)).transpose()?)))
+    }
+
+    /// Nobody runs any more who uses the disk, or somebody else drives its VM. Again is fine.
+    pub(crate) fn release(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+fn lock(id: &str, disk: &Path) -> Result<File, VmmError> {
     let what = "disk";
-    let failed = |source| VmmError::File { id: spec.id.clone(), what, path: disk.to_owned(), source };
+    let failed = |source| VmmError::File { id: id.to_owned(), what, path: disk.to_owned(), source };
     let file = File::open(disk).map_err(failed)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(VmmError::DiskInUse { id: spec.id.clone(), path: disk.to_owned() }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(VmmError::DiskInUse { id: id.to_owned(), path: disk.to_owned() }),
         Err(error) => Err(failed(error.into())),
     }
 }

@@ -5,7 +5,6 @@
 //! [`undo`] removes what is found there, however far the boot got.
 
 use std::{
-    future::Future,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,21 +17,25 @@ use belljar_api::{
     node::SandboxSpec,
     sandbox::{Resources, TerminationReason},
 };
-use belljar_link::{ConnectOptions, Connector, LinkError, Session};
+use belljar_link::{Connector, LinkError};
 use belljar_vmm::{NetworkSpec, PciDevice, Vm, VmExit, VmSpec, VmmError};
 
 use tokio_util::task::AbortOnDropHandle;
 
-use super::frozen::{self, Steps};
+use super::{
+    frozen::{self, Steps},
+    linked::{Linked, linked},
+};
 use crate::{
     Context, blocking, chain,
     guest::{self, GuestError},
     images::{self, NodeImageError},
-    limits::{BOOT_TIMEOUT, CONSOLE_QUOTE, LINK_RETRIES, LINK_RETRY_FIRST, RESTORE_TIMEOUT},
+    limits::{BOOT_TIMEOUT, RESTORE_TIMEOUT},
     logs::file::now_ns,
     network::{self, Gate, GateError, NetworkError},
     pressure,
     record::Ending,
+    standby::Taken,
     storage::StorageError,
     templates::Claimed,
 };
@@ -112,9 +115,6 @@ impl BootError {
         Ending::new(reason, chain(self))
     }
 }
-
-/// A link to an agent, and the task that moves its bytes.
-pub(crate) type Linked = (Connector, AbortOnDropHandle<LinkError>);
 
 /// What a sandbox begins with.
 #[derive(Debug, Clone)]
@@ -253,12 +253,7 @@ impl Plan {
         blocking(move || {
             for name in [frozen::MEMORY, DISK, network::FILE, RUN] {
                 this.ctx.faults.point("spare: move in")?;
-                let to = this.dir.join(name);
-                match std::fs::rename(from.join(name), &to) {
-                    // A user-mode network has nothing to be found by.
-                    Err(error) if name == network::FILE && error.kind() == std::io::ErrorKind::NotFound => {}
-                    moved => moved.map_err(StorageError::io("rename a spare to", &to))?,
-                }
+                this.move_here(&from, name)?;
             }
             crate::storage::remove_dir(&from)
         })
@@ -316,19 +311,69 @@ impl Plan {
     }
 
     async fn launch(&self, devices: Option<PathBuf>) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
+        if devices.is_some()
+            && let Some(ready) = self.ctx.standby.take(&self.ctx, &self.spec.resources)
+        {
+            match self.launch_in(ready, devices.clone()).await {
+                Ok(launched) => return Ok(launched),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(sandbox = self.id, error, "a VM process that was kept ready cannot be used");
+                    end_vm(&self.ctx, &self.dir).await?;
+                }
+            }
+        }
         let network = network::plug(&self.ctx, &self.dir).await?;
-        let vm_spec = VmSpec {
-            passed_through: self.passed_through.clone(),
-            ..vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices, network)
-        };
+        let vm_spec = self.vm_spec(devices, network);
         // Nothing passes before the rules are there.
         let (gate, vm) = tokio::join!(self.open_gate(), self.ctx.driver.launch(&vm_spec));
-        let (gate, vm): (_, Arc<dyn Vm>) = (gate?, Arc::from(vm?));
+        self.launched(gate?, Arc::from(vm?)).await
+    }
+
+    /// The same, in a process that waits for a guest.
+    async fn launch_in(
+        &self,
+        ready: Taken,
+        devices: Option<PathBuf>,
+    ) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
+        let Taken { process, network, home } = ready;
+        let (this, from) = (self.clone(), home.dir().to_owned());
+        blocking(move || {
+            for name in [network::FILE, RUN] {
+                this.ctx.faults.point("standby: move in")?;
+                this.move_here(&from, name)?;
+            }
+            crate::storage::remove_dir(&from)
+        })
+        .await?;
+        let vm_spec = self.vm_spec(devices, network);
+        let (gate, vm) = tokio::join!(self.open_gate(), self.ctx.driver.launch_in(process, &vm_spec));
+        self.launched(gate?, Arc::from(vm?)).await
+    }
+
+    fn vm_spec(&self, devices: Option<PathBuf>, network: NetworkSpec) -> VmSpec {
+        VmSpec {
+            passed_through: self.passed_through.clone(),
+            ..vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices, network)
+        }
+    }
+
+    async fn launched(&self, gate: Option<Gate>, vm: Arc<dyn Vm>) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
         if gate.is_none() && !self.spec.settings.network.allow_internet_access {
             // No user process runs before the guest is configured, so nothing can leave before this.
             vm.set_network(false).await?;
         }
         Ok((vm, gate))
+    }
+
+    /// Takes a part over of what was made for nobody yet. A directory that is there is empty.
+    fn move_here(&self, from: &Path, name: &str) -> Result<(), StorageError> {
+        let to = self.dir.join(name);
+        match std::fs::rename(from.join(name), &to) {
+            // A user-mode network has nothing to be found by.
+            Err(error) if name == network::FILE && error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            moved => moved.map_err(StorageError::io("rename what was kept ready to", &to)),
+        }
     }
 
     fn make_run_dir(&self) -> Result<(), StorageError> {
@@ -457,8 +502,6 @@ pub(crate) fn vm_spec(
     devices: Option<PathBuf>,
     network: NetworkSpec,
 ) -> VmSpec {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "cpus is validated to 0.25..=1024")]
-    let vcpus = resources.cpus.ceil() as u32;
     VmSpec {
         id: id.to_owned(),
         run_dir: home.join(RUN),
@@ -466,7 +509,7 @@ pub(crate) fn vm_spec(
         initrd: Some(ctx.artifacts.initrd.clone()),
         disk: Some(home.join(DISK)),
         cmdline_extra: String::new(),
-        vcpus,
+        vcpus: vcpus(resources),
         memory_mib: resources.memory_mb,
         memory: Some(home.join(frozen::MEMORY)),
         devices,
@@ -478,61 +521,16 @@ pub(crate) fn vm_spec(
     }
 }
 
+/// Processors of a guest.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "cpus is validated to 0.25..=1024")]
+pub(crate) fn vcpus(resources: &Resources) -> u32 {
+    resources.cpus.ceil() as u32
+}
+
 /// Makes the private directory that a VM's process has for itself.
 pub(crate) fn make_run_dir(dir: &Path) -> Result<(), StorageError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(StorageError::io("create", dir))
-}
-
-/// Connects to the agent of a VM, unless that has kept a link, and does the first thing with it, within `timeout` in all. A
-/// guest that ends, or does not answer, is an error with its last words.
-pub(crate) async fn linked<F, Fut>(
-    vm: &dyn Vm,
-    kept: Option<Linked>,
-    timeout: Duration,
-    first: F,
-) -> Result<Linked, BootError>
-where
-    F: FnOnce(Connector) -> Fut + Send,
-    Fut: Future<Output = Result<Connector, BootError>> + Send,
-{
-    let connect = async {
-        let (link, session) = match kept {
-            Some(kept) => kept,
-            None => {
-                let (link, session) = shake_hands(vm, timeout).await?;
-                (link, AbortOnDropHandle::new(tokio::spawn(session)))
-            }
-        };
-        Ok::<_, BootError>((first(link).await?, session))
-    };
-    tokio::select! {
-        biased;
-        exit = vm.wait() => Err(BootError::Exited { exit, console: console(vm).await }),
-        result = tokio::time::timeout(timeout, connect) => match result {
-            Err(_) => Err(BootError::Timeout { after: timeout, console: console(vm).await }),
-            Ok(result) => result,
-        },
-    }
-}
-
-/// Connects to the agent. A guest that wakes is told to cut off what it had open before, and may take a new connection for
-/// that: one that breaks at once is made again, a few times.
-async fn shake_hands(vm: &dyn Vm, timeout: Duration) -> Result<(Connector, Session), BootError> {
-    let mut pauses = (0..LINK_RETRIES).map(|n| LINK_RETRY_FIRST * 2_u32.pow(n));
-    loop {
-        let source = match belljar_link::connect(vm.connect_link().await?, ConnectOptions { timeout }).await {
-            Ok(linked) => return Ok(linked),
-            Err(source) => source,
-        };
-        match (&source, pauses.next()) {
-            (LinkError::Eof | LinkError::Io(_), Some(pause)) => {
-                tracing::debug!(%source, "a new link broke at once");
-                tokio::time::sleep(pause).await;
-            }
-            _ => return Err(BootError::Link { source, console: console(vm).await }),
-        }
-    }
 }
 
 /// A hardware address of a sandbox's own: locally administered, from the random part of its id.
@@ -540,17 +538,6 @@ fn mac(id: &str) -> [u8; 6] {
     let number = id.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(131).wrapping_add(u64::from(byte)));
     let [a, b, c, d, e, ..] = number.to_le_bytes();
     [2, a, b, c, d, e]
-}
-
-/// The end of the guest's console, for an error message; control characters are shown as spaces.
-async fn console(vm: &dyn Vm) -> String {
-    let bytes = vm.console().await.unwrap_or_default();
-    let tail = &bytes[bytes.len().saturating_sub(CONSOLE_QUOTE)..];
-    let text: String = String::from_utf8_lossy(tail).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    match text.trim() {
-        "" => "(empty)".to_owned(),
-        text => text.to_owned(),
-    }
 }
 
 /// Ends the VM whose run directory lies in `dir`, if there is one, and removes its network.

@@ -24,6 +24,7 @@
 pub(crate) mod boot;
 mod fork;
 pub(crate) mod frozen;
+pub(crate) mod linked;
 mod mail;
 mod policy;
 mod sleep;

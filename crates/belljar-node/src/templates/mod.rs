@@ -27,17 +27,19 @@ use belljar_api::sandbox::{Resources, ResourcesRequest};
 use belljar_vmm::Vm;
 use tokio::sync::Semaphore;
 
-pub(crate) use self::spares::Claimed;
 use self::spares::Spares;
+pub(crate) use self::spares::{Claimed, Unclaimed};
 use crate::{
     Context, blocking, chain, guest,
     images::LocalImage,
     limits::{BOOT_TIMEOUT, TEMPLATES_MAX},
     network,
     sandbox::{
-        boot::{self, BootError, linked, vm_spec},
+        boot::{self, BootError, vm_spec},
         frozen::{self, Still},
+        linked::linked,
     },
+    standby,
     storage::StorageError,
 };
 
@@ -82,6 +84,7 @@ impl Templates {
     /// Ends and removes every spare and what is half-made. Before the first and after the last use of all this.
     pub(crate) async fn sweep(&self, ctx: &Arc<Context>) {
         self.spares.clear();
+        ctx.standby.clear();
         if let Err(error) = spares::sweep(ctx).await {
             tracing::warn!(error = chain(&error), "VMs that were kept ready stay behind");
         }
@@ -93,6 +96,7 @@ impl Templates {
             return;
         }
         let Ok(resources) = ResourcesRequest::default().resolve() else { return };
+        standby::refill(ctx, &resources);
         match ctx.images.ensure(belljar_image::DEFAULT_IMAGE, &ctx.storage).await {
             Ok(image) => match self.key(ctx, &image, &resources) {
                 Some(key) if self.find(ctx, &key).is_some() => self.spares.refill(ctx, key),

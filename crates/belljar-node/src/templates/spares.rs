@@ -20,8 +20,9 @@ use crate::{
     limits::{RESTORE_TIMEOUT, SPARES_MAX, UNDO_PAUSE},
     network,
     sandbox::{
-        boot::{self, BootError, Linked, linked, vm_spec},
+        boot::{self, BootError, vm_spec},
         frozen,
+        linked::{Linked, linked},
     },
     storage::StorageError,
 };
@@ -33,21 +34,21 @@ pub(super) struct Spare {
     link: Linked,
 }
 
-/// A spare that was taken out. When this is dropped, whatever was not moved elsewhere is ended and removed.
+/// A spare that was taken out.
 pub(crate) struct Claimed {
-    ctx: Arc<Context>,
-    dir: PathBuf,
+    /// Nobody drives it any more when its directory goes.
     ready: Option<(Arc<dyn Vm>, Linked)>,
+    home: Unclaimed,
 }
 
 impl Claimed {
     pub(super) fn new(ctx: Arc<Context>, spare: Spare) -> Self {
         let Spare { dir, vm, link } = spare;
-        Self { ctx, dir, ready: Some((vm, link)) }
+        Self { ready: Some((vm, link)), home: Unclaimed::new(ctx, dir) }
     }
 
     pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+        self.home.dir()
     }
 
     /// The VM, which may be driven wherever its directory is moved to, and its link. Once.
@@ -56,11 +57,31 @@ impl Claimed {
     }
 }
 
-impl Drop for Claimed {
+/// Directory of a VM that is nobody's. When this is dropped, whatever was not moved elsewhere is ended and removed.
+pub(crate) struct Unclaimed {
+    ctx: Arc<Context>,
+    dir: PathBuf,
+}
+
+impl Unclaimed {
+    pub(crate) fn new(ctx: Arc<Context>, dir: PathBuf) -> Self {
+        Self { ctx, dir }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// It stays.
+    pub(crate) fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.dir)
+    }
+}
+
+impl Drop for Unclaimed {
     fn drop(&mut self) {
         let (ctx, dir) = (self.ctx.clone(), std::mem::take(&mut self.dir));
-        self.ready = None;
-        if dir.exists() {
+        if !dir.as_os_str().is_empty() && dir.exists() {
             self.ctx.spawn(async move { discard(&ctx, &dir).await });
         }
     }

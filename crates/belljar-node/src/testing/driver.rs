@@ -13,7 +13,8 @@ use std::{
 
 use async_trait::async_trait;
 use belljar_vmm::{
-    Accelerator, Capabilities, DirtyMemory, Driver, DriverKind, MemoryUse, NetworkSpec, Vm, VmExit, VmSpec, VmmError,
+    Accelerator, Capabilities, DirtyMemory, Driver, DriverKind, MemoryUse, NetworkSpec, Prepared, Vm, VmExit, VmSpec,
+    VmmError,
 };
 use tokio::{
     net::UnixStream,
@@ -29,6 +30,8 @@ use crate::fault::Faults;
 
 /// Name of the file that tells which machine a run directory belongs to.
 pub(super) const TOKEN: &str = "machine";
+/// The same of a process that waits for one.
+const AHEAD: &str = "ahead";
 
 /// What the guest's end of the link does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +57,11 @@ pub(super) struct World {
     pub(super) complaints: Mutex<Vec<String>>,
     /// See [`Capabilities::saving_ends_link`].
     pub(super) saving_ends_link: AtomicBool,
+    /// See [`Capabilities::prepares`].
+    pub(super) prepares: AtomicBool,
+    /// Processes that wait for a guest, and how many have got one.
+    pub(super) ahead: Mutex<HashSet<u64>>,
+    pub(super) taken: AtomicUsize,
 }
 
 impl World {
@@ -65,6 +73,9 @@ impl World {
             entropy: Mutex::default(),
             complaints: Mutex::default(),
             saving_ends_link: AtomicBool::default(),
+            prepares: AtomicBool::default(),
+            ahead: Mutex::default(),
+            taken: AtomicUsize::default(),
         })
     }
 
@@ -151,6 +162,7 @@ impl Driver for FakeDriver {
             restricts_network: true,
             hides_features: true,
             passes_through: false,
+            prepares: self.0.prepares.load(Ordering::SeqCst),
             takes_back_memory: false,
             snapshots: true,
             saving_ends_link: self.0.saving_ends_link.load(Ordering::SeqCst),
@@ -183,6 +195,37 @@ impl Driver for FakeDriver {
         written.map_err(|source| VmmError::RunDir { operation, path: run_dir.clone(), source })?;
         let machine = self.0.add(token, spec.memory_mib, state, spec.devices.is_none());
         Ok(FakeVm::open(&self.0, machine, run_dir))
+    }
+
+    async fn prepare(&self, spec: &VmSpec) -> Result<Prepared, VmmError> {
+        self.0.step("driver: prepare")?;
+        let token: u64 = rand::random();
+        fs::write(spec.run_dir.join(AHEAD), format!("{token}")).expect("written");
+        self.0.ahead.lock().expect("ahead").insert(token);
+        Ok(Prepared::new(token))
+    }
+
+    async fn launch_in(&self, prepared: Prepared, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
+        let token: u64 = prepared.into_inner().expect("ours");
+        assert!(self.0.ahead.lock().expect("ahead").remove(&token), "it is gone");
+        let found = fs::read_to_string(spec.run_dir.join(AHEAD)).expect("it was moved");
+        assert_eq!(found, token.to_string());
+        fs::remove_file(spec.run_dir.join(AHEAD)).expect("removed");
+        let vm = self.launch(spec).await?;
+        self.0.taken.fetch_add(1, Ordering::SeqCst);
+        Ok(vm)
+    }
+
+    async fn end(&self, run_dir: &Path) -> Result<(), VmmError> {
+        if let Ok(token) = fs::read_to_string(run_dir.join(AHEAD)) {
+            self.0.step("driver: end")?;
+            self.0.ahead.lock().expect("ahead").remove(&token.parse().expect("a number"));
+            fs::remove_file(run_dir.join(AHEAD)).expect("removed");
+        }
+        match self.adopt(run_dir).await? {
+            Some(vm) => vm.kill().await,
+            None => Ok(()),
+        }
     }
 
     async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Vm>>, VmmError> {

@@ -14,6 +14,7 @@ mod machine;
 mod model;
 mod sleep;
 mod snapshot;
+mod standby;
 mod template;
 mod tunnel;
 
@@ -126,6 +127,7 @@ impl Fixture {
     async fn finish(self) {
         crate::stop(&self.ctx, Shutdown::EndSandboxes).await.expect("it stops");
         assert!(self.world.alive().is_empty(), "a VM is left");
+        assert!(self.world.ahead.lock().expect("ahead").is_empty(), "a process that waits is left");
         for shelf in [self.ctx.storage.passing(), self.ctx.storage.spares()] {
             assert_eq!(names(&shelf), Vec::<String>::new(), "in {}", shelf.display());
         }

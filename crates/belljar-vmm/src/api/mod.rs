@@ -1,10 +1,11 @@
 //! Drivers of VM programs that are driven over HTTP (`rest` module): what they have in common.
 //!
 //! ```text
-//! validate -> claim run dir -> files' names -> process -> record -> pipe, bell -> API answers -> boot, or load -> running
-//!                          \__________ Files ______________________________________________________/
-//!                                                     \__ Started ________________________________/
+//! claim run dir -> process -> record -> pipe, bell -> API answers ──► Waiting ──► files' names -> boot, or load -> running
+//!               \____________ Files, Started ___________________/             \____ Files, Started ____________/
 //! ```
+//! A [`Waiting`] process can be made ahead of a guest that goes on ([`Driver::prepare`]).
+//!
 //! What each does its own way is an [`Api`]: Firecracker's and Cloud Hypervisor's. What both do otherwise than QEMU, and is
 //! hidden here:
 //!
@@ -16,7 +17,7 @@ mod vm;
 
 use crate::child::{Ended, Process};
 use crate::dirty::Places;
-use crate::driver::{Capabilities, DiskLimits, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
+use crate::driver::{Capabilities, DiskLimits, Driver, DriverKind, NetworkSpec, Prepared, Vm, VmExit, VmSpec};
 use crate::error::VmmError;
 use crate::fifo_console::FifoConsole;
 use crate::guard::{Files, Started};
@@ -34,13 +35,13 @@ use crate::run_dir::{API, CONSOLE_FIFO, DISK, Guest, LOADED, Record, RunDir};
 use crate::saved::Saved;
 use crate::shape::Shape;
 use crate::spawn::{Start, spawn};
-use crate::spec;
+use crate::spec::{self, DiskLock};
 use crate::supervise::supervise;
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,6 +100,61 @@ pub(crate) trait Api: Copy + Send + Sync + 'static {
     fn reason(ended: Ended, console: &[u8], log: &str) -> VmExit;
 }
 
+/// A process without a guest, and what leads to it. Where it is dropped it goes on, as any VM's does.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    process: Process,
+    dir: Arc<RunDir>,
+    log: Log,
+    console: FifoConsole,
+    link: Hybrid,
+    rest: Rest,
+    /// What it was started for.
+    wanted: VmSpec,
+}
+
+impl Waiting {
+    /// Whether it may have this guest: what it was given at its start is what that needs.
+    fn check_fit(&self, spec: &VmSpec) -> Result<(), VmmError> {
+        let had = &self.wanted;
+        let misfit = [
+            ("vcpus", had.vcpus == spec.vcpus),
+            ("memory_mib", had.memory_mib == spec.memory_mib),
+            ("disk_limits", had.disk_limits == spec.disk_limits && is_beside(spec)),
+            ("network", namespace_of(had) == namespace_of(spec)),
+            ("jail", had.jail.is_some() == spec.jail.is_some()),
+            ("passed_through", had.passed_through == spec.passed_through),
+        ];
+        match misfit.into_iter().find(|(_, fits)| !fits) {
+            None => Ok(()),
+            Some((field, _)) => {
+                let reason = "is not what the process was prepared for".to_owned();
+                Err(VmmError::BadSpec { id: spec.id.clone(), field, reason })
+            }
+        }
+    }
+}
+
+/// Where it opens its tap itself.
+fn namespace_of(spec: &VmSpec) -> Option<&Path> {
+    match &spec.network {
+        NetworkSpec::NamedTap { namespace, .. } => Some(namespace),
+        _ => None,
+    }
+}
+
+/// Whether what limits it is the right device's: that of its run directory.
+fn is_beside(spec: &VmSpec) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|it| it.dev());
+    spec.disk.as_deref().is_none_or(|disk| device(disk) == device(&spec.run_dir))
+}
+
+/// What a launch was found to need.
+struct Checked {
+    saved: Option<Saved>,
+    guest: Guest,
+}
+
 /// Runs VMs with such a program.
 pub(crate) struct ApiDriver<A> {
     program: Program,
@@ -112,38 +168,140 @@ impl<A: Api> ApiDriver<A> {
         Self { program, api: std::marker::PhantomData, limit: LAUNCH }
     }
 
-    async fn start(
-        &self,
-        spec: &VmSpec,
-        is_saved: bool,
-        dir: &Arc<RunDir>,
-        log: &Log,
-        disk: Option<&File>,
-    ) -> Result<Process, VmmError> {
+    /// A process that waits for what it will load.
+    async fn start(&self, spec: &VmSpec, dir: &Arc<RunDir>, log: &Log) -> Result<Process, VmmError> {
         let program = &self.program.path;
         let args = A::arguments(&spec.id);
-        // For as long as it lives it holds our lock on the disk.
-        let fds: Vec<_> = disk.iter().map(AsFd::as_fd).collect();
         let namespace = match &spec.network {
             NetworkSpec::NamedTap { namespace, .. } => Some(namespace.as_path()),
             _ => None,
         };
+        if let Some(jail) = &spec.jail {
+            let plan = Plan::of(spec, jail, program, args, Vec::new(), 0, 0);
+            return jail::start(jail, &plan, dir, log, &[], namespace).await;
+        }
+        let start = Start { program, args: &args, cwd: dir.path(), stdout: log.as_fd(), stderr: log.as_fd(), fds: &[] };
+        let pid = namespace::enter(namespace, || spawn(&start));
+        let failed = |source| VmmError::Spawn { program: program.clone(), source };
+        Process::watch(pid.map_err(failed)?).map_err(failed)
+    }
+
+    /// Starts a process, up to where its API answers.
+    async fn make_waiting(&self, spec: &VmSpec) -> Result<Waiting, VmmError> {
+        let dir = Arc::new(RunDir::open(&spec.run_dir)?);
+        orphan::claim(&dir).await?;
+        let files = Files::of(&dir);
+        let operation = "create the log for";
+        let log =
+            Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
+        let started = Started::of(self.start(spec, &dir, &log).await?);
+        let process = started.process.clone();
+        let attempt = async {
+            // As with QEMU: should we die now, this is how the process is found.
+            self.record(spec, &dir, &process, Guest::default())?;
+            // It waits to be told what to do with all of this.
+            dir.make_fifo(CONSOLE_FIFO)?;
+            let (console, link) = (FifoConsole::open(&dir)?, Hybrid::new(&dir)?);
+            let rest = Rest::new(Arc::clone(&dir), API);
+            supervise(&self.program.path, self.limit, &process, &log, rest.ready()).await?;
+            Ok((console, link, rest))
+        };
+        match attempt.await {
+            Ok((console, link, rest)) => {
+                files.keep();
+                let process = started.keep();
+                Ok(Waiting { process, dir, log, console, link, rest, wanted: spec.clone() })
+            }
+            Err(error) => {
+                started.process.kill().await?;
+                Err(error)
+            }
+        }
+    }
+
+    fn record(&self, spec: &VmSpec, dir: &RunDir, process: &Process, guest: Guest) -> Result<(), VmmError> {
+        match Record::of(&spec.id, process.pid(), self.kind(), self.version(), guest) {
+            Some(record) => dir.write_record(&record.jailed(spec.jail.is_some())),
+            None => Ok(()),
+        }
+    }
+
+    fn validate(spec: &VmSpec) -> Result<(), VmmError> {
+        spec::validate(spec, &A::capabilities())?;
+        match A::network_obstacle(&spec.network) {
+            Some(reason) => Err(VmmError::BadSpec { id: spec.id.clone(), field: "network", reason: reason.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    /// What a launch needs, before anything is started for it.
+    fn check(spec: &VmSpec) -> Result<Checked, VmmError> {
+        Self::validate(spec)?;
+        spec::check_files(spec)?;
+        let memory_inode = spec::check_memory(spec)?;
+        let saved = Saved::open(spec, &A::KIND.to_string())?;
+        let processor = match &saved {
+            Some(saved) => saved.processor,
+            None => Some(Processor::here(spec.hidden_features)),
+        };
+        let Shape { vcpus, memory_mib, disk, card, processor } = Shape::of(spec, processor);
+        let memory_inode = memory_inode.filter(|_| A::BOOTS_FROM_MEMORY_FILE || saved.is_some());
+        let guest = Guest { memory_mib, memory_inode, memory_at: None, vcpus, disk, card, processor };
+        Ok(Checked { saved, guest })
+    }
+
+    /// Gives a waiting process a guest. Where that fails there is neither.
+    async fn load(&self, waiting: Waiting, spec: &VmSpec, checked: Checked) -> Result<Box<dyn Vm>, VmmError> {
+        let Waiting { process, dir, log, console, link, rest, .. } = waiting;
+        let (files, started) = (Files::of(&dir), Started::of(process));
+        let process = started.process.clone();
+        let Checked { saved, mut guest } = checked;
+        let attempt = async {
+            let lock = DiskLock::of(&spec.id, spec.disk.as_deref())?;
+            self.record(spec, &dir, &process, guest)?;
+            self.bring_in(spec, saved.is_some(), &dir, &process)?;
+            saved.iter().try_for_each(|saved| A::unpack(spec, saved, &dir))?;
+            self.begin(spec, saved.as_ref(), &rest, &process, &log).await?;
+            LOADED.iter().try_for_each(|loaded| dir.remove(loaded))?;
+            if let (Some(inode), true) = (guest.memory_inode, A::capabilities().takes_back_memory) {
+                let (pid, operation) = (process.pid(), "find the guest's memory in");
+                let places = Places::find(pid, inode, guest.memory_mib << 20);
+                guest.memory_at = Some(places.map_err(|source| VmmError::Process { operation, pid, source })?);
+                self.record(spec, &dir, &process, guest)?;
+            }
+            Ok(lock)
+        };
+        match attempt.await {
+            Ok(lock) => {
+                files.keep();
+                let version = self.version().to_owned();
+                let parts = Parts { process: started.keep(), version, guest, rest, console, link, log, dir, lock };
+                Ok(Box::new(ApiVm::<A>::new(parts)))
+            }
+            Err(error) => {
+                started.process.kill().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts the files that it will load where it finds them.
+    fn bring_in(&self, spec: &VmSpec, is_saved: bool, dir: &RunDir, process: &Process) -> Result<(), VmmError> {
         if let Some(disk) = &spec.disk {
             dir.link_in(disk, DISK)?;
         }
         let files = A::files(spec, is_saved);
-        if let Some(jail) = &spec.jail {
-            let files = files.iter().map(|(name, path)| Entry::new(name, path, false));
-            let disk = spec.disk.iter().map(|disk| Entry::new(DISK, disk, true));
-            let plan = Plan::of(spec, jail, program, args, files.chain(disk).collect(), fds.len(), 0);
-            return jail::start(jail, &plan, dir, log, &fds, namespace).await;
+        if spec.jail.is_none() {
+            return files.iter().try_for_each(|(name, path)| dir.link_in(path, name));
         }
-        files.iter().try_for_each(|(name, path)| dir.link_in(path, name))?;
-        let start =
-            Start { program, args: &args, cwd: dir.path(), stdout: log.as_fd(), stderr: log.as_fd(), fds: &fds };
-        let pid = namespace::enter(namespace, || spawn(&start));
-        let failed = |source| VmmError::Spawn { program: program.clone(), source };
-        Process::watch(pid.map_err(failed)?).map_err(failed)
+        let files = files.iter().map(|(name, path)| Entry::new(name, path, false));
+        let disk = spec.disk.iter().map(|disk| Entry::new(DISK, disk, true));
+        let pid = process.pid();
+        let admitted = jail::admit(process, &files.chain(disk).collect::<Vec<_>>());
+        let operation = "bring files into the jail of";
+        admitted.map_err(|source| VmmError::Process { operation, pid, source })?;
+        let size = spec.disk.as_ref().and_then(|disk| std::fs::metadata(disk).ok()).map_or(0, |disk| disk.len());
+        dir.allow_files_of(pid, size).map_err(|source| VmmError::Process { operation: "limit", pid, source })
     }
 
     /// Has it boot, or go on with what was saved.
@@ -156,7 +314,6 @@ impl<A: Api> ApiDriver<A> {
         log: &Log,
     ) -> Result<(), VmmError> {
         let (program, more) = (&self.program.path, spec::pinning(spec));
-        supervise(program, self.limit, process, log, rest.ready()).await?;
         let rest = rest.clone().patient(more);
         let begun = supervise(program, self.limit + more, process, log, A::begin(spec, &rest)).await;
         let Some(saved) = saved else { return begun };
@@ -188,6 +345,8 @@ impl<A: Api> ApiDriver<A> {
         if record.jailed {
             dir.enter_room(pid).map_err(failed)?;
         }
+        let disk = dir.has(DISK).then(|| dir.file(DISK));
+        let lock = DiskLock::of(&record.id, disk.as_deref())?;
         let dir = Arc::new(dir);
         let parts = Parts {
             process,
@@ -198,6 +357,7 @@ impl<A: Api> ApiDriver<A> {
             link: Hybrid::new(&dir)?,
             log: Log::of_process(pid).map_err(failed)?,
             dir,
+            lock,
         };
         Ok(Some(Box::new(ApiVm::<A>::new(parts))))
     }
@@ -218,60 +378,23 @@ impl<A: Api> Driver for ApiDriver<A> {
     }
 
     async fn launch(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
-        spec::validate(spec, &A::capabilities())?;
-        if let Some(reason) = A::network_obstacle(&spec.network) {
-            return Err(VmmError::BadSpec { id: spec.id.clone(), field: "network", reason: reason.to_owned() });
-        }
-        spec::check_files(spec)?;
-        let memory_inode = spec::check_memory(spec)?;
-        let saved = Saved::open(spec, &A::KIND.to_string())?;
-        let processor = match &saved {
-            Some(saved) => saved.processor,
-            None => Some(Processor::here(spec.hidden_features)),
-        };
-        let Shape { vcpus, memory_mib, disk, card, processor } = Shape::of(spec, processor);
-        let memory_inode = memory_inode.filter(|_| A::BOOTS_FROM_MEMORY_FILE || saved.is_some());
-        let mut guest = Guest { memory_mib, memory_inode, memory_at: None, vcpus, disk, card, processor };
-        let dir = Arc::new(RunDir::open(&spec.run_dir)?);
-        orphan::claim(&dir).await?;
-        let files = Files::of(&dir);
-        let lock = spec.disk.as_deref().map(|disk| spec::lock_disk(spec, disk)).transpose()?;
-        let operation = "create the log for";
-        let log =
-            Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
-        let started = Started::of(self.start(spec, saved.is_some(), &dir, &log, lock.as_ref()).await?);
-        let process = started.process.clone();
-        let attempt = async {
-            let record = |guest| match Record::of(&spec.id, process.pid(), self.kind(), self.version(), guest) {
-                Some(record) => dir.write_record(&record.jailed(spec.jail.is_some())),
-                None => Ok(()),
-            };
-            // As with QEMU: should we die now, this is how the process is found.
-            record(guest)?;
-            // It waits to be told what to do with all of this.
-            dir.make_fifo(CONSOLE_FIFO)?;
-            let (console, link) = (FifoConsole::open(&dir)?, Hybrid::new(&dir)?);
-            saved.iter().try_for_each(|saved| A::unpack(spec, saved, &dir))?;
-            let rest = Rest::new(Arc::clone(&dir), API);
-            self.begin(spec, saved.as_ref(), &rest, &process, &log).await?;
-            LOADED.iter().try_for_each(|loaded| dir.remove(loaded))?;
-            if let (Some(inode), true) = (memory_inode, A::capabilities().takes_back_memory) {
-                let (pid, operation) = (process.pid(), "find the guest's memory in");
-                let places = Places::find(pid, inode, memory_mib << 20);
-                guest.memory_at = Some(places.map_err(|source| VmmError::Process { operation, pid, source })?);
-                record(guest)?;
-            }
-            Ok((rest, console, link))
-        };
-        match attempt.await {
-            Ok((rest, console, link)) => {
-                files.keep();
-                let version = self.version().to_owned();
-                let parts = Parts { process: started.keep(), version, guest, rest, console, link, log, dir };
-                Ok(Box::new(ApiVm::<A>::new(parts)))
-            }
+        let checked = Self::check(spec)?;
+        let waiting = self.make_waiting(spec).await?;
+        self.load(waiting, spec, checked).await
+    }
+
+    async fn prepare(&self, spec: &VmSpec) -> Result<Prepared, VmmError> {
+        Self::validate(spec)?;
+        Ok(Prepared::new(self.make_waiting(spec).await?))
+    }
+
+    async fn launch_in(&self, prepared: Prepared, spec: &VmSpec) -> Result<Box<dyn Vm>, VmmError> {
+        let waiting: Waiting = prepared.into_inner().ok_or(VmmError::NotAhead { driver: A::KIND })?;
+        match Self::check(spec).and_then(|checked| waiting.check_fit(spec).map(|()| checked)) {
+            Ok(checked) => self.load(waiting, spec, checked).await,
             Err(error) => {
-                started.process.kill().await?;
+                waiting.process.kill().await?;
+                waiting.dir.clear()?;
                 Err(error)
             }
         }

@@ -13,6 +13,7 @@ use crate::rest::{Rest, RestError};
 use crate::run_dir::{DISK, Guest, RunDir};
 use crate::saved;
 use crate::shape::Shape;
+use crate::spec::DiskLock;
 use async_trait::async_trait;
 use std::fs::OpenOptions;
 use std::marker::PhantomData;
@@ -33,6 +34,7 @@ pub(super) struct Parts {
     pub link: Hybrid,
     pub log: Log,
     pub dir: Arc<RunDir>,
+    pub lock: DiskLock,
 }
 
 /// A VM and the task that finds out why it ends.
@@ -48,8 +50,9 @@ pub(super) struct ApiVm<A> {
 impl<A> Drop for ApiVm<A> {
     fn drop(&mut self) {
         self.observer.abort();
-        // The observer may have it for a moment longer, and the next one is there already.
+        // The observer may have them for a moment longer, and the next one is there already.
         self.parts.console.close();
+        self.parts.lock.release();
     }
 }
 
@@ -60,6 +63,7 @@ impl<A: Api> ApiVm<A> {
         let watched = Arc::clone(&parts);
         let observer = tokio::spawn(async move {
             let ended = watched.process.ended().await;
+            watched.lock.release();
             let reason = match watched.dir.inmate() {
                 Some(inmate) if inmate.was_out_of_memory(ended) => VmExit::OutOfMemory,
                 _ => A::reason(ended, &watched.console.read(), &watched.log.message()),
@@ -101,6 +105,7 @@ impl<A: Api> Vm for ApiVm<A> {
 
     async fn kill(&self) -> Result<(), VmmError> {
         self.parts.process.kill().await?;
+        self.parts.lock.release();
         self.parts.dir.clear()
     }
 

@@ -63,6 +63,7 @@ impl Api for CloudHypervisor {
             restricts_network: false,
             hides_features: false,
             passes_through: true,
+            prepares: true,
             takes_back_memory: false,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,

@@ -1,7 +1,7 @@
 //! Pausing, saving and restoring. The guest obeys a list in its memory.
 
 use super::{World, with_each};
-use crate::driver::{DirtyMemory, Driver, NetworkSpec, Vm, VmSpec};
+use crate::driver::{DirtyMemory, DiskLimits, Driver, NetworkSpec, Vm, VmSpec};
 use crate::error::VmmError;
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -257,6 +257,49 @@ async fn a_paused_vm_is_adopted_and_its_directory_may_be_renamed() {
         vm.grow_disk(2 << 20).await.unwrap();
         vm.kill().await.unwrap();
         std::fs::rename(&new, old).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_process_that_was_made_ahead_gets_a_guest() {
+    with_each(async |driver, world| {
+        let Saved { image, spec } = saved(driver, world, WRITE_PLACE).await;
+        image.tell(1, &[0x50_0000]);
+        let ahead = VmSpec { id: "ahead".into(), memory: None, devices: None, ..spec.clone() };
+        if !driver.capabilities().prepares {
+            assert!(driver.prepare(&ahead).await.is_err());
+            return;
+        }
+        let prepare = async || driver.prepare(&ahead).await.unwrap();
+        let prepared = prepare().await;
+        let (old, new) = (spec.run_dir.parent().unwrap(), world.path("renamed"));
+        std::fs::rename(old, &new).unwrap();
+        let moved = VmSpec { run_dir: new.join("run"), ..spec.clone() };
+        let vm = driver.launch_in(prepared, &moved).await.unwrap();
+        assert!(vm.is_paused().await.unwrap());
+        let written = run_until(&*vm, 0x50_0000).await;
+        assert!(vm.copy_dirty(Vec::new()).unwrap() == written);
+        drop(vm);
+        let vm = driver.adopt(&moved.run_dir).await.unwrap().unwrap();
+        vm.save_devices(&world.path("devices-2")).await.unwrap();
+        vm.grow_disk(2 << 20).await.unwrap();
+        vm.kill().await.unwrap();
+        std::fs::rename(&new, old).unwrap();
+
+        // For another one it is of no use, and nobody's it ends like a VM.
+        let misfit = VmSpec { disk_limits: DiskLimits::default(), ..spec.clone() };
+        let error = driver.launch_in(prepare().await, &misfit).await.err().unwrap();
+        assert!(error.to_string().contains("disk_limits"), "{error}");
+        world.assert_clean();
+        let damaged = world.path("damaged");
+        std::fs::write(&damaged, "?").unwrap();
+        let damaged = VmSpec { devices: Some(damaged), ..spec.clone() };
+        assert!(driver.launch_in(prepare().await, &damaged).await.is_err());
+        world.assert_clean();
+        drop(prepare().await);
+        driver.end(&spec.run_dir).await.unwrap();
+        world.assert_clean();
     })
     .await;
 }

@@ -54,6 +54,7 @@ impl Api for Firecracker {
             restricts_network: false,
             hides_features: true,
             passes_through: false,
+            prepares: true,
             takes_back_memory: true,
             limits_resources: true,
             max_vcpus: MAX_FIRECRACKER_VCPUS,

@@ -29,6 +29,8 @@ fn launcher() {
 
 /// What makes it a prisoner; the words after it say what it tries.
 const AS_PRISONER: &str = "as-prisoner";
+/// It gets its files when it is in its jail, and then a file of this name.
+const LATE: &str = "late";
 
 /// Not a test: what the tests lock in. Says how each of its attempts went, one per line.
 #[test]
@@ -41,6 +43,9 @@ fn prisoner() {
         loop {
             all.push(vec![1_u8; 1 << 20]);
         }
+    }
+    while is_called_as(LATE) && !Path::new(LATE).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
     let port = std::env::args().find_map(|word| word.strip_prefix("port-")?.parse::<u16>().ok()).unwrap();
     let host_pid = std::env::args().find_map(|word| word.strip_prefix("pid-")?.parse::<i32>().ok()).unwrap();
@@ -194,13 +199,15 @@ impl Prison {
             room_bytes: ROOM_BYTES,
             room_files: 32,
         };
+        let is_late = words.iter().any(|word| word == LATE);
+        let files = vec![
+            plan::Entry::new("kernel", &world.path("secret"), false),
+            plan::Entry::new("disk", &world.path("disk"), true),
+        ];
         let plan = Plan {
             program: std::env::current_exe().unwrap(),
             args,
-            files: vec![
-                plan::Entry::new("kernel", &world.path("secret"), false),
-                plan::Entry::new("disk", &world.path("disk"), true),
-            ],
+            files: if is_late { Vec::new() } else { files.clone() },
             kvm: false,
             passed_through: Vec::new(),
             network: plan::Network::Empty,
@@ -210,7 +217,18 @@ impl Prison {
         };
         let log = Log::create().unwrap();
         let process = start(&jail, &plan, &dir, &log, &[], None).await.unwrap();
-        Some(Self { world, dir, process })
+        let prison = Self { world, dir, process };
+        if is_late {
+            admit(&prison.process, &files).unwrap();
+            let error = admit(&prison.process, &files).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "what is there stays");
+            std::fs::write(prison.room().join(LATE), "").unwrap();
+        }
+        Some(prison)
+    }
+
+    fn room(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root/vm", self.process.pid()))
     }
 
     async fn end(self) {
@@ -222,15 +240,23 @@ impl Prison {
     }
 }
 
-/// What is not possible in a jail, tried by a process with the identity of a VM process.
 #[tokio::test]
 async fn a_prisoner_gets_nowhere() {
+    gets_nowhere(&[]).await;
+}
+
+#[tokio::test]
+async fn a_prisoner_that_gets_its_files_late_gets_nowhere_else() {
+    gets_nowhere(&[LATE.to_owned()]).await;
+}
+
+/// What is not possible in a jail, tried by a process with the identity of a VM process.
+async fn gets_nowhere(how: &[String]) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let words = [format!("port-{}", listener.local_addr().unwrap().port()), format!("pid-{}", std::process::id())];
-    let Some(prison) = Prison::start(&words).await else { return };
-    let room = PathBuf::from(format!("/proc/{}/root/vm", prison.process.pid()));
+    let Some(prison) = Prison::start(&[&words, how].concat()).await else { return };
     let report = loop {
-        match std::fs::read_to_string(room.join("report")) {
+        match std::fs::read_to_string(prison.room().join("report")) {
             Ok(report) if report.contains("threads: ") => break report,
             _ => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
         }

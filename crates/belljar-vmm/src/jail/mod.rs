@@ -19,6 +19,7 @@
 //!
 //! Everything in the room may be made by a hostile process: the host follows no link there ([`crate::run_dir`]).
 
+mod admit;
 pub(crate) mod cgroup;
 mod filter;
 mod inmate;
@@ -26,6 +27,7 @@ mod launcher;
 pub(crate) mod plan;
 mod root;
 
+pub(crate) use admit::admit;
 pub use cgroup::Controllers;
 pub use launcher::{NOBODYS, enter};
 use plan::Plan;

@@ -40,7 +40,9 @@ impl Plan {
         more_mib: u64,
     ) -> Self {
         let disk = spec.disk.as_ref().and_then(|disk| std::fs::metadata(disk).ok()).map_or(0, |disk| disk.len());
-        let writes = spec.disk.as_ref().and_then(|disk| Writes::of(disk, spec.disk_limits));
+        // One that is not there yet will be beside the run directory.
+        let place = spec.disk.as_deref().filter(|disk| disk.exists()).unwrap_or(&spec.run_dir);
+        let writes = Writes::of(place, spec.disk_limits);
         let threads = JAIL_THREADS + u64::from(spec.vcpus);
         let memory = (spec.memory_mib + JAIL_MEMORY_MIB + more_mib) << 20;
         let network = match &spec.network {

@@ -91,7 +91,7 @@ pub(super) fn vfio_files(plan: &Plan) -> Vec<String> {
 }
 
 /// Lets everybody read a file that many VMs may share: only its own name in the jail leads there.
-fn make_readable(file: &OwnedFd) -> io::Result<()> {
+pub(super) fn make_readable(file: &OwnedFd) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let metadata = std::fs::metadata(&path)?;
     let mut permissions = metadata.permissions();

@@ -124,6 +124,7 @@ impl Driver for ProcessDriver {
             restricts_network: false,
             hides_features: false,
             passes_through: false,
+            prepares: false,
             takes_back_memory: false,
             limits_resources: false,
             max_vcpus: MAX_VCPUS,

@@ -242,6 +242,7 @@ impl Driver for QemuDriver {
             restricts_network: true,
             hides_features: true,
             passes_through: false,
+            prepares: false,
             takes_back_memory: false,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,

@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 const STEPS: usize = 40;
 /// Sandboxes that live at once.
 const BOXES_MAX: usize = 4;
+/// Snapshots that are kept at once: in a machine whose disk is its memory, a soak's filled that until it stood still.
+const KEPT_MAX: usize = 12;
 
 /// Numbers choose among what there is.
 #[derive(Debug, Clone, Copy)]
@@ -214,6 +216,10 @@ impl<'w> Model<'w> {
     }
 
     fn snapshot(&mut self, n: usize, kind: Kind) {
+        if self.kept.len() >= KEPT_MAX {
+            let oldest = self.kept.remove(0);
+            self.forget(&oldest);
+        }
         let at = self.pick(n);
         let word = if kind == Kind::Memory { "memory" } else { "filesystem" };
         let id = self.boxes[at].id().to_owned();

@@ -139,8 +139,8 @@ pub(crate) struct Context {
     pub(crate) artifacts: Artifacts,
     /// What VM processes are locked in.
     pub(crate) jail: Option<jail::Jail>,
-    /// Whether guests have a network card.
-    pub(crate) user_network: bool,
+    /// Whether guests have a network card, and are told of a network.
+    pub(crate) has_network: bool,
     /// What their cards are connected to.
     pub(crate) network: Network,
     /// Secrets, as the server has told them.
@@ -264,7 +264,6 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
     }
     #[expect(clippy::cast_precision_loss, reason = "no host has 2^52 cpus")]
     let capacity = Capacity { cpus: cpus as f64, memory_mb, gpus: gpus.capacity() };
-    let user_network = driver.capabilities().user_network;
     let registry = Registry::new();
     let vault = Vault::open(storage.root())?;
     let snapshots = Snapshots::new(vault, registry.changes());
@@ -274,6 +273,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         std::path::absolute(&node_id_file).map_err(|source| NodeError::Io { path: node_id_file, source })?;
     let owner = Owner { node_id: node_id.clone(), node_id_file };
     let network = Network::open(config.network, driver.capabilities(), owner)?;
+    let user_network = driver.capabilities().user_network;
     Ok(Context {
         node_id,
         node_token: config.node_token,
@@ -284,7 +284,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         driver,
         artifacts: config.artifacts,
         jail,
-        user_network,
+        has_network: network.is_enforced() || user_network,
         network,
         safe: Arc::default(),
         calm: Calm::default(),

@@ -479,7 +479,7 @@ pub(crate) fn rehearsal(ctx: &Context) -> Configure {
 
 /// The same with every kind of network.
 fn guest_network(ctx: &Context) -> Option<GuestNetwork> {
-    ctx.user_network.then(|| GuestNetwork {
+    ctx.has_network.then(|| GuestNetwork {
         address: network::GUEST.to_string(),
         prefix: network::PREFIX,
         gateway: network::GATEWAY.to_string(),

@@ -3,7 +3,11 @@
 
 use std::{thread, time::Duration};
 
-use belljar_tests::{Sandbox, World, terminal::Terminal};
+use belljar_tests::{
+    Sandbox, World,
+    internet::{DNS, Internet, ONE},
+    terminal::Terminal,
+};
 use belljar_vmm::MemoryUse;
 use nix::{
     sys::signal::{Signal, kill},
@@ -20,24 +24,34 @@ const FILE: usize = 3 << 20;
 
 #[test]
 fn a_driver_carries_the_whole_system() {
-    let world = World::golden_with(&[("BELLJAR_RESIDENT_SECS", "0".to_owned())]);
+    let _internet = Internet::enter();
+    let world = World::golden_with(&[("BELLJAR_RESIDENT_SECS", "0".to_owned()), ("BELLJAR_RESOLVERS", DNS.to_owned())]);
     let sandbox = world.create(&json!({"name": "box", "timeout_secs": 0}));
     let runtime = world.info("box").json["runtime"].clone();
     if let Ok(driver) = std::env::var("BELLJAR_DRIVER") {
         assert_eq!(runtime, driver);
     }
     println!("on {runtime}");
+    reaches_out(&sandbox);
     streams_under_load(&sandbox);
     files(&sandbox);
     terminal(&world, &sandbox);
     freed_memory(&world, &sandbox, runtime == "firecracker");
     sleeps(&world, &sandbox);
+    reaches_out(&sandbox);
     let restored = snapshots(&world, &sandbox);
+    reaches_out(&restored);
     copies(&world, &sandbox);
     restart(&world, &sandbox);
     crash(&world, &sandbox, &restored);
     sandbox.delete();
     world.wait_until_clean();
+}
+
+/// It has an address of its own, resolves a name and is answered.
+fn reaches_out(sandbox: &Sandbox<'_>) {
+    let answer = sandbox.sh("timeout 10 bash -c 'read -r line < /dev/tcp/one.example/80; echo $line'");
+    assert_eq!(answer, format!("this is {ONE}"), "{}", sandbox.id);
 }
 
 /// Many programs at once, each with more to say than fits into any buffer.
@@ -127,6 +141,7 @@ fn copies(world: &World, sandbox: &Sandbox<'_>) {
         .iter()
         .map(|copy| {
             assert_eq!(copy.sh("cat /dev/shm/shared"), "shared");
+            reaches_out(copy);
             copy.sh("head -c 16 /dev/urandom | od -An -tx1; cat /etc/machine-id; hostname")
         })
         .collect();

@@ -81,6 +81,9 @@ pub(crate) trait Api: Copy + Send + Sync + 'static {
     /// Puts the saved devices where it will load them from, by names of [`LOADED`].
     fn unpack(spec: &VmSpec, saved: &Saved, dir: &RunDir) -> Result<(), VmmError>;
 
+    /// What a new process can be told before its guest is known.
+    async fn prepare(rest: &Rest) -> Result<(), RestError>;
+
     /// Has a new process boot a guest, or go on with the saved one and let that stand still.
     async fn begin(spec: &VmSpec, rest: &Rest) -> Result<(), RestError>;
 
@@ -203,7 +206,11 @@ impl<A: Api> ApiDriver<A> {
             dir.make_fifo(CONSOLE_FIFO)?;
             let (console, link) = (FifoConsole::open(&dir)?, Hybrid::new(&dir)?);
             let rest = Rest::new(Arc::clone(&dir), API);
-            supervise(&self.program.path, self.limit, &process, &log, rest.ready()).await?;
+            let ready = async {
+                rest.ready().await?;
+                A::prepare(&rest).await
+            };
+            supervise(&self.program.path, self.limit, &process, &log, ready).await?;
             Ok((console, link, rest))
         };
         match attempt.await {

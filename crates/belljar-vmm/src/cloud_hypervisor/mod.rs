@@ -103,6 +103,10 @@ impl Api for CloudHypervisor {
         dir.put(STATE, &state)
     }
 
+    async fn prepare(_rest: &Rest) -> Result<(), RestError> {
+        Ok(())
+    }
+
     async fn begin(spec: &VmSpec, rest: &Rest) -> Result<(), RestError> {
         let tap = match &spec.network {
             NetworkSpec::Tap(tap) => Some(tap.as_fd()),

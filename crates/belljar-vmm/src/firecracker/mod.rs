@@ -88,8 +88,11 @@ impl Api for Firecracker {
         dir.put(DEVICES, &saved.devices)
     }
 
+    async fn prepare(rest: &Rest) -> Result<(), RestError> {
+        put(rest, requests::console()).await
+    }
+
     async fn begin(spec: &VmSpec, rest: &Rest) -> Result<(), RestError> {
-        put(rest, requests::console()).await?;
         if spec.devices.is_some() {
             put(rest, requests::load(spec)).await?;
             return match requests::limit_disk(spec) {

@@ -193,7 +193,7 @@ fn build_in(stage: &Path, store: &Store, request: &BuildRequest, at: &mut Report
     at(5, None);
     let image = describe(&rootfs, &request.suite, packages, &plan)?;
     image.write(&out)?;
-    let image = store.commit(&out, &image, &name, &plan.key)?;
+    let image = store.commit(&out, &image, &name, Some(&plan.key), true)?;
     Ok(BuiltImage { name, image, cached: false })
 }
 
@@ -339,6 +339,7 @@ pub(crate) fn seal(rootfs: &Path, config: RuntimeConfig) -> Result<Image, ImageE
         origin: None,
         packages: BTreeMap::new(),
         config,
+        history: Vec::new(),
     })
 }
 

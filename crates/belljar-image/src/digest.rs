@@ -34,6 +34,16 @@ pub(crate) fn is_valid(digest: &str) -> bool {
     })
 }
 
+/// What an image is called in the API, and how many hexadecimal digits of its address that has.
+const ID_PREFIX: &str = "image_";
+const ID_DIGITS: usize = 21;
+
+/// The id of an image with this address.
+pub(crate) fn to_id(digest: &str) -> String {
+    let hex = digest.strip_prefix(PREFIX).unwrap_or(digest);
+    format!("{ID_PREFIX}{}", hex.chars().take(ID_DIGITS).collect::<String>())
+}
+
 /// Directory name of an address.
 pub(crate) fn to_dir_name(digest: &str) -> String {
     digest.replace(':', "-")

@@ -23,6 +23,15 @@ pub enum ImageError {
         /// The names that exist.
         images: Vec<String>,
     },
+    /// A name that is this product's own, and thus not a client's to change.
+    #[error(
+        "image {name:?} is one of those that sandboxes begin from when nothing else is said; only its machine's owner \
+         changes it, with `belljar image`"
+    )]
+    Managed {
+        /// The name.
+        name: String,
+    },
     /// The image's files do not match its record.
     #[error("image {digest} is damaged: {reason}; remove {} and build it again", .path.display())]
     Damaged {
@@ -88,6 +97,18 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    /// Whether the disk is full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Oci(OciError::NoSpace { .. }) => true,
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+
     /// For `map_err` on an operation on one path.
     pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

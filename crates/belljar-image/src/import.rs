@@ -4,8 +4,8 @@ use std::{fs, path::Path};
 
 use crate::{
     ImageError,
-    build::seal,
-    record::{Image, ROOTFS, RuntimeConfig},
+    draft::About,
+    record::{Image, RuntimeConfig},
     store::Store,
 };
 
@@ -15,13 +15,8 @@ impl Store {
     /// # Errors
     /// [`ImageError::BadName`] for the name, [`ImageError::Io`] for a file that cannot be copied.
     pub fn import(&self, name: &str, rootfs: &Path, config: RuntimeConfig) -> Result<Image, ImageError> {
-        let (stage, _lock) = self.stage()?;
-        let out = stage.join("image");
-        fs::create_dir(&out).map_err(ImageError::io("create", &out))?;
-        let copy = out.join(ROOTFS);
-        fs::copy(rootfs, &copy).map_err(ImageError::io("copy", rootfs))?;
-        let image = seal(&copy, config)?;
-        image.write(&out)?;
-        self.commit(&out, &image, name, &image.digest)
+        let draft = self.draft_of_any(name)?;
+        fs::copy(rootfs, draft.rootfs()).map_err(ImageError::io("copy", rootfs))?;
+        draft.seal(About { config, public: true, ..About::default() })?.commit()
     }
 }

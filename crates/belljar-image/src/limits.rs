@@ -35,6 +35,12 @@ pub const MAX_OUTPUT_BYTES: u64 = 16 << 20;
 /// Bytes of `image.json` and of a name file: a package list again.
 pub const MAX_RECORD_BYTES: u64 = 4 << 20;
 
+/// Steps of an image's history that are kept. Docker makes at most 127 layers, and some steps make none.
+pub const MAX_HISTORY: usize = 500;
+
+/// Bytes of the words of a history that are kept: they may take six times as much in a record, see [`MAX_RECORD_BYTES`].
+pub const MAX_HISTORY_BYTES: usize = 256 << 10;
+
 /// Bytes of one of the host's package source files or certificates.
 pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -127,3 +133,4 @@ pub const KEEP_BLOBS: Duration = Duration::from_hours(7 * 24);
 
 const _: () = assert!(MIN_SIZE_MIB <= DEFAULT_SIZE_MIB && DEFAULT_SIZE_MIB <= MAX_SIZE_MIB);
 const _: () = assert!(JOURNAL_MIB * 8 <= MIN_SIZE_MIB);
+const _: () = assert!(MAX_HISTORY_BYTES as u64 * 6 <= MAX_RECORD_BYTES / 2);

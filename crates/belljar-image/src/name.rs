@@ -23,6 +23,14 @@ pub fn canonical(name: &str) -> Result<&str, ImageError> {
     Ok(ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, real)| real))
 }
 
+/// Whether a name is one of those that this product makes: what clients rely on everywhere.
+#[must_use]
+pub fn is_managed(name: &str) -> bool {
+    /// What such names begin with.
+    const OURS: &str = "belljar/";
+    canonical(name).is_ok_and(|name| name.starts_with(OURS))
+}
+
 /// `[a-z0-9][a-z0-9._/-]*` with an optional `:tag` of `[A-Za-z0-9_][A-Za-z0-9._-]*`.
 fn validate(name: &str) -> Result<(), &'static str> {
     if name.is_empty() {

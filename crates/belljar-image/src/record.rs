@@ -1,6 +1,7 @@
 //! What the store keeps about an image, on disk as JSON and in memory.
 //!
 //! Both files carry a format number; a file of another number, or larger than its bound, is refused and never guessed at.
+//! What was added later is left out where it says nothing, so both older and newer versions read such a file.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,11 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{digest, error::ImageError, limits::MAX_RECORD_BYTES};
+use crate::{
+    digest,
+    error::ImageError,
+    limits::{MAX_HISTORY, MAX_HISTORY_BYTES, MAX_RECORD_BYTES},
+};
 
 /// Format number of `image.json`.
 const IMAGE_FORMAT: u32 = 1;
@@ -46,6 +51,43 @@ pub struct RuntimeConfig {
     pub exposed_ports: Vec<String>,
 }
 
+/// One step of what its maker did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HistoryEntry {
+    /// When, as its maker writes it: RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    /// The instruction.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub created_by: String,
+    /// Whatever its maker notes about it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+    /// Whether it changed no file.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub empty_layer: bool,
+}
+
+impl HistoryEntry {
+    /// Bytes of its words.
+    fn bytes(&self) -> usize {
+        self.created.as_ref().map_or(0, String::len) + self.created_by.len() + self.comment.len()
+    }
+}
+
+/// As much of a history as a record keeps: the last steps of it, oldest first. What is cut off is only for people.
+pub(crate) fn bounded(mut history: Vec<HistoryEntry>) -> Vec<HistoryEntry> {
+    let mut left = MAX_HISTORY_BYTES;
+    let kept = history.iter().rev().take(MAX_HISTORY).take_while(|entry| {
+        let fits = entry.bytes() <= left;
+        left = left.saturating_sub(entry.bytes());
+        fits
+    });
+    let kept = kept.count();
+    history.split_off(history.len() - kept)
+}
+
 /// An image in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
@@ -67,9 +109,17 @@ pub struct Image {
     pub packages: BTreeMap<String, String>,
     /// What a sandbox takes over from it.
     pub config: RuntimeConfig,
+    /// How it came about, where its maker says so; oldest first.
+    pub history: Vec<HistoryEntry>,
 }
 
 impl Image {
+    /// `image_` and the first 21 hexadecimal digits of its content address: what it is called in the API.
+    #[must_use]
+    pub fn id(&self) -> String {
+        digest::to_id(&self.digest)
+    }
+
     /// Quick check, some microseconds: the file is there, has its size and an ext4 superblock.
     ///
     /// # Errors
@@ -133,6 +183,7 @@ impl Image {
             origin: record.origin,
             packages: record.packages,
             config: record.config,
+            history: record.history,
         })
     }
 
@@ -148,6 +199,7 @@ impl Image {
             origin: self.origin.clone(),
             config: self.config.clone(),
             packages: self.packages.clone(),
+            history: self.history.clone(),
         };
         write_json(&dir.join(RECORD), &record)
     }
@@ -166,6 +218,8 @@ struct ImageRecord {
     origin: Option<String>,
     config: RuntimeConfig,
     packages: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    history: Vec<HistoryEntry>,
 }
 
 /// A name's file: which image it stands for.
@@ -174,11 +228,18 @@ pub(crate) struct NameRecord {
     format: u32,
     pub(crate) name: String,
     pub(crate) digest: String,
+    /// Whether it is there for every project; those of older versions all are.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub(crate) public: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl NameRecord {
-    pub(crate) fn new(name: &str, digest: &str) -> Self {
-        Self { format: NAME_FORMAT, name: name.to_owned(), digest: digest.to_owned() }
+    pub(crate) fn new(name: &str, digest: &str, public: bool) -> Self {
+        Self { format: NAME_FORMAT, name: name.to_owned(), digest: digest.to_owned(), public }
     }
 
     pub(crate) fn read(path: &Path) -> Result<Self, ImageError> {
@@ -235,8 +296,24 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ImageError> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|error| ImageError::BadRecord { path: path.to_owned(), reason: error.to_string() })?;
     text.push(b'\n');
+    if text.len() as u64 > MAX_RECORD_BYTES {
+        // It could be written, and nobody could read it again.
+        let reason = format!("its record would have more than {MAX_RECORD_BYTES} bytes");
+        return Err(ImageError::BadRecord { path: path.to_owned(), reason });
+    }
     let new = path.with_extension("json.new");
     let mut file = File::create(&new).map_err(ImageError::io("create", &new))?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(ImageError::io("write", &new))?;
-    fs::rename(&new, path).map_err(ImageError::io("rename a file to", path))
+    let written = file
+        .write_all(&text)
+        .and_then(|()| file.sync_all())
+        .map_err(ImageError::io("write", &new))
+        .and_then(|()| fs::rename(&new, path).map_err(ImageError::io("rename a file to", path)));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
 }
+
+#[cfg(test)]
+#[path = "record_test.rs"]
+mod tests;

@@ -7,6 +7,7 @@
 //! <store>/tmp/build/                                     the build under way; left-overs are removed by the next one
 //! <store>/tmp/blobs/                                     layers for imports that broke off
 //! <store>/tmp/making-<name, escaped>.lock                held while an image of this name is made
+//! <store>/tmp/making-<name, escaped>.draft/              what a file that lies elsewhere becomes; guarded by that lock
 //! <store>/store.lock                                     held while names change, and while images come and go
 //! <store>/build.lock                                     held during a build: one at a time
 //! ```
@@ -28,6 +29,26 @@ use crate::{
     record::{Image, NameRecord},
 };
 
+/// A name, and the image that it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The name.
+    pub name: String,
+    /// Whether it is there for every project.
+    pub public: bool,
+    /// The image.
+    pub image: Image,
+}
+
+/// How a client names an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// By a name or an alias.
+    Name(&'a str),
+    /// By its [`Image::id`], with all the names that it has.
+    Id(&'a str),
+}
+
 /// A store, by its directory.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -46,6 +67,13 @@ pub(crate) struct Lock {
 pub(crate) struct Claim {
     path: PathBuf,
     _file: File,
+}
+
+impl Claim {
+    /// A directory for whoever holds this.
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.path.with_extension("draft")
+    }
 }
 
 impl Drop for Claim {
@@ -67,6 +95,17 @@ impl Lock {
         file.lock().map_err(ImageError::io("lock", path))?;
         Ok(Self { _file: file })
     }
+
+    /// Takes the lock if nobody holds it.
+    pub(crate) fn try_acquire(path: &Path) -> Result<Option<Self>, ImageError> {
+        let file = File::options().create(true).truncate(false).write(true).open(path);
+        let file = file.map_err(ImageError::io("open", path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(ImageError::io("lock", path)(error)),
+        }
+    }
 }
 
 impl Store {
@@ -86,11 +125,11 @@ impl Store {
     ///
     /// # Errors
     /// [`ImageError::BadRecord`] or [`ImageError::Io`] for a store that cannot be read.
-    pub fn list(&self) -> Result<Vec<(String, Image)>, ImageError> {
+    pub fn list(&self) -> Result<Vec<Named>, ImageError> {
         let mut images = Vec::new();
         for record in self.names()? {
             match Image::read(&self.image_dir(&record.digest)) {
-                Ok(image) => images.push((record.name, image)),
+                Ok(image) => images.push(Named { name: record.name, public: record.public, image }),
                 // Removed between the two reads, or by hand: as good as not listed.
                 Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -104,8 +143,19 @@ impl Store {
     /// # Errors
     /// [`ImageError::BadName`], [`ImageError::NotFound`], or [`ImageError::BadRecord`] for a record that cannot be read.
     pub fn lookup(&self, name: &str) -> Result<Image, ImageError> {
+        Ok(self.find(name)?.image)
+    }
+
+    /// The same, with what its name says. The name is the one that an alias leads to.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`].
+    pub fn find(&self, name: &str) -> Result<Named, ImageError> {
         let path = self.name_path(name::canonical(name)?);
-        let found = NameRecord::read(&path).and_then(|record| Image::read(&self.image_dir(&record.digest)));
+        let found = NameRecord::read(&path).and_then(|record| {
+            let image = Image::read(&self.image_dir(&record.digest))?;
+            Ok(Named { name: record.name, public: record.public, image })
+        });
         match found {
             Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Err(self.not_found(name)?)
@@ -114,13 +164,49 @@ impl Store {
         }
     }
 
+    /// The image that a client names; of several names the first.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`].
+    pub fn get(&self, which: Which<'_>) -> Result<Named, ImageError> {
+        match which {
+            Which::Name(name) => self.find(name),
+            Which::Id(id) => {
+                let found = self.list()?.into_iter().find(|it| it.image.id() == id);
+                found.map_or_else(|| Err(self.not_found(id)?), Ok)
+            }
+        }
+    }
+
+    /// The names that stand for an image, sorted.
+    ///
+    /// # Errors
+    /// [`ImageError::BadRecord`] for a record that cannot be read.
+    pub fn names_of(&self, image: &Image) -> Result<Vec<String>, ImageError> {
+        let names = self.names()?.into_iter().filter(|record| record.digest == image.digest);
+        Ok(names.map(|record| record.name).collect())
+    }
+
+    /// Lets a second name stand for the image behind `name`, and no longer for another. Nothing is copied.
+    ///
+    /// # Errors
+    /// [`ImageError::BadName`], or [`ImageError::NotFound`] for `name`.
+    pub fn tag(&self, name: &str, new: &str) -> Result<Named, ImageError> {
+        let new = name::canonical(new)?;
+        let _lock = self.lock()?;
+        let found = self.find(name)?;
+        self.register_locked(new, &found.image.digest, found.public)?;
+        self.remove_unnamed()?;
+        Ok(Named { name: new.to_owned(), ..found })
+    }
+
     /// Lets `name` stand for the image with this content address, and no longer for another.
     ///
     /// # Errors
     /// [`ImageError::NotFound`] when the store has no such image.
     pub fn register(&self, name: &str, digest: &str) -> Result<(), ImageError> {
         let _lock = self.lock()?;
-        self.register_locked(name::canonical(name)?, digest)?;
+        self.register_locked(name::canonical(name)?, digest, true)?;
         self.remove_unnamed()
     }
 
@@ -138,6 +224,29 @@ impl Store {
         self.remove_unnamed()
     }
 
+    /// Removes what a client names: a name, or an image with all its names. An image goes with its last name. Gives the
+    /// names that are no more.
+    ///
+    /// # Errors
+    /// [`ImageError::NotFound`], or [`ImageError::Managed`] when one of the names is this product's own; then nothing has
+    /// been removed.
+    pub fn delete(&self, which: Which<'_>) -> Result<Vec<String>, ImageError> {
+        let _lock = self.lock()?;
+        let found = self.get(which)?;
+        let names = match which {
+            Which::Name(_) => vec![found.name],
+            Which::Id(_) => self.names_of(&found.image)?,
+        };
+        if let Some(name) = names.iter().find(|name| name::is_managed(name)) {
+            return Err(ImageError::Managed { name: name.clone() });
+        }
+        for path in names.iter().map(|name| self.name_path(name)) {
+            fs::remove_file(&path).map_err(ImageError::io("remove", path))?;
+        }
+        self.remove_unnamed()?;
+        Ok(names)
+    }
+
     /// The image that a build with this key gave, when it is still there.
     pub(crate) fn built(&self, key: &str) -> Option<Image> {
         let record = NameRecord::read(&self.build_path(key)).ok()?;
@@ -145,16 +254,30 @@ impl Store {
         image.verify().is_ok().then_some(image)
     }
 
-    /// Takes a finished build over: moves its directory to its place, names it and remembers the key.
-    pub(crate) fn commit(&self, built: &Path, image: &Image, name: &str, key: &str) -> Result<Image, ImageError> {
+    /// Takes a finished image over: moves its directory to its place, names it, and remembers the key of its build.
+    pub(crate) fn commit(
+        &self,
+        built: &Path,
+        image: &Image,
+        name: &str,
+        key: Option<&str>,
+        public: bool,
+    ) -> Result<Image, ImageError> {
         let _lock = self.lock()?;
         let dir = self.image_dir(&image.digest);
-        if !Image::read(&dir).is_ok_and(|old| old.verify().is_ok()) {
+        let is_new = !Image::read(&dir).is_ok_and(|old| old.verify().is_ok());
+        if is_new {
             remove_dir(&dir)?;
             fs::rename(built, &dir).map_err(ImageError::io("rename a directory to", &dir))?;
         }
-        NameRecord::new(key, &image.digest).write(&self.build_path(key))?;
-        self.register_locked(name::canonical(name)?, &image.digest)?;
+        let named = key
+            .map_or(Ok(()), |key| NameRecord::new(key, &image.digest, true).write(&self.build_path(key)))
+            .and_then(|()| self.register_locked(name::canonical(name)?, &image.digest, public));
+        if named.is_err() && is_new {
+            // Without a name it would only take space until somebody prunes.
+            let _ = remove_dir(&dir);
+        }
+        named?;
         self.remove_unnamed()?;
         Image::read(&dir)
     }
@@ -162,10 +285,19 @@ impl Store {
     /// The directory for a build under way, emptied; the lock keeps every other build away from it.
     pub(crate) fn stage(&self) -> Result<(PathBuf, Lock), ImageError> {
         let lock = Lock::acquire(&self.root.join("build.lock"))?;
-        let dir = self.root.join("tmp/build");
+        let dir = self.build_dir();
         remove_dir(&dir)?;
         fs::create_dir(&dir).map_err(ImageError::io("create", &dir))?;
         Ok((dir, lock))
+    }
+
+    /// Where a build is made.
+    pub(crate) fn build_dir(&self) -> PathBuf {
+        self.root.join("tmp/build")
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Where layers of imports that broke off are kept.
@@ -191,11 +323,11 @@ impl Store {
         }
     }
 
-    fn register_locked(&self, name: &str, digest: &str) -> Result<(), ImageError> {
+    fn register_locked(&self, name: &str, digest: &str, public: bool) -> Result<(), ImageError> {
         if !digest::is_valid(digest) || !self.image_dir(digest).is_dir() {
             return Err(self.not_found(digest)?);
         }
-        NameRecord::new(name, digest).write(&self.name_path(name))
+        NameRecord::new(name, digest, public).write(&self.name_path(name))
     }
 
     /// Removes images that no name stands for, with what the build cache says about them.
@@ -215,7 +347,7 @@ impl Store {
         Ok(())
     }
 
-    fn names(&self) -> Result<Vec<NameRecord>, ImageError> {
+    pub(crate) fn names(&self) -> Result<Vec<NameRecord>, ImageError> {
         let mut names = Vec::new();
         for path in entries(&self.root.join("names"))? {
             if path.extension().is_none_or(|extension| extension != "json") {
@@ -236,7 +368,7 @@ impl Store {
         Ok(ImageError::NotFound { name: name.to_owned(), images })
     }
 
-    fn lock(&self) -> Result<Lock, ImageError> {
+    pub(crate) fn lock(&self) -> Result<Lock, ImageError> {
         Lock::acquire(&self.root.join("store.lock"))
     }
 
@@ -244,7 +376,7 @@ impl Store {
         self.root.join("images").join(digest::to_dir_name(digest))
     }
 
-    fn name_path(&self, name: &str) -> PathBuf {
+    pub(crate) fn name_path(&self, name: &str) -> PathBuf {
         self.root.join("names").join(name::to_file_name(name))
     }
 
@@ -253,13 +385,13 @@ impl Store {
     }
 }
 
-fn entries(dir: &Path) -> Result<Vec<PathBuf>, ImageError> {
+pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>, ImageError> {
     fs::read_dir(dir)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
         .map_err(ImageError::io("list", dir))
 }
 
-fn remove_dir(dir: &Path) -> Result<(), ImageError> {
+pub(crate) fn remove_dir(dir: &Path) -> Result<(), ImageError> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io("remove", dir)(error)),
         _ => Ok(()),
@@ -268,4 +400,4 @@ fn remove_dir(dir: &Path) -> Result<(), ImageError> {
 
 #[cfg(test)]
 #[path = "store_test.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -4,20 +4,36 @@ use super::*;
 use crate::record::{RECORD, ROOTFS, RuntimeConfig};
 
 /// A store in a temporary directory, and images of a few kilobytes in it.
-struct Fixture {
-    dir: tempfile::TempDir,
-    store: Store,
+pub(crate) struct Fixture {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) store: Store,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         Self { dir, store }
     }
 
-    fn build(&self, name: &str, content: u8) -> Image {
-        let (stage, _lock) = self.store.stage().unwrap();
+    pub(crate) fn build(&self, name: &str, content: u8) -> Image {
+        let (out, image, _lock) = self.stage(content);
+        let image = self.store.commit(&out, &image, name, Some(&format!("key{content}")), true).unwrap();
+        fs::remove_dir_all(self.store.build_dir()).unwrap();
+        image
+    }
+
+    /// As [`Self::build`], but what the store has besides stays as it is.
+    pub(crate) fn build_without_pruning(&self, name: &str, content: u8) {
+        let (out, image, _lock) = self.stage(content);
+        fs::rename(out, self.store.image_dir(&image.digest)).unwrap();
+        NameRecord::new(name, &image.digest, true).write(&self.store.name_path(name)).unwrap();
+        let key = format!("key{content}");
+        NameRecord::new(&key, &image.digest, true).write(&self.store.build_path(&key)).unwrap();
+    }
+
+    fn stage(&self, content: u8) -> (PathBuf, Image, Lock) {
+        let (stage, lock) = self.store.stage().unwrap();
         let out = stage.join("image");
         fs::create_dir(&out).unwrap();
         let rootfs = out.join(ROOTFS);
@@ -35,14 +51,19 @@ impl Fixture {
             origin: None,
             packages: BTreeMap::from([("bash".into(), "5.2".into())]),
             config: RuntimeConfig::default(),
+            history: Vec::new(),
         };
         image.write(&out).unwrap();
-        self.store.commit(&out, &image, name, &format!("key{content}")).unwrap()
+        (out, image, lock)
     }
 
-    fn check(&self, names: &[&str], images: usize) {
-        let listed: Vec<String> = self.store.list().unwrap().into_iter().map(|(name, _)| name).collect();
+    pub(crate) fn check(&self, names: &[&str], images: usize) {
+        let listed: Vec<String> = self.store.list().unwrap().into_iter().map(|it| it.name).collect();
         assert_eq!(listed, names);
+        self.check_images(images);
+    }
+
+    pub(crate) fn check_images(&self, images: usize) {
         assert_eq!(entries(&self.dir.path().join("images")).unwrap().len(), images);
     }
 }
@@ -70,6 +91,49 @@ fn names_come_and_go_and_files_with_the_last_one() {
     // The same content again is the same image.
     it.build("again", 3);
     it.check(&["again", "team/tool:v2"], 1);
+}
+
+#[test]
+fn a_second_name_stands_for_the_same_files() {
+    let it = Fixture::new();
+    let one = it.build("belljar/debian", 1);
+    it.build("other", 2);
+    let tagged = it.store.tag("tensorlake/debian-minimal", "mine:v1").unwrap();
+    assert_eq!((tagged.name.as_str(), &tagged.image), ("mine:v1", &one));
+    it.check(&["belljar/debian", "mine:v1", "other"], 2);
+    assert_eq!(it.store.names_of(&one).unwrap(), ["belljar/debian", "mine:v1"]);
+    // It moves on, and what only it stood for goes.
+    it.store.tag("mine:v1", "other").unwrap();
+    it.check(&["belljar/debian", "mine:v1", "other"], 1);
+    // To itself is no change.
+    it.store.tag("other", "other").unwrap();
+    it.store.remove("belljar/debian").unwrap();
+    assert_eq!(it.store.lookup("other").unwrap(), one);
+    let error = |name: &str, new: &str| it.store.tag(name, new).unwrap_err().to_string();
+    assert!(error("nope", "x").contains("image \"nope\" not found; there are: mine:v1, other"));
+    assert!(error("other", "Nope").contains("a name looks like"));
+    it.check(&["mine:v1", "other"], 1);
+}
+
+#[test]
+fn clients_remove_what_is_theirs() {
+    let it = Fixture::new();
+    let ours = it.build("belljar/debian", 1);
+    let theirs = it.build("a", 2);
+    it.store.tag("a", "b").unwrap();
+    it.store.tag("belljar/debian", "mine").unwrap();
+    let error = |which: Which<'_>| it.store.delete(which).unwrap_err().to_string();
+    for name in ["belljar/debian", "belljar/debian:latest", "tensorlake/ubuntu-minimal"] {
+        assert!(error(Which::Name(name)).contains("\"belljar/debian\" is one of those"), "{name}");
+    }
+    assert!(error(Which::Id(&ours.id())).contains("\"belljar/debian\" is one of those"));
+    assert!(error(Which::Id("image_0")).contains("image \"image_0\" not found; there are: a, b"));
+    assert!(error(Which::Name("c")).contains("not found"));
+    it.check(&["a", "b", "belljar/debian", "mine"], 2);
+    assert_eq!(it.store.delete(Which::Name("mine")).unwrap(), ["mine"]);
+    assert_eq!(it.store.get(Which::Id(&theirs.id())).unwrap().name, "a");
+    assert_eq!(it.store.delete(Which::Id(&theirs.id())).unwrap(), ["a", "b"]);
+    it.check(&["belljar/debian"], 1);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use belljar_api::image::{ImageInfo, RuntimeConfig};
-use belljar_image::{Image, ImageError, Store};
+use belljar_image::{Image, ImageError, Named, Store};
 
 use crate::storage::{self, Storage, StorageError};
 
@@ -51,12 +51,14 @@ impl Images {
 
     /// All images, read from disk now.
     pub(crate) fn list(&self) -> Result<Vec<ImageInfo>, ImageError> {
-        Ok(Store::open(&self.store)?.list()?.into_iter().map(|(name, image)| info(name, &image)).collect())
+        Ok(Store::open(&self.store)?.list()?.iter().map(info).collect())
     }
 
     /// One image by name or alias.
     pub(crate) fn find(&self, name: &str) -> Result<ImageInfo, ImageError> {
-        Ok(info(name.to_owned(), &Store::open(&self.store)?.lookup(name)?))
+        let found = Store::open(&self.store)?.find(name)?;
+        // As it was asked for: a client looks for that in the answer.
+        Ok(info(&Named { name: name.to_owned(), ..found }))
     }
 
     /// The image's file in the node's storage; cloned from the store when it is not there yet.
@@ -83,7 +85,7 @@ impl Images {
             // An unreadable store says nothing about what is in use.
             return Ok(());
         };
-        let kept: Vec<String> = kept.into_iter().map(|(_, image)| image.digest.replace(':', "-")).collect();
+        let kept: Vec<String> = kept.into_iter().map(|it| it.image.digest.replace(':', "-")).collect();
         for entry in fs::read_dir(storage.images())? {
             let entry = entry?;
             if !kept.iter().any(|name| entry.file_name() == name.as_str()) {
@@ -94,13 +96,13 @@ impl Images {
     }
 }
 
-fn info(name: String, image: &Image) -> ImageInfo {
-    let hex = image.digest.rsplit(':').next().unwrap_or_default();
+fn info(named: &Named) -> ImageInfo {
+    let image = &named.image;
     ImageInfo {
-        id: format!("image_{}", hex.chars().take(21).collect::<String>()),
-        name,
+        id: image.id(),
+        name: named.name.clone(),
         snapshot_id: image.digest.clone(),
-        global: true,
+        global: named.public,
         physical_size_bytes: image.disk_bytes,
         logical_size_bytes: image.size_bytes,
         created_at: image.created_at.clone(),

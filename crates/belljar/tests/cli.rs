@@ -1,6 +1,9 @@
 //! Whole commands without a server, or against canned answers: exit code, stdout and stderr. With a server they are
 //! tested in `belljar-tests`.
 
+#[path = "cli/image.rs"]
+mod image;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},

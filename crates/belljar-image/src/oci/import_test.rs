@@ -107,6 +107,8 @@ fn an_image_with_its_configuration() {
         (&["/init".to_owned()][..], &["-v".to_owned()][..])
     );
     assert_eq!((config.labels["maker"].as_str(), config.exposed_ports[0].as_str()), ("me", "80/tcp"));
+    let history: Vec<_> = first.image.history.iter().map(|it| (it.created_by.as_str(), it.empty_layer)).collect();
+    assert_eq!(history, [("COPY a /", false), ("CMD -v", true)]);
     assert!(first.image.origin.as_ref().unwrap().contains("/team/tool:v2@sha256:"));
     first.image.verify_content().unwrap();
     assert_eq!(it.store.lookup("tool:v2").unwrap(), first.image);

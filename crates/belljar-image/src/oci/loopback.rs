@@ -38,6 +38,10 @@ impl Stored {
                 "Env": ["PATH=/bin", "A=b=c"], "User": "www", "WorkingDir": "/srv/app", "Entrypoint": ["/init"], "Cmd": ["-v"],
                 "Labels": {"maker": "me"}, "ExposedPorts": {"80/tcp": {}},
             },
+            "history": [
+                {"created": "2025-09-06T09:51:06Z", "created_by": "COPY a /"},
+                {"created_by": "CMD -v", "comment": "by hand", "empty_layer": true},
+            ],
             "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|(_, content)| format!("sha256:{}", sha256(content))).collect::<Vec<_>>()},
         });
         let config = it.descriptor("application/vnd.oci.image.config.v1+json", config.to_string().into_bytes());

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageIndex, ImageManifest};
+use oci_spec::image::{Descriptor, Digest, History, ImageConfiguration, ImageIndex, ImageManifest};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     limits::{MAX_BLOB_BYTES, MAX_DOCUMENT_BYTES, MAX_INDEX_DEPTH, MAX_LAYERS},
-    record::RuntimeConfig,
+    record::{self, HistoryEntry, RuntimeConfig},
 };
 
 /// Where documents of an image lie.
@@ -176,6 +176,17 @@ pub(super) fn runtime_config(config: &ImageConfiguration) -> RuntimeConfig {
             .collect::<BTreeMap<_, _>>(),
         exposed_ports,
     }
+}
+
+/// How the image came about, as its maker tells it.
+pub(super) fn history(config: &ImageConfiguration) -> Vec<HistoryEntry> {
+    let entry = |step: &History| HistoryEntry {
+        created: step.created().clone(),
+        created_by: step.created_by().clone().unwrap_or_default(),
+        comment: step.comment().clone().unwrap_or_default(),
+        empty_layer: step.empty_layer().unwrap_or(false),
+    };
+    record::bounded(config.history().iter().flatten().map(entry).collect())
 }
 
 pub(super) fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, OciError> {

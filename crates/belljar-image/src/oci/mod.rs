@@ -57,6 +57,7 @@ use self::{
 pub use self::{credentials::Login, error::OciError};
 use crate::{
     build::{BuiltImage, seal},
+    draft,
     error::ImageError,
     ext4, limits, name,
     record::{Image, ROOTFS},
@@ -244,7 +245,7 @@ impl Job<'_> {
         }
         let image = self.pack(&tree, &resolved, progress)?;
         let out = image.rootfs.parent().unwrap_or(self.stage);
-        let image = self.store.commit(out, &image, self.name, &key)?;
+        let image = self.store.commit(out, &image, self.name, Some(&key), true)?;
         for (digest, _) in resolved.layers.iter().filter_map(|layer| layer.packed.as_ref()) {
             blobs.forget(digest)?;
         }
@@ -335,6 +336,7 @@ impl Job<'_> {
             Source::Registry(reference) if reference.digest().is_some() => reference.to_string(),
             source => format!("{source}@{}", resolved.digest),
         });
+        image.history = manifest::history(&resolved.config);
         image.write(&out)?;
         Ok(image)
     }
@@ -401,14 +403,7 @@ fn private_dir(path: &Path) -> Result<(), ImageError> {
 
 /// Whether `needed` bytes can be written where `path` lies, and enough stays free.
 fn check_space(path: &Path, needed: u64, caps: &Caps) -> Result<(), OciError> {
-    // What cannot be asked shows itself when it is full.
-    let Ok(found) = rustix::fs::statvfs(path) else { return Ok(()) };
-    let free = found.f_bavail * found.f_frsize;
-    if free < needed.saturating_add(caps.reserve_bytes) {
-        let reserve = caps.reserve_bytes;
-        return Err(OciError::NoSpace { path: path.to_owned(), free, needed, reserve });
-    }
-    Ok(())
+    draft::check_space(path, needed, caps.reserve_bytes)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Arguments of the commands that are about this machine: the server, images and keys.
+//! Arguments of the commands that are about this machine: the server and keys.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,7 +10,7 @@ use clap::{Args, FromArgMatches, Subcommand};
 use belljar_node::{CpuFeature, DriverSetting, GpuSetting, JailSetting, NetworkSetting};
 use ipnet::IpNet;
 
-use super::value::{self, SshListen};
+use super::value::SshListen;
 use crate::env_vars;
 
 /// `belljar up`.
@@ -184,95 +184,6 @@ pub struct VmmInstallArgs {
     /// Take the files from this directory instead of the network
     #[arg(long, value_name = "DIR")]
     pub from: Option<PathBuf>,
-}
-
-/// `belljar image`.
-#[derive(Debug, Subcommand)]
-pub enum ImageCommand {
-    /// List the images of the server
-    Ls,
-    /// Build an image into the store of this machine
-    Build(ImageBuildArgs),
-    /// Import an OCI image into the store of this machine
-    Import(ImageImportArgs),
-    /// Remove an image from the store of this machine
-    Rm {
-        /// Its name
-        name: String,
-        /// Directory of the images [default: ~/.cache/belljar/store]
-        #[arg(long, value_name = "DIR", env = env_vars::IMAGE_STORE, hide_env_values = true)]
-        image_store: Option<PathBuf>,
-    },
-}
-
-/// `belljar image build`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Builds on this machine, into its own store; a server elsewhere does not see it. Needs root, mmdebstrap and e2fsprogs. \
-The same package versions give the same image, which is then not built again.")]
-pub struct ImageBuildArgs {
-    /// Name to give it
-    #[arg(default_value = belljar_image::DEFAULT_IMAGE)]
-    pub name: String,
-    /// Debian suite
-    #[arg(long, default_value = belljar_image::SUITES[0], value_parser = belljar_image::SUITES)]
-    pub suite: String,
-    /// Size of its file system in MiB, or with a unit; a sandbox grows it to its disk [default: chosen by the build]
-    #[arg(long, value_name = "SIZE", value_parser = value::megabytes)]
-    pub size: Option<u64>,
-    /// Another Debian package to install; may be repeated
-    #[arg(short, long, value_name = "PACKAGE")]
-    pub package: Vec<String>,
-    /// Debian mirror [default: the one of this machine]
-    #[arg(long, value_name = "URL")]
-    pub mirror: Option<String>,
-    /// Build even when nothing has changed
-    #[arg(long)]
-    pub force: bool,
-    /// Directory of the images [default: ~/.cache/belljar/store]
-    #[arg(long, value_name = "DIR", env = env_vars::IMAGE_STORE, hide_env_values = true)]
-    pub image_store: Option<PathBuf>,
-}
-
-/// `belljar image import`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-SOURCE is an image of a registry (debian:12, registry.example.com/team/tool:v2, or pinned: NAME@sha256:…), of a directory in \
-the OCI image layout (oci:DIR[:TAG]) or of a file that `docker save` wrote (docker-archive:FILE[:NAME:TAG]). Without \
---username the registry is told what `docker login` stored.
-
-Works on this machine, into its own store; a server elsewhere does not see it. Needs root and e2fsprogs. Nothing of the \
-image is run. A sandbox takes over its environment, working directory and user; where the image names none: / and root. \
-What broke off goes on where it ended when the command is called again. The same layers give the same image, which is then \
-not made again.")]
-pub struct ImageImportArgs {
-    /// Where it is, see below
-    #[arg(value_name = "SOURCE")]
-    pub source: String,
-    /// Name to give it [default: the last part of the repository, with its tag]
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
-    /// Which variant of it: OS/ARCH or OS/ARCH/VARIANT [default: linux on the processor of this machine]
-    #[arg(long, value_name = "PLATFORM")]
-    pub platform: Option<String>,
-    /// Speak to the registry over HTTP, or over HTTPS with a certificate that nobody knows, if need be
-    #[arg(long)]
-    pub insecure: bool,
-    /// User whose name the registry is told; needs --password-stdin
-    #[arg(long, value_name = "NAME", requires = "password_stdin")]
-    pub username: Option<String>,
-    /// Read that user's password or access token from stdin
-    #[arg(long, requires = "username")]
-    pub password_stdin: bool,
-    /// Size of its file system in MiB, or with a unit; a sandbox grows it to its disk [default: what its files need]
-    #[arg(long, value_name = "SIZE", value_parser = value::megabytes)]
-    pub size: Option<u64>,
-    /// Import even when nothing has changed
-    #[arg(long)]
-    pub force: bool,
-    /// Directory of the images [default: ~/.cache/belljar/store]
-    #[arg(long, value_name = "DIR", env = env_vars::IMAGE_STORE, hide_env_values = true)]
-    pub image_store: Option<PathBuf>,
 }
 
 /// `belljar secret`.

@@ -1,6 +1,7 @@
 //! The command line: definitions only, and the parsers of single values. What a command does is in
 //! [`crate::commands`]; where a value comes from when it is not given here is in [`crate::settings`].
 
+mod image;
 mod local;
 mod sandbox;
 mod ssh;
@@ -15,10 +16,8 @@ use clap::{
 };
 
 pub use self::{
-    local::{
-        DownArgs, ImageBuildArgs, ImageCommand, ImageImportArgs, KeyCommand, SecretCommand, SecretSetArgs, UpArgs,
-        VmmCommand, VmmInstallArgs,
-    },
+    image::{ImageBuildArgs, ImageCommand, ImageImportArgs, StoreArgs},
+    local::{DownArgs, KeyCommand, SecretCommand, SecretSetArgs, UpArgs, VmmCommand, VmmInstallArgs},
     sandbox::{
         CpArgs, CreateArgs, ExecArgs, KillArgs, LifeArgs, LogsArgs, LsArgs, MachineArgs, ProgramArgs, RmArgs, RunArgs,
         ShellArgs, SizeArgs, TunnelArgs,
@@ -163,7 +162,7 @@ pub enum Command {
     Df,
     /// Remove what no snapshot and no sandbox needs
     Gc,
-    /// List, build, import and remove images
+    /// List, show, build, import, name and remove images
     #[command(subcommand)]
     Image(ImageCommand),
     /// List and install the programs that run virtual machines

@@ -55,6 +55,11 @@ pub fn name(text: &str) -> Result<String, String> {
     check_name(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
+/// Name of an image.
+pub fn image(text: &str) -> Result<String, String> {
+    belljar_image::canonical(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
 /// Where a tunnel begins in a sandbox and, for a reverse one, where it ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelPort {

@@ -1,13 +1,15 @@
-//! `belljar image ls|build|import|rm`. `ls` asks the server; the others work on the store of this machine.
+//! `belljar image`. `ls` asks the server; the others work on the store of this machine.
 
-use std::path::PathBuf;
+mod show;
 
-use belljar_image::{BuildRequest, BuiltImage, ImportProgress, ImportRequest, LayerProgress, Login, Progress, Store};
+use belljar_image::{
+    BuildRequest, BuiltImage, ImportProgress, ImportRequest, LayerProgress, Login, Progress, Removed, Store,
+};
 use indicatif::ProgressBar;
 
 use super::{Context, block_on, secret};
 use crate::{
-    cli::{ImageBuildArgs, ImageCommand, ImageImportArgs},
+    cli::{ImageBuildArgs, ImageCommand, ImageImportArgs, StoreArgs},
     exit::ExitStatus,
     printer::Printer,
     table::{Table, bytes, printable},
@@ -21,8 +23,15 @@ pub(super) fn image(ctx: &Context, command: ImageCommand) -> anyhow::Result<Exit
         ImageCommand::Ls => block_on(ls(ctx)),
         ImageCommand::Build(args) => build(ctx, args),
         ImageCommand::Import(args) => import(ctx, args),
-        ImageCommand::Rm { name, image_store } => rm(ctx, &name, image_store.as_ref()),
+        ImageCommand::Show { name, store } => show::show(ctx, &open(ctx, &store)?, &name),
+        ImageCommand::Tag { name, new, store } => tag(ctx, &open(ctx, &store)?, &name, &new),
+        ImageCommand::Rm { name, store } => rm(ctx, &open(ctx, &store)?, &name),
+        ImageCommand::Prune { dry_run, store } => prune(ctx, &open(ctx, &store)?, dry_run),
     }
+}
+
+fn open(ctx: &Context, store: &StoreArgs) -> anyhow::Result<Store> {
+    Ok(Store::open(&ctx.settings.image_store(store.image_store.as_ref())?)?)
 }
 
 async fn ls(ctx: &Context) -> anyhow::Result<ExitStatus> {
@@ -46,7 +55,7 @@ async fn ls(ctx: &Context) -> anyhow::Result<ExitStatus> {
 }
 
 fn build(ctx: &Context, args: ImageBuildArgs) -> anyhow::Result<ExitStatus> {
-    let store = Store::open(&ctx.settings.image_store(args.image_store.as_ref())?)?;
+    let store = open(ctx, &args.store)?;
     let default = BuildRequest::new(ctx.settings.cache_dir.join(PACKAGE_LISTS));
     let request = BuildRequest {
         name: args.name,
@@ -73,7 +82,7 @@ fn build(ctx: &Context, args: ImageBuildArgs) -> anyhow::Result<ExitStatus> {
 }
 
 fn import(ctx: &Context, args: ImageImportArgs) -> anyhow::Result<ExitStatus> {
-    let store = Store::open(&ctx.settings.image_store(args.image_store.as_ref())?)?;
+    let store = open(ctx, &args.store)?;
     let login = match args.username {
         Some(username) => {
             let hint = "give it on stdin: printf %s \"$TOKEN\" | belljar image import … --password-stdin";
@@ -158,10 +167,45 @@ fn made(ctx: &Context, made: BuiltImage, how: &str) -> anyhow::Result<ExitStatus
     Ok(ExitStatus::Success)
 }
 
-fn rm(ctx: &Context, name: &str, store: Option<&PathBuf>) -> anyhow::Result<ExitStatus> {
-    Store::open(&ctx.settings.image_store(store)?)?.remove(name)?;
+fn tag(ctx: &Context, store: &Store, name: &str, new: &str) -> anyhow::Result<ExitStatus> {
+    let tagged = store.tag(name, new)?;
+    if ctx.printer.is_json() {
+        ctx.printer.json(&serde_json::json!({ "name": tagged.name, "digest": tagged.image.digest }))?;
+        return Ok(ExitStatus::Success);
+    }
+    ctx.printer.line(format!("{} {}", tagged.name, tagged.image.digest))?;
+    Ok(ExitStatus::Success)
+}
+
+fn rm(ctx: &Context, store: &Store, name: &str) -> anyhow::Result<ExitStatus> {
+    store.remove(name)?;
     if ctx.printer.is_json() {
         ctx.printer.json(&serde_json::json!({ "removed": name }))?;
     }
+    Ok(ExitStatus::Success)
+}
+
+fn prune(ctx: &Context, store: &Store, dry_run: bool) -> anyhow::Result<ExitStatus> {
+    let pruned = store.prune(dry_run)?;
+    if ctx.printer.is_json() {
+        let item = |it: &Removed| serde_json::json!({ "what": it.what, "path": it.path, "bytes": it.bytes });
+        let removed: Vec<_> = pruned.removed.iter().map(item).collect();
+        ctx.printer.json(&serde_json::json!({
+            "dry_run": dry_run, "removed": removed, "freed_bytes": pruned.bytes(), "busy": pruned.busy,
+        }))?;
+        return Ok(ExitStatus::Success);
+    }
+    let mut table = Table::new(["what", "size", "path"]);
+    for it in &pruned.removed {
+        table.push([it.what.to_owned(), bytes(it.bytes), it.path.display().to_string()]);
+    }
+    if !pruned.removed.is_empty() {
+        ctx.printer.table(&table)?;
+    }
+    if pruned.busy {
+        ctx.printer.note("an image is being made: what its maker works with was left alone");
+    }
+    let freed = if dry_run { "would be freed; without --dry-run they are" } else { "freed" };
+    ctx.printer.note(format!("{} {freed}", bytes(pruned.bytes())));
     Ok(ExitStatus::Success)
 }

@@ -28,9 +28,9 @@ pub struct ImageInfo {
     pub id: String,
     /// The name it is registered under.
     pub name: String,
-    /// Content address of the root file system: `blake3:<64 hex>`.
+    /// Content address of the root file system: `blake3:<64 hex>`. It is no snapshot that could be restored.
     pub snapshot_id: String,
-    /// Always true: base images are there for everyone.
+    /// Whether it is there for every project; base images are.
     pub global: bool,
     /// Bytes it takes on disk.
     pub physical_size_bytes: u64,
@@ -42,12 +42,24 @@ pub struct ImageInfo {
     pub updated_at: String,
 }
 
+/// Body of `POST /images/v4/images/from-snapshot`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageFromSnapshot {
+    /// Name to give it. If it stands for another image, no longer for that.
+    pub name: String,
+    /// A completed filesystem snapshot; the image needs it no longer when it is made.
+    pub snapshot_id: String,
+    /// Whether it is there for every project.
+    #[serde(default)]
+    pub public: bool,
+}
+
 /// Answer of `GET /images/v4/images`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageList {
-    /// All of them, by name.
+    /// By name.
     pub items: Vec<ImageInfo>,
-    /// Always one page.
+    /// Whether there are more.
     pub pagination: Pagination,
 }
 

@@ -10,7 +10,9 @@
 //! | `POST /v1/commands` | [`Command`] -> [`CommandAck`] once it is durable on the node; 4xx [`crate::error::ErrorBody`] never retried |
 //! | `GET /v1/reports` | -> endless JSON lines of [`Report`]: first every sandbox and snapshot, then [`Report::Synced`], then changes |
 //! | `GET /v1/images` | -> `[`[`crate::image::ImageInfo`]`]`, read anew from disk |
-//! | `GET /v1/images?name=` | -> [`crate::image::ImageInfo`], aliases resolved; 404 names the images there are |
+//! | `GET /v1/images?name=`, `?id=` | -> [`crate::image::ImageInfo`], aliases resolved; 404 names the images there are |
+//! | `DELETE /v1/images?name=`, `?id=` | -> [`DeletedImage`]: a name, or an image with all its names; 404 as above, 403 for one of the product's own |
+//! | `POST /v1/images/from-snapshot` | [`NewImage`] -> [`crate::image::ImageInfo`]; 404 when the snapshot is not here, 400 when it or the name cannot be an image, 409 while the name is being made |
 //! | `GET /v1/storage` | -> [`crate::snapshot::StorageUse`] |
 //! | `POST /v1/storage/gc` | -> [`crate::snapshot::Collected`] |
 //! | `GET /v1/snapshots/{id}/diff/{other}` | -> [`crate::snapshot::SnapshotDiff`]; 404 when one is not here |
@@ -319,6 +321,24 @@ pub enum NodeState {
         /// Milliseconds since the epoch.
         at: i64,
     },
+}
+
+/// An image that is to be made of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewImage {
+    /// Its name; what that stood for before it stands for no longer.
+    pub name: String,
+    /// A completed filesystem snapshot.
+    pub snapshot_id: String,
+    /// Whether it is there for every project.
+    pub public: bool,
+}
+
+/// What was removed of the images.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletedImage {
+    /// Names that stand for nothing any more.
+    pub names: Vec<String>,
 }
 
 /// Which lines of a sandbox's log.

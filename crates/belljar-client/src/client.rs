@@ -1,7 +1,6 @@
-//! The control plane: sandboxes, images, keys, logs.
+//! The control plane: sandboxes, keys, logs.
 
 use belljar_api::{
-    image::ImageList,
     key::{CreateKey, CreatedKey, Introspection, KeyList},
     log::{LogPage, LogProcessList},
     sandbox::{AcceptedSandbox, ArchivedList, CreateSandbox, CreatedSandbox, PatchSandbox, SandboxInfo, SandboxList},
@@ -139,11 +138,6 @@ impl Client {
     /// Ends a sandbox. Ending one that has ended is fine.
     pub async fn delete(&self, reference: &str) -> Result<(), Error> {
         self.transport.nothing(Call::new(Plane::Control, Method::DELETE, sandbox_path(reference))).await
-    }
-
-    /// The images that a sandbox can be made of.
-    pub async fn images(&self) -> Result<ImageList, Error> {
-        self.transport.json(Call::new(Plane::Control, Method::GET, "/images/v4/images")).await
     }
 
     /// Who the key belongs to.

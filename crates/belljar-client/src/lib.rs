@@ -26,6 +26,7 @@ mod client;
 mod error;
 mod events;
 mod files;
+mod images;
 pub mod limits;
 mod pools;
 mod pty;

@@ -19,8 +19,13 @@ impl Client {
     /// Takes a snapshot of a running sandbox, which goes on, and waits until it is completed or has failed, at most about
     /// [`REQUEST_TIMEOUT`].
     pub async fn snapshot(&self, reference: &str, kind: SnapshotType) -> Result<SnapshotInfo, Error> {
-        let (accepted, started) = (self.snapshot_without_waiting(reference, kind).await?, Instant::now());
-        let path = format!("{}?wait_ms={}", snapshot_path(&accepted.snapshot_id), STATE_WAIT.as_millis());
+        let accepted = self.snapshot_without_waiting(reference, kind).await?;
+        self.settled_snapshot(&accepted.snapshot_id).await
+    }
+
+    /// Waits until a snapshot is completed or has failed, at most about [`REQUEST_TIMEOUT`].
+    pub async fn settled_snapshot(&self, id: &str) -> Result<SnapshotInfo, Error> {
+        let (path, started) = (format!("{}?wait_ms={}", snapshot_path(id), STATE_WAIT.as_millis()), Instant::now());
         loop {
             let info: SnapshotInfo = self.transport.json(Call::new(Plane::Control, Method::GET, path.clone())).await?;
             if info.status != SnapshotStatus::InProgress || started.elapsed() + STATE_WAIT > REQUEST_TIMEOUT {

@@ -219,8 +219,12 @@ async fn start(ctx: &Arc<Context>) -> Result<(), NodeError> {
     network::sweep(&ctx.network, &ctx.storage.sandboxes())?;
     network::refill(ctx);
     ctx.registry.load(ctx)?;
-    let alive = |id: &str| ctx.registry.get(id).is_some();
-    if let Err(error) = logs::file::sweep(&ctx.storage.logs(), alive).and_then(|()| ctx.images.sweep(&ctx.storage)) {
+    let this = ctx.clone();
+    let swept = blocking(move || {
+        let alive = |id: &str| this.registry.get(id).is_some();
+        logs::file::sweep(&this.storage.logs(), alive).and_then(|()| this.images.sweep(&this.storage))
+    });
+    if let Err(error) = swept.await {
         tracing::warn!(%error, "cannot remove what is no longer needed");
     }
     ctx.spawn(pressure::run(ctx.clone()));

@@ -73,6 +73,11 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
+    /// Its disk, which never changes.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.files.part(Part::Disk)
+    }
+
     /// Directory with its `memory`, `devices` and `disk`.
     pub(crate) fn dir(&self) -> PathBuf {
         // Every snapshot has a disk, and its parts lie beside each other.

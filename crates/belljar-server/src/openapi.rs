@@ -20,6 +20,7 @@ const OPTIONAL_BODIES: [&str; 3] = ["CreateSandbox", "CreateSnapshot", "PoolRequ
     file::DirectoryList,
     guest::AgentInfo,
     guest::Health,
+    image::ImageFromSnapshot,
     image::ImageInfo,
     image::ImageList,
     key::CreateKey,

@@ -92,6 +92,7 @@ fn help_and_version_go_to_stdout() {
         "suspend",
         "resume",
         "snapshot",
+        "commit",
         "restore",
         "fork",
         "rollback",

@@ -9,6 +9,8 @@ use std::{
 
 use rustix::fs::{SeekFrom, ioctl_ficlone, seek, statvfs};
 
+use super::StorageError;
+
 /// Whether files in `dir` can share blocks: tried, not guessed.
 pub(super) fn can_reflink(dir: &Path) -> bool {
     let (from, to) = (dir.join(".reflink-probe-from"), dir.join(".reflink-probe-to"));
@@ -49,6 +51,14 @@ pub(crate) fn clone_file(from: &Path, to: &Path) -> io::Result<File> {
             let _ = fs::remove_file(to);
             Err(error)
         }
+    }
+}
+
+/// A second name for a file that never changes, or a clone of it where it cannot have one.
+pub(crate) fn link_file(from: &Path, to: &Path) -> Result<(), StorageError> {
+    match fs::hard_link(from, to) {
+        Ok(()) => Ok(()),
+        Err(_) => clone_file(from, to).map(drop).map_err(StorageError::io("clone a file to", to)),
     }
 }
 

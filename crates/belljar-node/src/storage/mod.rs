@@ -26,7 +26,7 @@ use std::{
 pub use self::extents::changed_extents;
 use self::volume::Volume;
 pub(crate) use self::{
-    clone::{clone_file, data_ranges},
+    clone::{clone_file, data_ranges, link_file},
     usage::dir_usage,
 };
 use crate::program::ProgramError;

@@ -10,6 +10,7 @@ mod crash;
 mod driver;
 mod fault;
 mod guest;
+mod image;
 mod machine;
 mod model;
 mod sleep;

@@ -11,9 +11,10 @@ use axum::{
 };
 use belljar_api::{
     error::{ErrorBody, code},
-    node::{Command, Credentials, LogQuery, NodeHello, Report},
+    node::{Command, Credentials, DeletedImage, LogQuery, NewImage, NodeHello, Report},
     sandbox::NetworkConfig,
 };
+use belljar_image::{ImageError, Which};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -23,10 +24,11 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use super::tunnel;
 use crate::{
     Context, account, blocking, chain,
-    images::is_not_found,
+    images::{self, NewImageError, is_not_found},
     limits::{COMMAND_MAX, CREDENTIALS_MAX},
     logs, network,
     registry::{ApplyError, Changed},
+    snapshots::SnapshotError,
     vault::VaultError,
 };
 
@@ -35,7 +37,8 @@ pub(super) fn router(ctx: Arc<Context>) -> Router {
         .route("/v1/hello", get(hello))
         .route("/v1/commands", post(command))
         .route("/v1/reports", get(reports))
-        .route("/v1/images", get(images))
+        .route("/v1/images", get(images).delete(delete_image))
+        .route("/v1/images/from-snapshot", post(image_from_snapshot))
         .route("/v1/storage", get(usage))
         .route("/v1/storage/gc", post(gc))
         .route("/v1/snapshots/{id}/diff/{other}", get(diff))
@@ -137,17 +140,67 @@ fn line(report: &impl Serialize) -> Bytes {
 #[derive(Deserialize)]
 struct ImageQuery {
     name: Option<String>,
+    id: Option<String>,
+}
+
+impl ImageQuery {
+    fn which(&self) -> Option<Which<'_>> {
+        match self {
+            Self { name: Some(name), .. } => Some(Which::Name(name)),
+            Self { name: None, id: Some(id) } => Some(Which::Id(id)),
+            Self { name: None, id: None } => None,
+        }
+    }
 }
 
 async fn images(State(ctx): State<Arc<Context>>, Query(query): Query<ImageQuery>) -> Response {
-    let answer = match query.name {
-        Some(name) => ctx.images.find(&name).map(|image| Json(image).into_response()),
+    let answer = match query.which() {
+        Some(which) => ctx.images.find(which).map(|image| Json(image).into_response()),
         None => ctx.images.list().map(|images| Json(images).into_response()),
     };
-    match answer {
-        Ok(response) => response,
-        Err(error) if is_not_found(&error) => failure(StatusCode::NOT_FOUND, code::NOT_FOUND, chain(&error)),
-        Err(error) => internal(&error),
+    answer.unwrap_or_else(|error| image_failure(&error))
+}
+
+async fn delete_image(State(ctx): State<Arc<Context>>, Query(query): Query<ImageQuery>) -> Response {
+    let this = ctx.clone();
+    let deleted = blocking(move || {
+        let Some(which) = query.which() else { return Ok(None) };
+        this.images.delete(which, &this.storage).map(Some)
+    });
+    match deleted.await {
+        Ok(Some(names)) => Json(DeletedImage { names }).into_response(),
+        Ok(None) => failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, "say which image: name or id"),
+        Err(error) => image_failure(&error),
+    }
+}
+
+async fn image_from_snapshot(State(ctx): State<Arc<Context>>, Json(new): Json<NewImage>) -> Response {
+    match images::publish(&ctx, new).await {
+        Ok(image) => Json(image).into_response(),
+        Err(error) if error.is_no_space() => failure(StatusCode::INSUFFICIENT_STORAGE, code::NO_SPACE, chain(&error)),
+        Err(NewImageError::Snapshot(SnapshotError::Vault(error @ VaultError::NotFound { .. }))) => {
+            failure(StatusCode::NOT_FOUND, code::SNAPSHOT_NOT_FOUND, error.to_string())
+        }
+        Err(
+            error @ (NewImageError::Memory { .. }
+            | NewImageError::Store(ImageError::BadName { .. } | ImageError::BadRequest(_))),
+        ) => failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, error.to_string()),
+        Err(error @ NewImageError::Store(ImageError::Busy { .. })) => {
+            failure(StatusCode::CONFLICT, code::CONFLICT, error.to_string())
+        }
+        Err(NewImageError::Store(error)) => image_failure(&error),
+        Err(error @ NewImageError::Stopping) => {
+            failure(StatusCode::SERVICE_UNAVAILABLE, code::SANDBOX_UNREACHABLE, error.to_string())
+        }
+        Err(error @ (NewImageError::Snapshot(_) | NewImageError::Storage(_))) => internal(&error),
+    }
+}
+
+fn image_failure(error: &ImageError) -> Response {
+    match error {
+        error if is_not_found(error) => failure(StatusCode::NOT_FOUND, code::NOT_FOUND, chain(error)),
+        ImageError::Managed { .. } => failure(StatusCode::FORBIDDEN, code::FORBIDDEN, chain(error)),
+        error => internal(error),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the server does, apart from HTTP: one file per noun, each a set of functions over [`App`].
 
 pub(crate) mod copy;
+pub(crate) mod image;
 pub(crate) mod key;
 pub(crate) mod log;
 pub(crate) mod place;

@@ -152,6 +152,10 @@ fn handler(op: Op, method: MethodFilter) -> Option<MethodRouter<Arc<App>>> {
         Op::DeleteSecret => call(method, secret::delete),
         Op::ListImages => call(method, image::list),
         Op::GetImage => call(method, image::get),
+        Op::GetImageById => call(method, image::get_by_id),
+        Op::ImageFromSnapshot => call(method, image::from_snapshot),
+        Op::DeleteImage => call(method, image::delete),
+        Op::DeleteImageById => call(method, image::delete_by_id),
         Op::NotYet(words) => call(method, move |_: Call| async move { Err::<Response, _>(not_implemented(words)) }),
         // Answered before the router, or by the guest.
         Op::Health | Op::ConnectNode | Op::Guest => return None,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use belljar_api::{
     image::ImageInfo,
     log::{LogPage, LogProcessList},
     network::NetworkUse,
-    node::{Command, CommandAck, Credentials, LogQuery, NodeHello},
+    node::{Command, CommandAck, Credentials, DeletedImage, LogQuery, NewImage, NodeHello},
     sandbox::NetworkConfig,
     snapshot::{Collected, SnapshotDiff, StorageUse},
 };
@@ -57,6 +57,34 @@ impl From<NodeError> for ApiError {
             ),
             NodeError::Answer { status, body } => Self::new(status, &body.code, body.error),
         }
+    }
+}
+
+/// How a client names an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ImageRef<'a> {
+    /// By a name or an alias.
+    Name(&'a str),
+    /// By its id.
+    Id(&'a str),
+}
+
+impl<'a> ImageRef<'a> {
+    /// As the client wrote it.
+    pub(crate) fn text(self) -> &'a str {
+        match self {
+            Self::Name(text) | Self::Id(text) => text,
+        }
+    }
+
+    /// Its path on a node.
+    fn path(self) -> String {
+        let key = match self {
+            Self::Name(_) => "name",
+            Self::Id(_) => "id",
+        };
+        let value: String = url::form_urlencoded::byte_serialize(self.text().as_bytes()).collect();
+        format!("/v1/images?{key}={value}")
     }
 }
 
@@ -190,23 +218,41 @@ impl NodeLink {
         self.caller.get("/v1/images").await
     }
 
-    /// The image with this name or alias.
-    pub(crate) async fn image(&self, name: &str) -> Result<ImageInfo, NodeError> {
-        let query: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();
-        let found = self.caller.get(&format!("/v1/images?name={query}")).await?;
-        let mut known = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() < IMAGE_NAMES_MAX {
+    /// One image.
+    pub(crate) async fn image(&self, which: ImageRef<'_>) -> Result<ImageInfo, NodeError> {
+        let found = self.caller.get(&which.path()).await?;
+        let mut known = self.known_images();
+        if let ImageRef::Name(name) = which
+            && known.len() < IMAGE_NAMES_MAX
+        {
             known.insert(name.to_owned());
         }
         Ok(found)
     }
 
+    /// Lets it make an image of a snapshot.
+    pub(crate) async fn image_from_snapshot(&self, new: &NewImage) -> Result<ImageInfo, NodeError> {
+        self.caller.patient().post("/v1/images/from-snapshot", new).await
+    }
+
+    /// Lets it remove an image.
+    pub(crate) async fn delete_image(&self, which: ImageRef<'_>) -> Result<DeletedImage, NodeError> {
+        let deleted = self.caller.patient().json(Method::DELETE, &which.path(), Body::empty()).await;
+        // Which of the names that we know lead there, only the node can tell.
+        self.known_images().clear();
+        deleted
+    }
+
+    fn known_images(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether it has an image; asks only when the name is new.
     pub(crate) async fn image_presence(&self, name: &str) -> Result<ImagePresence, NodeError> {
-        if self.images.lock().unwrap_or_else(PoisonError::into_inner).contains(name) {
+        if self.known_images().contains(name) {
             return Ok(ImagePresence::Present);
         }
-        match self.image(name).await {
+        match self.image(ImageRef::Name(name)).await {
             Ok(_) => Ok(ImagePresence::Present),
             Err(NodeError::Answer { status: StatusCode::NOT_FOUND, body }) => Ok(ImagePresence::Absent(body.error)),
             Err(error) => Err(error),

@@ -14,7 +14,7 @@ mod session;
 mod stream;
 
 pub(crate) use self::{
-    link::{NodeError, NodeLink},
+    link::{ImageRef, NodeError, NodeLink},
     registry::Nodes,
     session::accept,
     stream::{BodyStream, channel},

@@ -1,6 +1,12 @@
 //! Keys, images, the server itself.
 
-use super::{Auth, HEALTH_PATH, Op, Route, Verb, route};
+use super::{Answers, Auth, HEALTH_PATH, Op, Route, Verb, route};
+
+const GONE: Answers = &[
+    (204, "", "It is gone."),
+    (403, "ErrorBody", "It is one of those that come with the server (`belljar/…`)."),
+    (404, "ErrorBody", "There is no such image; the words name those that there are."),
+];
 
 /// See the module.
 pub(super) static ROUTES: &[Route] = &[
@@ -85,13 +91,58 @@ pub(super) static ROUTES: &[Route] = &[
         "Remove a secret by id or name; no request carries it any more",
         &[(200, "", "It is removed.")],
     ),
-    route(Verb::Get, "/images/v4/images", Op::ListImages, "List images", &[(200, "ImageList", "By name.")]),
+    route(
+        Verb::Get,
+        "/images/v4/images",
+        Op::ListImages,
+        "List images",
+        &[(200, "ImageList", "By name: all of them, up to 1000, or one page.")],
+    )
+    .query(&[
+        ("page_size", "Most images, 1 to 1000."),
+        ("cursor", "Begin where an earlier answer's `pagination.next` says."),
+    ]),
     route(
         Verb::Get,
         "/images/v4/images/name/{name}",
         Op::GetImage,
         "Show an image by name; slashes as they are",
         &[(200, "ImageInfo", "The image.")],
+    ),
+    route(
+        Verb::Post,
+        "/images/v4/images/from-snapshot",
+        Op::ImageFromSnapshot,
+        "Make an image of a filesystem snapshot",
+        &[
+            (201, "ImageInfo", "It is made, and named."),
+            (400, "ErrorBody", "The snapshot is not completed or holds memory, or no image can have the name."),
+            (403, "ErrorBody", "The name is one of those that come with the server (`belljar/…`)."),
+            (409, "ErrorBody", "An image of this name is being made."),
+            (507, "ErrorBody", "There is no room for it."),
+        ],
+    )
+    .body("ImageFromSnapshot"),
+    route(
+        Verb::Delete,
+        "/images/v4/images/name/{name}",
+        Op::DeleteImage,
+        "Remove an image's name, and the image with its last one; sandboxes keep what they have",
+        GONE,
+    ),
+    route(
+        Verb::Get,
+        "/images/v4/images/{id}",
+        Op::GetImageById,
+        "Show an image by id; of its names the first",
+        &[(200, "ImageInfo", "The image.")],
+    ),
+    route(
+        Verb::Delete,
+        "/images/v4/images/{id}",
+        Op::DeleteImageById,
+        "Remove an image with all its names; sandboxes keep what they have",
+        GONE,
     ),
     route(
         Verb::Get,

@@ -10,8 +10,6 @@ const ORGANIZATION: &str = "organizations come in a later release; there is one,
 pub(super) static ROUTES: &[Route] = &[
     later_lifecycle(Verb::Post, "/sandboxes/{ref}/file_systems", MOUNT),
     later_lifecycle(Verb::Delete, "/sandboxes/{ref}/file_systems", MOUNT),
-    later(Verb::Delete, "/images/v4/images/name/{name}", BUILD),
-    later(Verb::Post, "/images/v4/images/from-snapshot", BUILD),
     later(Verb::Post, "/images/v4/builds", BUILD),
     later(Verb::Post, "/images/v4/builds/cancel", BUILD),
     later(Verb::Get, "/images/v4/builds/{id}", BUILD),

@@ -95,6 +95,10 @@ pub(crate) enum Op {
     DeleteSecret,
     ListImages,
     GetImage,
+    GetImageById,
+    ImageFromSnapshot,
+    DeleteImage,
+    DeleteImageById,
     Health,
     ConnectNode,
     /// Answered by the guest agent, through the ingress.

@@ -6,6 +6,7 @@ mod copy;
 mod guest;
 mod hostile;
 mod http2;
+mod image;
 mod ingress;
 mod input;
 mod node;

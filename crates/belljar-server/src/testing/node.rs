@@ -12,8 +12,8 @@ use belljar_api::{
     image::ImageInfo,
     log::{LogLine, LogPage, LogProcessList},
     node::{
-        CONNECT_PATH, Capacity, Command, CommandAck, Credentials, NodeHello, NodeState, Op, Report, SandboxSpec,
-        SnapshotReport, SnapshotState, UPGRADE,
+        CONNECT_PATH, Capacity, Command, CommandAck, Credentials, DeletedImage, NewImage, NodeHello, NodeState, Op,
+        Report, SandboxSpec, SnapshotReport, SnapshotState, UPGRADE,
     },
     snapshot::{Collected, DiffEntry, Difference, SnapshotDiff, StorageUse},
 };
@@ -31,7 +31,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub(super) use super::node_state::{Boot, Work};
-use super::{Harness, NODE_TOKEN, guest, node_state::State};
+use super::{
+    Harness, NODE_TOKEN, guest,
+    node_state::{State, image},
+};
 use crate::node_link::{BodyStream, channel};
 
 pub(super) const NODE_ID: &str = "node-1";
@@ -241,6 +244,11 @@ impl FakeNode {
                 json(StatusCode::OK, &serde_json::json!({}))
             }
             (_, "/v1/reports") => self.account(),
+            (&Method::DELETE, "/v1/images") => self.delete_image(request.uri().query()),
+            (&Method::POST, "/v1/images/from-snapshot") => {
+                let body = request.into_body().collect().await.expect("body").to_bytes();
+                self.make_image(&serde_json::from_slice(&body).expect("an image"))
+            }
             (_, "/v1/images") => self.images(request.uri().query()),
             (_, "/v1/logs") => json(StatusCode::OK, &logs()),
             (&Method::GET, "/v1/storage") => json(StatusCode::OK, &storage()),
@@ -265,19 +273,40 @@ impl FakeNode {
 
     fn images(&self, query: Option<&str>) -> Response<Body> {
         let inner = self.lock();
-        let wanted = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes())
-            .find(|(key, _)| key == "name")
-            .map(|(_, name)| name.into_owned());
-        match wanted.as_deref() {
+        match wanted(query).as_deref() {
             None => json(StatusCode::OK, &inner.images.iter().map(|name| image(name)).collect::<Vec<_>>()),
             // An alias, as nodes know some.
             Some("tensorlake/debian-minimal") => json(StatusCode::OK, &image("debian-minimal")),
             Some(name) if inner.images.iter().any(|known| known == name) => json(StatusCode::OK, &image(name)),
-            Some(name) => {
-                let words = format!("image not found: {name}; there is debian-minimal");
-                json(StatusCode::NOT_FOUND, &ErrorBody::new(code::NOT_FOUND, words))
-            }
+            Some(name) => no_image(name),
         }
+    }
+
+    fn delete_image(&self, query: Option<&str>) -> Response<Body> {
+        let images = &mut self.lock().images;
+        match wanted(query) {
+            Some(name) if name == "debian-minimal" => {
+                json(StatusCode::FORBIDDEN, &ErrorBody::new(code::FORBIDDEN, "that one is mine"))
+            }
+            Some(name) if images.contains(&name) => {
+                images.retain(|known| *known != name);
+                json(StatusCode::OK, &DeletedImage { names: vec![name] })
+            }
+            name => no_image(&name.unwrap_or_default()),
+        }
+    }
+
+    fn make_image(&self, new: &NewImage) -> Response<Body> {
+        if new.name == "busy" {
+            return json(StatusCode::CONFLICT, &ErrorBody::new(code::CONFLICT, "it is being made"));
+        }
+        self.add_images(&[&new.name]);
+        json(StatusCode::OK, &ImageInfo { global: new.public, ..image(&new.name) })
+    }
+
+    /// Gives it more images.
+    pub(super) fn add_images(&self, names: &[&str]) {
+        self.lock().images.extend(names.iter().map(|&name| name.to_owned()));
     }
 
     async fn take(&self, command: Command, broken: &CancellationToken) -> Response<Body> {
@@ -341,17 +370,18 @@ fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
     crate::error::json(status, value)
 }
 
-fn image(name: &str) -> ImageInfo {
-    ImageInfo {
-        id: "image_000000000000000000000".into(),
-        name: name.into(),
-        snapshot_id: "blake3:00".into(),
-        global: true,
-        physical_size_bytes: 1,
-        logical_size_bytes: 1,
-        created_at: "2026-01-01T00:00:00Z".into(),
-        updated_at: "2026-01-01T00:00:00Z".into(),
-    }
+fn no_image(name: &str) -> Response<Body> {
+    let words = format!("image not found: {name}; there is debian-minimal");
+    json(StatusCode::NOT_FOUND, &ErrorBody::new(code::NOT_FOUND, words))
+}
+
+/// The name that a request about images has. An image's id is here its name with something before it.
+fn wanted(query: Option<&str>) -> Option<String> {
+    url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).find_map(|(key, value)| match &*key {
+        "name" => Some(value.into_owned()),
+        "id" => Some(value.strip_prefix("image_").unwrap_or("?").to_owned()),
+        _ => None,
+    })
 }
 
 fn storage() -> StorageUse {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use belljar_api::{
     error::code,
+    image::ImageInfo,
     node::{Command, CopySpec, NodeState, Op, Report, SandboxReport, Settings, SnapshotReport, SnapshotState},
     sandbox::TerminationReason,
 };
@@ -30,6 +31,20 @@ pub(crate) enum Work {
     Hang,
     /// It does not happen.
     Fail(&'static str),
+}
+
+/// An image as nodes tell of one.
+pub(crate) fn image(name: &str) -> ImageInfo {
+    ImageInfo {
+        id: format!("image_{name}"),
+        name: name.into(),
+        snapshot_id: "blake3:00".into(),
+        global: true,
+        physical_size_bytes: 1,
+        logical_size_bytes: 1,
+        created_at: "2026-01-01T00:00:00Z".into(),
+        updated_at: "2026-01-01T00:00:00Z".into(),
+    }
 }
 
 /// One sandbox.

@@ -1,9 +1,9 @@
-//! Images that were made elsewhere.
+//! Images that were made elsewhere, or of a sandbox.
 
 use std::{fs, path::Path, process::Command};
 
-use belljar_tests::World;
-use serde_json::json;
+use belljar_tests::{World, world::prepared};
+use serde_json::{Value, json};
 
 /// All that is in the image.
 const PROGRAM: &str = r#"
@@ -45,4 +45,66 @@ fn an_oci_image_runs_as_its_configuration_says() {
     let ran = sandbox.run_request(&json!({"command": "/bin/tool"}));
     assert_eq!(ran.stdout, "1001 /srv hello", "{ran:?}");
     sandbox.delete();
+}
+
+/// A world with a store of its own, in which the default image is.
+fn with_own_store(dir: &Path) -> World {
+    let from = prepared("BELLJAR_IMAGE_STORE").display().to_string();
+    run(dir, &format!("cp --archive --sparse=always --reflink=auto {from} store"));
+    World::start_with(&[("BELLJAR_IMAGE_STORE", dir.join("store").display().to_string())])
+}
+
+fn names(world: &World) -> Vec<String> {
+    let images = world.http().get("/images/v4/images?page_size=100").json;
+    images["items"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_sandbox_becomes_an_image_that_can_go_while_others_live() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = with_own_store(dir.path());
+    let before = names(&world);
+    let source = world.create(&json!({"name": "source"}));
+    source.sh("echo kept > /workspace/file; ln /workspace/file /workspace/again; echo gone > /dev/shm/memory");
+    world.ok(&["commit", "source", "mine:v1"]);
+    assert_eq!(source.sh("cat /dev/shm/memory"), "gone", "it goes on");
+    assert_eq!(world.http().get("/snapshots").json["snapshots"], json!([]));
+    source.delete();
+
+    world.ok(&["image", "tag", "mine:v1", "mine"]);
+    let shown = world.json(&["image", "show", "mine"]);
+    assert_eq!(shown["names"], json!(["mine", "mine:v1"]));
+    assert_eq!(shown["history"].as_array().unwrap().last().unwrap()["comment"], "from image belljar/debian");
+    let made = world.create(&json!({"image": "mine:v1", "name": "made", "timeout_secs": 0}));
+    assert_eq!(made.sh("cat /workspace/again; stat -c %h /workspace/file; ls /dev/shm"), "kept\n2");
+    // It is configured as the default image is.
+    let config = &world.json(&["image", "show", "belljar/debian"])["config"];
+    assert_eq!(&shown["config"], config);
+    let language = config["env"]["LANG"].as_str().unwrap();
+    assert_eq!(made.sh("echo $LANG"), language);
+
+    let id = shown["id"].as_str().unwrap();
+    let refused = world.http().delete("/images/v4/images/name/belljar/debian");
+    assert_eq!((refused.status, refused.code()), (403, "FORBIDDEN"), "{refused:?}");
+    assert_eq!(world.http().delete(&format!("/images/v4/images/{id}")).status, 204);
+    assert_eq!(names(&world), before);
+    let refused = world.http().post("/sandboxes", &json!({"image": "mine"}));
+    assert_eq!((refused.status, &refused.json["termination_reason"]), (422, &json!("ImageNotFound")), "{refused:?}");
+    // Whoever lives notices nothing, awake, asleep, and under another server.
+    world.suspend("made");
+    world.down_keep();
+    world.up();
+    assert_eq!(made.sh("cat /workspace/file; echo $LANG"), format!("kept\n{language}"));
+    // And can be made into an image again.
+    let snapshot = world.snapshot("made", "filesystem");
+    let new = json!({"name": "again", "snapshot_id": snapshot["id"], "public": true});
+    let answer = world.http().post("/images/v4/images/from-snapshot", &new);
+    assert_eq!((answer.status, &answer.json["global"]), (201, &Value::Bool(true)), "{answer:?}");
+    let again = world.create(&json!({"image": "again"}));
+    assert_eq!(again.sh("cat /workspace/file"), "kept");
+    again.delete();
+    made.delete();
+    world.ok(&["image", "prune"]);
+    let left: Vec<_> = fs::read_dir(dir.path().join("store/tmp")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
 }

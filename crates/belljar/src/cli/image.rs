@@ -57,6 +57,24 @@ pub enum ImageCommand {
     },
 }
 
+/// `belljar commit`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The image has the files of the sandbox, and the environment, working directory, user, entrypoint and command of the image \
+that the sandbox came from. Memory and processes are not in it. It lies on the node that has the sandbox; \
+`belljar create --image NAME` makes a sandbox of it.")]
+pub struct CommitArgs {
+    /// Let the image be there for every project
+    #[arg(long)]
+    pub public: bool,
+    /// Id or name of the sandbox
+    #[arg(value_parser = value::reference)]
+    pub sandbox: String,
+    /// Name to give the image; if it stands for another image, no longer for that
+    #[arg(value_parser = value::image)]
+    pub name: String,
+}
+
 /// Which image store a command works on.
 #[derive(Debug, Clone, Args)]
 pub struct StoreArgs {

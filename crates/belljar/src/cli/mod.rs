@@ -16,7 +16,7 @@ use clap::{
 };
 
 pub use self::{
-    image::{ImageBuildArgs, ImageCommand, ImageImportArgs, StoreArgs},
+    image::{CommitArgs, ImageBuildArgs, ImageCommand, ImageImportArgs, StoreArgs},
     local::{DownArgs, KeyCommand, SecretCommand, SecretSetArgs, UpArgs, VmmCommand, VmmInstallArgs},
     sandbox::{
         CpArgs, CreateArgs, ExecArgs, KillArgs, LifeArgs, LogsArgs, LsArgs, MachineArgs, ProgramArgs, RmArgs, RunArgs,
@@ -131,6 +131,8 @@ pub enum Command {
     /// Take, list, show and delete snapshots
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Make an image of the files of a running sandbox, which goes on
+    Commit(CommitArgs),
     /// Make a sandbox from a snapshot and print its id
     Restore(RestoreArgs),
     /// Copy a running sandbox, memory and all, and print the ids of the copies

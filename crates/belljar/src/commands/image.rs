@@ -2,6 +2,7 @@
 
 mod show;
 
+use belljar_api::image::{ImageList, Pagination};
 use belljar_image::{
     BuildRequest, BuiltImage, ImportProgress, ImportRequest, LayerProgress, Login, Progress, Removed, Store,
 };
@@ -37,11 +38,11 @@ fn open(ctx: &Context, store: &StoreArgs) -> anyhow::Result<Store> {
 async fn ls(ctx: &Context) -> anyhow::Result<ExitStatus> {
     let images = ctx.client()?.images().await?;
     if ctx.printer.is_json() {
-        ctx.printer.json(&images)?;
+        ctx.printer.json(&ImageList { items: images, pagination: Pagination::default() })?;
         return Ok(ExitStatus::Success);
     }
     let mut table = Table::new(["name", "id", "on disk", "size", "built"]);
-    for image in &images.items {
+    for image in &images {
         table.push([
             image.name.clone(),
             image.id.clone(),

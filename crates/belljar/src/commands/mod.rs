@@ -2,6 +2,7 @@
 //! program ends; errors travel up and are reported once, in [`crate::main`].
 
 mod attached;
+mod commit;
 mod completion;
 mod cp;
 mod create;
@@ -87,6 +88,7 @@ pub fn dispatch(ctx: Context, command: Command) -> anyhow::Result<ExitStatus> {
         Command::Resume(args) => block_on(state::resume(&ctx, &args)),
         Command::Rollback { sandbox, snapshot } => block_on(state::rollback(&ctx, &sandbox, &snapshot)),
         Command::Snapshot(command) => block_on(snapshot::snapshot(&ctx, command)),
+        Command::Commit(args) => block_on(commit::commit(&ctx, &args)),
         Command::Restore(args) => block_on(restore::restore(&ctx, args)),
         Command::Fork(args) => block_on(fork::fork(&ctx, &args)),
         Command::Tree => block_on(tree::tree(&ctx)),

@@ -6,7 +6,7 @@ use belljar_image::{RuntimeConfig, Store};
 
 use serde_json::{Value, json};
 
-use super::World;
+use super::{ID, World, check_answers, snapshot};
 
 /// A file that passes for an ext4 file system of a mebibyte.
 fn rootfs(world: &World) -> std::path::PathBuf {
@@ -83,4 +83,48 @@ fn names_that_no_image_can_have_are_refused_at_once() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
         assert!(text.contains("a name looks like `team/tool` or `team/tool:v2`"), "{args:?}: {text}");
     }
+}
+
+fn image() -> Value {
+    json!({
+        "id": "image_0", "name": "mine", "snapshot_id": "blake3:00", "global": false, "physical_size_bytes": 2048,
+        "logical_size_bytes": 4096, "created_at": "2025-09-06T09:51:06Z", "updated_at": "2025-09-06T09:51:06Z",
+    })
+}
+
+#[test]
+fn a_commit_takes_a_snapshot_and_removes_it() {
+    let accepted = (202, json!({ "snapshot_id": ID, "status": "in_progress" }));
+    let completed = (200, snapshot("completed", None));
+    let gone = (200, Value::Null);
+    let args = ["commit", "box", "mine"];
+    check_answers(
+        &[accepted.clone(), completed.clone(), (201, image()), gone.clone()],
+        &args,
+        0,
+        "mine blake3:00\n",
+        "image mine was made: 2.00 KiB on disk\n",
+    );
+    // It goes, too, when no image comes of it.
+    let failed = (200, snapshot("failed", Some("no space")));
+    let words = "error: the snapshot was not completed: no space\n";
+    check_answers(&[accepted.clone(), failed, gone.clone()], &args, 1, "", words);
+    let conflict = (409, json!({ "error": "it is being made", "code": "CONFLICT" }));
+    let answers = [accepted.clone(), completed.clone(), conflict, gone];
+    check_answers(&answers, &args, 1, "", "error: it is being made\n");
+    let busy = (409, json!({ "error": "another time", "code": "CONFLICT" }));
+    let note = format!("snapshot {ID} stays: another time; `belljar snapshot rm {ID}` removes it\n");
+    let stays = format!("{note}image mine was made: 2.00 KiB on disk\n");
+    check_answers(&[accepted, completed, (201, image()), busy], &args, 0, "mine blake3:00\n", &stays);
+    // Nothing was taken: there is nothing to remove.
+    let asleep = (409, json!({ "error": "it sleeps; resume it first", "code": "CONFLICT" }));
+    check_answers(&[asleep], &args, 1, "", "error: it sleeps; resume it first\n");
+}
+
+#[test]
+fn all_pages_of_images_are_listed() {
+    let page = |next: Value| (200, json!({ "items": [image()], "pagination": { "next": next } }));
+    let line = "mine  image_0  2.00 KiB  4.00 KiB  2025-09-06T09:51:06Z\n";
+    let table = format!("NAME  ID       ON DISK   SIZE      BUILT\n{line}{line}");
+    check_answers(&[page(json!("bWluZQ")), page(Value::Null)], &["image", "ls"], 0, &table, "");
 }

@@ -170,9 +170,8 @@ fn build_in(stage: &Path, store: &Store, request: &BuildRequest, at: &mut Report
     let plan = Plan::new(request, &mirrors)?;
     let name = name::canonical(&request.name)?.to_owned();
     if !request.force
-        && let Some(image) = store.built(&plan.key)
+        && let Some(image) = store.reuse(&name, &plan.key)?
     {
-        store.register(&name, &image.digest)?;
         return Ok(BuiltImage { name, image, cached: true });
     }
     if !rustix::process::geteuid().is_root() {
@@ -340,6 +339,7 @@ pub(crate) fn seal(rootfs: &Path, config: RuntimeConfig) -> Result<Image, ImageE
         packages: BTreeMap::new(),
         config,
         history: Vec::new(),
+        is_variant: false,
     })
 }
 

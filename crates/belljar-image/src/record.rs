@@ -111,13 +111,41 @@ pub struct Image {
     pub config: RuntimeConfig,
     /// How it came about, where its maker says so; oldest first.
     pub history: Vec<HistoryEntry>,
+    /// Whether its bytes were there before, with another configuration.
+    pub(crate) is_variant: bool,
 }
 
 impl Image {
-    /// `image_` and the first 21 hexadecimal digits of its content address: what it is called in the API.
+    /// What it is called in the API: `image_` and the first 21 hexadecimal digits of its content address, or of a hash of
+    /// that and its configuration, when another image has the same bytes.
     #[must_use]
     pub fn id(&self) -> String {
-        digest::to_id(&self.digest)
+        if !self.is_variant {
+            return digest::to_id(&self.digest);
+        }
+        let mut hasher = blake3::Hasher::new();
+        // Text and maps of text: it cannot fail.
+        hasher.update(self.digest.as_bytes()).update(&serde_json::to_vec(&self.config).unwrap_or_default());
+        digest::to_id(&hasher.finalize().to_hex())
+    }
+
+    /// What has to be kept of `self` where `there` has the same bytes; `None` when it says the same.
+    pub(crate) fn beside(&self, there: &Self) -> Option<Variant> {
+        let variant = Variant {
+            created_at: self.created_at.clone(),
+            origin: self.origin.clone(),
+            config: self.config.clone(),
+            history: self.history.clone(),
+        };
+        let says = |image: &Self| (image.origin.clone(), image.config.clone(), image.history.clone());
+        (says(self) != says(there)).then_some(variant)
+    }
+
+    /// The image that has these bytes, and says what the variant says.
+    pub(crate) fn varied(self, variant: Option<&Variant>) -> Self {
+        let Some(Variant { created_at, origin, config, history }) = variant.cloned() else { return self };
+        let is_variant = config != self.config;
+        Self { created_at, origin, config, history, is_variant, ..self }
     }
 
     /// Quick check, some microseconds: the file is there, has its size and an ext4 superblock.
@@ -184,6 +212,7 @@ impl Image {
             packages: record.packages,
             config: record.config,
             history: record.history,
+            is_variant: false,
         })
     }
 
@@ -222,8 +251,18 @@ struct ImageRecord {
     history: Vec<HistoryEntry>,
 }
 
+/// What an image says of itself that has the bytes of another. Two images of elsewhere often differ in nothing but their
+/// configuration: then there is one file, and each name knows what its image says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Variant {
+    created_at: String,
+    origin: Option<String>,
+    config: RuntimeConfig,
+    history: Vec<HistoryEntry>,
+}
+
 /// A name's file: which image it stands for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NameRecord {
     format: u32,
     pub(crate) name: String,
@@ -231,6 +270,9 @@ pub(crate) struct NameRecord {
     /// Whether it is there for every project; those of older versions all are.
     #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     pub(crate) public: bool,
+    /// What its image says, where that is not what the image's own record says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) variant: Option<Variant>,
 }
 
 fn yes() -> bool {
@@ -238,8 +280,13 @@ fn yes() -> bool {
 }
 
 impl NameRecord {
-    pub(crate) fn new(name: &str, digest: &str, public: bool) -> Self {
-        Self { format: NAME_FORMAT, name: name.to_owned(), digest: digest.to_owned(), public }
+    pub(crate) fn new(name: &str, digest: &str, public: bool, variant: Option<Variant>) -> Self {
+        Self { format: NAME_FORMAT, name: name.to_owned(), digest: digest.to_owned(), public, variant }
+    }
+
+    /// The same for another name.
+    pub(crate) fn called(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
     }
 
     pub(crate) fn read(path: &Path) -> Result<Self, ImageError> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <store>/images/blake3-<hex>/{rootfs.ext4,image.json}   an image, read-only once it is there
-//! <store>/names/<name, escaped>.json                     which image a name stands for
+//! <store>/names/<name, escaped>.json                     which image a name stands for, and what that says if others have its bytes
 //! <store>/builds/<key>.json                              which image a set of packages gave: the build cache
 //! <store>/tmp/build/                                     the build under way; left-overs are removed by the next one
 //! <store>/tmp/blobs/                                     layers for imports that broke off
@@ -128,7 +128,7 @@ impl Store {
     pub fn list(&self) -> Result<Vec<Named>, ImageError> {
         let mut images = Vec::new();
         for record in self.names()? {
-            match Image::read(&self.image_dir(&record.digest)) {
+            match self.image_of(&record) {
                 Ok(image) => images.push(Named { name: record.name, public: record.public, image }),
                 // Removed between the two reads, or by hand: as good as not listed.
                 Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -153,7 +153,7 @@ impl Store {
     pub fn find(&self, name: &str) -> Result<Named, ImageError> {
         let path = self.name_path(name::canonical(name)?);
         let found = NameRecord::read(&path).and_then(|record| {
-            let image = Image::read(&self.image_dir(&record.digest))?;
+            let image = self.image_of(&record)?;
             Ok(Named { name: record.name, public: record.public, image })
         });
         match found {
@@ -183,8 +183,8 @@ impl Store {
     /// # Errors
     /// [`ImageError::BadRecord`] for a record that cannot be read.
     pub fn names_of(&self, image: &Image) -> Result<Vec<String>, ImageError> {
-        let names = self.names()?.into_iter().filter(|record| record.digest == image.digest);
-        Ok(names.map(|record| record.name).collect())
+        let names = self.list()?.into_iter().filter(|it| it.image.id() == image.id());
+        Ok(names.map(|it| it.name).collect())
     }
 
     /// Lets a second name stand for the image behind `name`, and no longer for another. Nothing is copied.
@@ -195,19 +195,10 @@ impl Store {
         let new = name::canonical(new)?;
         let _lock = self.lock()?;
         let found = self.find(name)?;
-        self.register_locked(new, &found.image.digest, found.public)?;
+        let record = NameRecord::read(&self.name_path(&found.name))?;
+        record.called(new).write(&self.name_path(new))?;
         self.remove_unnamed()?;
         Ok(Named { name: new.to_owned(), ..found })
-    }
-
-    /// Lets `name` stand for the image with this content address, and no longer for another.
-    ///
-    /// # Errors
-    /// [`ImageError::NotFound`] when the store has no such image.
-    pub fn register(&self, name: &str, digest: &str) -> Result<(), ImageError> {
-        let _lock = self.lock()?;
-        self.register_locked(name::canonical(name)?, digest, true)?;
-        self.remove_unnamed()
     }
 
     /// Removes a name, and its image when no other name stands for it.
@@ -247,11 +238,21 @@ impl Store {
         Ok(names)
     }
 
+    /// Names the image that a build with this key gave, when it is still there.
+    pub(crate) fn reuse(&self, name: &str, key: &str) -> Result<Option<Image>, ImageError> {
+        let _lock = self.lock()?;
+        let Some((record, image)) = self.built(key) else { return Ok(None) };
+        let name = name::canonical(name)?;
+        record.called(name).write(&self.name_path(name))?;
+        self.remove_unnamed()?;
+        Ok(Some(image))
+    }
+
     /// The image that a build with this key gave, when it is still there.
-    pub(crate) fn built(&self, key: &str) -> Option<Image> {
+    fn built(&self, key: &str) -> Option<(NameRecord, Image)> {
         let record = NameRecord::read(&self.build_path(key)).ok()?;
-        let image = Image::read(&self.image_dir(&record.digest)).ok()?;
-        image.verify().is_ok().then_some(image)
+        let image = self.image_of(&record).ok()?;
+        image.verify().is_ok().then_some((record, image))
     }
 
     /// Takes a finished image over: moves its directory to its place, names it, and remembers the key of its build.
@@ -264,22 +265,25 @@ impl Store {
         public: bool,
     ) -> Result<Image, ImageError> {
         let _lock = self.lock()?;
-        let dir = self.image_dir(&image.digest);
-        let is_new = !Image::read(&dir).is_ok_and(|old| old.verify().is_ok());
-        if is_new {
+        let (dir, name) = (self.image_dir(&image.digest), name::canonical(name)?);
+        let there = Image::read(&dir).ok().filter(|old| old.verify().is_ok());
+        if there.is_none() {
             remove_dir(&dir)?;
             fs::rename(built, &dir).map_err(ImageError::io("rename a directory to", &dir))?;
         }
-        let named = key
-            .map_or(Ok(()), |key| NameRecord::new(key, &image.digest, true).write(&self.build_path(key)))
-            .and_then(|()| self.register_locked(name::canonical(name)?, &image.digest, public));
-        if named.is_err() && is_new {
+        let variant = there.as_ref().and_then(|there| image.beside(there));
+        let record = NameRecord::new(name, &image.digest, public, variant);
+        let of_build = key.map(|key| (self.build_path(key), record.clone().called(key)));
+        let named = of_build
+            .map_or(Ok(()), |(path, record)| record.write(&path))
+            .and_then(|()| record.write(&self.name_path(name)));
+        if named.is_err() && there.is_none() {
             // Without a name it would only take space until somebody prunes.
             let _ = remove_dir(&dir);
         }
         named?;
         self.remove_unnamed()?;
-        Image::read(&dir)
+        self.image_of(&record)
     }
 
     /// The directory for a build under way, emptied; the lock keeps every other build away from it.
@@ -323,11 +327,9 @@ impl Store {
         }
     }
 
-    fn register_locked(&self, name: &str, digest: &str, public: bool) -> Result<(), ImageError> {
-        if !digest::is_valid(digest) || !self.image_dir(digest).is_dir() {
-            return Err(self.not_found(digest)?);
-        }
-        NameRecord::new(name, digest, public).write(&self.name_path(name))
+    /// The image that a record stands for.
+    fn image_of(&self, record: &NameRecord) -> Result<Image, ImageError> {
+        Ok(Image::read(&self.image_dir(&record.digest))?.varied(record.variant.as_ref()))
     }
 
     /// Removes images that no name stands for, with what the build cache says about them.

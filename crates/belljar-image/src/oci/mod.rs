@@ -215,9 +215,8 @@ impl Job<'_> {
         let (mut origin, resolved) = self.resolve()?;
         let key = self.key(&resolved);
         if !self.request.force
-            && let Some(image) = self.store.built(&key)
+            && let Some(image) = self.store.reuse(self.name, &key)?
         {
-            self.store.register(self.name, &image.digest)?;
             return Ok(BuiltImage { name: self.name.to_owned(), image, cached: true });
         }
         // Nobody else may enter: what lies in here has set-user-id programs and device nodes.

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::oci::OciError;
+use crate::{export::ExportError, oci::OciError};
 
 /// An image operation that failed. Each message names what was asked for and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +86,15 @@ pub enum ImageError {
     /// An image of elsewhere could not be imported.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// An image could not be written out.
+    #[error("cannot export image {name:?}")]
+    Export {
+        /// Its name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: ExportError,
+    },
     /// A record in the store is not what this version writes.
     #[error("cannot use {}: {reason}; remove it and build the image again", .path.display())]
     BadRecord {

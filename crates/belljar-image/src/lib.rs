@@ -1,7 +1,7 @@
 //! Images: from a Debian suite or an OCI image to an immutable ext4 root file system, and the store that keeps them by name.
 //!
 //! [`build`] makes one: apt's solver names the packages, mmdebstrap installs them into a directory, mkfs.ext4 packs it.
-//! [`import`] takes the layers of an image of a registry, a directory or a file for that directory.
+//! [`import`] takes the layers of an image of a registry, a directory or a file for that directory. [`Store::export`] is the way back.
 //! The same package versions, and the same layers, give the same bytes, so an image's name is only a pointer to a content address. [`Store`]
 //! is a directory that the CLI writes and the node reads; there is no server in between.
 //!
@@ -13,6 +13,7 @@ mod date;
 mod digest;
 mod draft;
 mod error;
+mod export;
 mod ext4;
 mod import;
 pub mod limits;
@@ -30,6 +31,7 @@ mod tree;
 pub use build::{BuildRequest, BuiltImage, Progress, build};
 pub use draft::{About, Draft, Sealed};
 pub use error::ImageError;
+pub use export::{ExportError, Exported};
 pub use name::{DEFAULT_IMAGE, canonical, is_managed};
 pub use oci::{ImportProgress, ImportRequest, LayerProgress, Login, OciError, import};
 pub use prune::{Pruned, Removed};

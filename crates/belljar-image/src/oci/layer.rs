@@ -63,7 +63,7 @@ impl<R> Checked<R> {
 }
 
 /// A digest as hexadecimal digits.
-pub(super) fn hex(hash: Sha256) -> String {
+pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

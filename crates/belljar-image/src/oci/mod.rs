@@ -42,6 +42,9 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use self::layer::hex;
+#[cfg(test)]
+pub(crate) use self::testing::is_root;
 use self::{
     blobs::Blobs,
     credentials::Credentials,

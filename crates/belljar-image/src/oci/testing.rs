@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::layer::hex;
 
 /// Whether this test can change owners and make devices; says so by name where not.
-pub(super) fn is_root(test: &str) -> bool {
+pub(crate) fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         println!("{test}: skipped: owners and devices need root");

@@ -108,3 +108,26 @@ fn a_sandbox_becomes_an_image_that_can_go_while_others_live() {
     let left: Vec<_> = fs::read_dir(dir.path().join("store/tmp")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+fn an_exported_image_comes_back_through_another_program() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = with_own_store(dir.path());
+    let source = world.create(&json!({"name": "source"}));
+    // Written a moment before the snapshot, it is in the journal of the disk and not everywhere in its place.
+    source.sh("cp -a /etc/passwd /workspace/file; ln /workspace/file /workspace/again; echo new | sudo tee /root/root");
+    source
+        .sh("mkdir /workspace/many; for n in $(seq 500); do echo $n > /workspace/many/$n; done; rm /workspace/many/7");
+    world.ok(&["commit", "source", "mine:v1"]);
+    let sum = "cd / && sudo sha256sum /workspace/file /workspace/many/* /root/root /usr/bin/* 2>/dev/null | sha256sum";
+    let expected = source.sh(sum);
+    source.delete();
+    let archive = dir.path().join("mine.tar").display().to_string();
+    world.ok(&["image", "export", "mine:v1", &archive]);
+    run(dir.path(), &format!("skopeo copy --quiet oci-archive:{archive} oci:copied:v1"));
+    world.ok(&["image", "import", &format!("oci:{}:v1", dir.path().join("copied").display()), "--name", "back"]);
+    let made = world.create(&json!({"image": "back"}));
+    assert_eq!(made.sh(sum), expected);
+    assert_eq!(made.sh("stat -c %h /workspace/again; ls /workspace/many | wc -l; id -un"), "2\n499\ntl-user");
+    made.delete();
+}

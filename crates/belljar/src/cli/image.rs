@@ -16,6 +16,8 @@ pub enum ImageCommand {
     Build(ImageBuildArgs),
     /// Import an OCI image into the store of this machine
     Import(ImageImportArgs),
+    /// Write an image of the store of this machine as an OCI archive, for skopeo, podman and others
+    Export(ImageExportArgs),
     /// Show everything about an image of the store of this machine
     Show {
         /// Its name
@@ -55,6 +57,23 @@ pub enum ImageCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
+}
+
+/// `belljar image export`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Has one layer with all files, and the configuration. Kept are owners, permissions, times, hard and symbolic links, devices, holes \
+and extended attributes; not kept are sockets, attributes of chattr, and times other than that of the last change. For example: \
+belljar image export tool tool.tar && skopeo copy oci-archive:tool.tar docker://registry.example.com/team/tool:v2")]
+pub struct ImageExportArgs {
+    /// Its name
+    #[arg(value_parser = value::image)]
+    pub name: String,
+    /// File to write, or - for stdout
+    pub file: PathBuf,
+    /// Where the images are.
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 /// `belljar commit`.

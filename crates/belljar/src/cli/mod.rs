@@ -16,7 +16,7 @@ use clap::{
 };
 
 pub use self::{
-    image::{CommitArgs, ImageBuildArgs, ImageCommand, ImageImportArgs, StoreArgs},
+    image::{CommitArgs, ImageBuildArgs, ImageCommand, ImageExportArgs, ImageImportArgs, StoreArgs},
     local::{DownArgs, KeyCommand, SecretCommand, SecretSetArgs, UpArgs, VmmCommand, VmmInstallArgs},
     sandbox::{
         CpArgs, CreateArgs, ExecArgs, KillArgs, LifeArgs, LogsArgs, LsArgs, MachineArgs, ProgramArgs, RmArgs, RunArgs,
@@ -164,7 +164,7 @@ pub enum Command {
     Df,
     /// Remove what no snapshot and no sandbox needs
     Gc,
-    /// List, show, build, import, name and remove images
+    /// List, show, build, import, export, name and remove images
     #[command(subcommand)]
     Image(ImageCommand),
     /// List and install the programs that run virtual machines

@@ -1,5 +1,6 @@
 //! `belljar image`. `ls` asks the server; the others work on the store of this machine.
 
+mod export;
 mod show;
 
 use belljar_api::image::{ImageList, Pagination};
@@ -24,6 +25,7 @@ pub(super) fn image(ctx: &Context, command: ImageCommand) -> anyhow::Result<Exit
         ImageCommand::Ls => block_on(ls(ctx)),
         ImageCommand::Build(args) => build(ctx, args),
         ImageCommand::Import(args) => import(ctx, args),
+        ImageCommand::Export(args) => export::export(ctx, &open(ctx, &args.store)?, &args),
         ImageCommand::Show { name, store } => show::show(ctx, &open(ctx, &store)?, &name),
         ImageCommand::Tag { name, new, store } => tag(ctx, &open(ctx, &store)?, &name, &new),
         ImageCommand::Rm { name, store } => rm(ctx, &open(ctx, &store)?, &name),

@@ -49,6 +49,14 @@ fn images_are_shown_named_and_removed() {
     assert_eq!(json["names"], json!(["team/tool:v1", "tool"]));
     assert_eq!((json["config"]["env"]["A"].as_str(), json["digest"].as_str()), (Some("1"), Some(digest.as_str())));
 
+    // It only passes for a file system. What broke off leaves no file.
+    let target = world.home.path().join("tool.tar");
+    let output = world.command(&["image", "export", "tool"]).arg(&target).output().expect("belljar");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("cannot export image \"tool\"") && text.contains("superblock makes no sense"), "{text}");
+    let mut left = fs::read_dir(world.home.path()).expect("home").map(|it| it.expect("entry").file_name());
+    assert!(!left.any(|name| name.to_string_lossy().contains("tool.tar") || name.to_string_lossy().contains("export")));
+
     world.check(&["image", "prune"], &[], 0, "", "0 B freed\n");
     world.check(&["image", "rm", "team/tool:v1"], &[], 0, "", "");
     let unknown = "error: image \"team/tool:v1\" not found; there are: tool\n";

@@ -149,9 +149,10 @@ impl Hook {
         self.set("stuck", stuck);
     }
 
-    /// Waits until it is told something.
+    /// Waits until it is told something, and has written that down: the file is there before its first line is.
     pub(super) async fn told(&self) {
-        while !self.dir.path().join("calls").exists() {
+        let calls = self.dir.path().join("calls");
+        while !fs::read_to_string(&calls).is_ok_and(|text| text.ends_with('\n')) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

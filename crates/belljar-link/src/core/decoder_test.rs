@@ -131,11 +131,14 @@ proptest! {
     #[test]
     fn a_cut_frame_is_never_delivered((bytes, ends) in frames(OLD), cut in any::<Index>(), rest in payload()) {
         let cut = cut.index(bytes.len() + 1);
-        // A strange tail may be the right one by chance only where a byte or two was missing; zeros never are.
+        // A planted frame at the border is one, so that only zeros and chance come there.
         let rest = if rest.len() < 100 { vec![0; rest.len()] } else { rest };
-        let seen = decode(HelloKind::Ack, Some(OLD), &[&bytes[..cut], &rest].concat(), &[]);
+        let wire = [&bytes[..cut], &rest].concat();
+        // A strange tail is the right one by chance where a byte or two was missing.
+        let right = bytes.iter().zip(&wire).take_while(|(one, other)| one == other).count();
+        let seen = decode(HelloKind::Ack, Some(OLD), &wire, &[]);
         let delivered: Vec<_> = seen.into_iter().filter(|seen| !matches!(seen, Seen::Error(_))).collect();
-        prop_assert_eq!(delivered, whole(&ends, cut));
+        prop_assert_eq!(delivered, whole(&ends, right));
     }
 
     #[test]

@@ -170,7 +170,7 @@ fn build_in(stage: &Path, store: &Store, request: &BuildRequest, at: &mut Report
     let plan = Plan::new(request, &mirrors)?;
     let name = name::canonical(&request.name)?.to_owned();
     if !request.force
-        && let Some(image) = store.reuse(&name, &plan.key)?
+        && let Some(image) = store.reuse(&name, &plan.key, true, || Ok(()))?
     {
         return Ok(BuiltImage { name, image, cached: true });
     }

@@ -83,6 +83,9 @@ pub enum ImageError {
         /// The name.
         name: String,
     },
+    /// Whoever wanted the image does not any more.
+    #[error("it was stopped before there was an image")]
+    Stopped,
     /// An image of elsewhere could not be imported.
     #[error(transparent)]
     Oci(#[from] OciError),

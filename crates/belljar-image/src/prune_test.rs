@@ -73,7 +73,7 @@ fn left_overs_go_and_their_bytes_are_added_up() {
         ],
     );
     it.check(&["a"], 1);
-    assert_eq!(it.store.reuse("a", "key1").unwrap(), Some(kept));
+    assert_eq!(it.store.reuse("a", "key1", true, || Ok(())).unwrap(), Some(kept));
 }
 
 #[test]

@@ -284,6 +284,11 @@ impl NameRecord {
         Self { format: NAME_FORMAT, name: name.to_owned(), digest: digest.to_owned(), public, variant }
     }
 
+    /// The same, for every project or not.
+    pub(crate) fn shown(self, public: bool) -> Self {
+        Self { public, ..self }
+    }
+
     /// The same for another name.
     pub(crate) fn called(self, name: &str) -> Self {
         Self { name: name.to_owned(), ..self }

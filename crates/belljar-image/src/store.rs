@@ -238,12 +238,19 @@ impl Store {
         Ok(names)
     }
 
-    /// Names the image that a build with this key gave, when it is still there.
-    pub(crate) fn reuse(&self, name: &str, key: &str) -> Result<Option<Image>, ImageError> {
+    /// Names the image that a build with this key gave, when it is still there and `pass` lets it.
+    pub(crate) fn reuse(
+        &self,
+        name: &str,
+        key: &str,
+        public: bool,
+        pass: impl FnOnce() -> Result<(), ImageError>,
+    ) -> Result<Option<Image>, ImageError> {
         let _lock = self.lock()?;
         let Some((record, image)) = self.built(key) else { return Ok(None) };
         let name = name::canonical(name)?;
-        record.called(name).write(&self.name_path(name))?;
+        pass()?;
+        record.called(name).shown(public).write(&self.name_path(name))?;
         self.remove_unnamed()?;
         Ok(Some(image))
     }

@@ -84,7 +84,7 @@ fn names_come_and_go_and_files_with_the_last_one() {
     it.build("team/tool:v2", 2);
     it.check(&["belljar/debian", "team/tool:v2"], 2);
     assert_eq!(it.store.lookup("tensorlake/ubuntu-minimal").unwrap(), one);
-    assert_eq!(it.store.reuse("again", "key1").unwrap(), Some(one.clone()));
+    assert_eq!(it.store.reuse("again", "key1", true, || Ok(())).unwrap(), Some(one.clone()));
     it.store.remove("again").unwrap();
 
     it.store.tag("belljar/debian", "other").unwrap();
@@ -92,7 +92,7 @@ fn names_come_and_go_and_files_with_the_last_one() {
     it.check(&["other", "team/tool:v2"], 2);
     it.store.remove("other").unwrap();
     it.check(&["team/tool:v2"], 1);
-    assert_eq!(it.store.reuse("again", "key1").unwrap(), None);
+    assert_eq!(it.store.reuse("again", "key1", true, || Ok(())).unwrap(), None);
 
     // A name that moves on lets go of its old image.
     it.build("team/tool:v2", 3);
@@ -157,7 +157,7 @@ fn images_that_differ_in_their_configuration_alone_share_their_bytes() {
     assert_eq!((it.store.lookup("one").unwrap(), it.store.lookup("other").unwrap()), (one.clone(), other.clone()));
     // A second name says what the first one said, and so does what is not made again.
     it.store.tag("other", "tagged").unwrap();
-    assert_eq!(it.store.reuse("reused", "server").unwrap().as_ref(), Some(&other));
+    assert_eq!(it.store.reuse("reused", "server", true, || Ok(())).unwrap().as_ref(), Some(&other));
     assert_eq!(it.store.names_of(&other).unwrap(), ["other", "reused", "tagged"]);
     assert_eq!(it.store.names_of(&one).unwrap(), ["one"]);
     assert_eq!(it.store.get(Which::Id(&other.id())).unwrap().image, other);
@@ -205,7 +205,7 @@ fn damage_is_found() {
     check("has 5 bytes instead of 1048576");
     fs::remove_file(&image.rootfs).unwrap();
     check("No such file");
-    assert_eq!(it.store.reuse("again", "key1").unwrap(), None);
+    assert_eq!(it.store.reuse("again", "key1", true, || Ok(())).unwrap(), None);
     // Building it again mends it.
     it.build("a", 1).verify_content().unwrap();
 }

@@ -37,6 +37,45 @@ impl fmt::Debug for Login {
     }
 }
 
+/// The text of a `config.json` that somebody sent. Only its `auths` count: no program is run because of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DockerAuths(String);
+
+/// Without passwords: errors and logs print this.
+impl fmt::Debug for DockerAuths {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("DockerAuths")
+    }
+}
+
+impl DockerAuths {
+    /// Takes the text as it was sent.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// What it says of `registry`, which is its name as users write it.
+    pub(super) fn of(&self, registry: &str) -> Result<Credentials, OciError> {
+        let failed = |reason: String| OciError::Credentials {
+            registry: registry.to_owned(),
+            from: "those that were sent".to_owned(),
+            reason,
+        };
+        // The error's own words may quote a password.
+        let config: DockerConfig = serde_json::from_str(&self.0).map_err(|error| {
+            failed(format!("line {} column {} is not as in a `config.json`", error.line(), error.column()))
+        })?;
+        find(&config, registry).map_err(failed)
+    }
+}
+
+/// What `auths` say of a registry.
+fn find(config: &DockerConfig, registry: &str) -> Result<Credentials, String> {
+    let found = keys(registry).iter().find_map(|key| config.auths.get(key)).map(of_auth);
+    found.unwrap_or(Ok(Credentials::Anonymous))
+}
+
 /// How we say who asks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) enum Credentials {
@@ -114,10 +153,7 @@ pub(super) fn stored(registry: &str, docker_dir: &Path) -> Result<Credentials, O
         // Docker's own store has one address for its hub.
         return ask(helper, registry, keys.last().map_or(registry, String::as_str));
     }
-    match keys.iter().find_map(|key| config.auths.get(key)) {
-        Some(auth) => of_auth(auth).map_err(failed),
-        None => Ok(Credentials::Anonymous),
-    }
+    find(&config, registry).map_err(failed)
 }
 
 /// Under which names `docker login` notes a registry; the last one is what a helper knows it by.
@@ -239,6 +275,21 @@ mod tests {
             "docker-credential-belljar-absent: it is not installed",
         );
         check(r#"{"credHelpers": {"r.example": "../x"}}"#, "r.example", "it is no name of a program");
+    }
+
+    #[test]
+    fn what_was_sent_runs_nothing_and_is_never_quoted() {
+        let check = |text: &str, expect: &str| {
+            let got = DockerAuths::new(text.to_owned()).of("r.example");
+            let got = got.map_or_else(|error| error.to_string(), |found| found.who());
+            assert!(got.contains(expect) && !got.contains("hunter2"), "expected {expect:?}, got {got:?}");
+        };
+        check(r#"{"auths": {"r.example": {"username": "me", "password": "hunter2"}}, "credsStore": "x"}"#, "\"me\"");
+        check(r#"{"credHelpers": {"r.example": "belljar-absent"}, "credsStore": "x"}"#, "nobody");
+        check(r#"{"auths": "hunter2"}"#, "those that were sent: line 1 column 19 is not as in a `config.json`");
+        check(r#"{"auths": {"r.example": {"auth": "hunter2!"}}}"#, "`auth` is not `user:password` in base64");
+        check("hunter2", "line 1 column 1");
+        assert_eq!(format!("{:?}", DockerAuths::new("hunter2".to_owned())), "DockerAuths");
     }
 
     #[test]

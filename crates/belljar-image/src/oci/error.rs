@@ -15,6 +15,12 @@ pub enum OciError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A source on this machine, from somebody who may only name a registry.
+    #[error(
+        "{0:?} is a place on the node's own disk, and over the API an image comes from a registry: write REGISTRY/NAME:TAG or \
+         NAME@sha256:…, or use `belljar image import` on the node"
+    )]
+    NotRemote(String),
     /// The source's own name is none that an image can have here.
     #[error("{0:?}, as the source is called, is no name for an image here; give one with --name")]
     NoName(String),

@@ -319,6 +319,84 @@ fn passwords_stay_with_the_registry() {
     assert!(asked.len() == 2 && asked.iter().all(|asked| !asked.headers.contains_key("authorization")), "{asked:?}");
 }
 
+/// Stopped at the step with this number, from 1; whether it got there.
+fn stopped_at(number: usize, cached: bool) -> bool {
+    let server = Loopback::start(stored(), |_, _| Reply::Honest);
+    let mut it = Fixture::new(&format!("{}/team/tool:v2", server.host));
+    (it.request.name, it.request.size_mib) = (Some("mine".to_owned()), Some(limits::MIN_SIZE_MIB));
+    if cached {
+        it.run().unwrap();
+        it.request.stop = Stop::default();
+        it.store.tag("mine", "first").unwrap();
+        it.store.remove("mine").unwrap();
+    }
+    let (mut steps, stop) = (0, it.request.stop.clone());
+    let imported = import_within(&it.caps, &it.store, &it.request, &mut |_| {
+        steps += 1;
+        if steps == number {
+            assert!(stop.stop(), "nothing is named while there is progress");
+        }
+    });
+    if steps < number {
+        assert!(!stop.stop(), "it is too late");
+        assert_eq!(it.store.lookup("mine").unwrap(), imported.unwrap().image);
+        return false;
+    }
+    assert!(matches!(imported, Err(ImageError::Stopped)), "step {number}: {imported:?}");
+    assert!(it.store.lookup("mine").is_err(), "step {number}");
+    if !cached {
+        let layers = fs::read_dir(it.dir.path().join("tmp/blobs")).map_or(0, Iterator::count);
+        it.is_clean(layers);
+    }
+    // What was stopped is in nobody's way, and what arrived is of use.
+    it.request.stop = Stop::default();
+    it.run().unwrap();
+    true
+}
+
+#[test]
+fn an_import_is_stopped_at_any_step() {
+    if !is_root("an_import_is_stopped_at_any_step") {
+        return;
+    }
+    let mut number = 1;
+    while stopped_at(number, false) {
+        number += 1;
+    }
+    assert!(number > 8, "two layers fetched and unpacked are more than {number} steps");
+    assert!(stopped_at(1, true), "also where nothing would have to be fetched");
+}
+
+#[test]
+fn only_registries_are_remote() {
+    let check = |reference: &str, expect: &str| match check_reference(reference) {
+        Ok(()) => assert_eq!(expect, "", "{reference}"),
+        Err(error) => assert!(!expect.is_empty() && error.to_string().contains(expect), "{error}"),
+    };
+    check("alpine", "");
+    check("docker://registry.example:5000/team/tool:v2", "");
+    check("oci:/etc", "is a place on the node's own disk");
+    check("docker-archive:/etc/shadow", "write REGISTRY/NAME:TAG");
+    check("/etc/shadow", "is no image of a registry");
+    check("", "is no image of a registry");
+}
+
+#[test]
+fn whose_image_it_is() {
+    if !is_root("whose_image_it_is") {
+        return;
+    }
+    let server = Loopback::start(stored(), guarded(false));
+    let mut it = Fixture::new(&format!("{}/team/tool:v2", server.host));
+    let auths = serde_json::json!({"auths": {&server.host: {"auth": "bWU6c2VjcmV0"}}}).to_string();
+    it.request.docker_auths = Some(DockerAuths::new(auths));
+    for (private, name) in [(true, "mine"), (false, "ours"), (true, "again")] {
+        (it.request.private, it.request.name) = (private, Some(name.to_owned()));
+        it.run().unwrap();
+        assert_eq!(it.store.find(name).unwrap().public, !private, "{name}");
+    }
+}
+
 #[test]
 fn requests_that_make_no_sense() {
     let check = |change: &dyn Fn(&mut ImportRequest), expect: &str| {

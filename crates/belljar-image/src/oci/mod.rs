@@ -13,7 +13,7 @@
 //!   `unpack`: what that does to the tree. `root`: a tree out of which no path leads.
 //!
 //! It runs nothing of the image. Who made it may want to harm this machine: everything has a bound (`limits`), and is
-//! verified by the digests of the manifest. Called by `belljar image import`.
+//! verified by the digests of the manifest. Called by `belljar image import`, and by the node for builds over the API.
 
 mod archive;
 mod blobs;
@@ -57,13 +57,17 @@ use self::{
     transfer::{Pace, Transfer},
     unpack::{Total, Tree},
 };
-pub use self::{credentials::Login, error::OciError};
+pub use self::{
+    credentials::{DockerAuths, Login},
+    error::OciError,
+};
 use crate::{
     build::{BuiltImage, seal},
     draft,
     error::ImageError,
     ext4, limits, name,
     record::{Image, ROOTFS},
+    stop::Stop,
     store::Store,
 };
 
@@ -85,10 +89,16 @@ pub struct ImportRequest {
     pub login: Option<Login>,
     /// Docker's directory, where `docker login` stores who asks.
     pub docker_dir: Option<PathBuf>,
+    /// What somebody else has stored like that; wins over the directory.
+    pub docker_auths: Option<DockerAuths>,
     /// MiB of the file system; without a number, what the files need and at least [`limits::DEFAULT_SIZE_MIB`].
     pub size_mib: Option<u64>,
     /// Import even when the same layers gave an image before.
     pub force: bool,
+    /// Whether its name is not there for every project.
+    pub private: bool,
+    /// Stops it.
+    pub stop: Stop,
 }
 
 /// How far an import is.
@@ -146,6 +156,17 @@ impl Default for Caps {
             rate_window: limits::RATE_WINDOW,
             pause: limits::ATTEMPT_PAUSE,
         }
+    }
+}
+
+/// Says whether an image reference names a registry, and nothing on this machine.
+///
+/// # Errors
+/// [`OciError::NotRemote`], or [`OciError::BadSource`] for what is no reference at all.
+pub fn check_reference(reference: &str) -> Result<(), OciError> {
+    match Source::parse(reference)? {
+        Source::Registry(_) => Ok(()),
+        Source::Layout { .. } | Source::Archive { .. } => Err(OciError::NotRemote(reference.to_owned())),
     }
 }
 
@@ -214,11 +235,14 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn run(&self, progress: &mut dyn FnMut(ImportProgress)) -> Result<BuiltImage, ImageError> {
+        // Whoever held the lock may have taken long.
+        self.request.stop.check()?;
         let blobs = Blobs::open(&self.store.blobs_dir())?;
         let (mut origin, resolved) = self.resolve()?;
         let key = self.key(&resolved);
         if !self.request.force
-            && let Some(image) = self.store.reuse(self.name, &key)?
+            && let Some(image) =
+                self.store.reuse(self.name, &key, !self.request.private, || self.request.stop.pass())?
         {
             return Ok(BuiltImage { name: self.name.to_owned(), image, cached: true });
         }
@@ -235,7 +259,8 @@ impl Job<'_> {
                 total: layer.packed.as_ref().map_or(0, |(_, size)| *size),
             };
             let (file, size) = self.open(&mut origin, &blobs, index, layer, &about, progress)?;
-            if let Err(error) = unpack(&mut tree, layer, file, size, self.caps, about, progress) {
+            if let Err(error) = self.unpack(&mut tree, layer, file, size, about, progress) {
+                self.request.stop.check()?;
                 // Only what the next attempt could use is kept: not a layer that is at fault itself.
                 if let (ImageError::Oci(fault), Some((digest, _))) = (&error, &layer.packed)
                     && !matches!(fault, OciError::NoSpace { .. } | OciError::Entry { .. })
@@ -245,9 +270,11 @@ impl Job<'_> {
                 return Err(error);
             }
         }
+        self.request.stop.check()?;
         let image = self.pack(&tree, &resolved, progress)?;
         let out = image.rootfs.parent().unwrap_or(self.stage);
-        let image = self.store.commit(out, &image, self.name, Some(&key), true)?;
+        self.request.stop.pass()?;
+        let image = self.store.commit(out, &image, self.name, Some(&key), !self.request.private)?;
         for (digest, _) in resolved.layers.iter().filter_map(|layer| layer.packed.as_ref()) {
             blobs.forget(digest)?;
         }
@@ -258,12 +285,12 @@ impl Job<'_> {
         let shown = self.source.to_string();
         Ok(match self.source {
             Source::Registry(reference) => {
-                let credentials = match (&self.request.login, &self.request.docker_dir) {
-                    (Some(login), _) => Credentials::Login(login.clone()),
-                    (None, Some(dir)) => credentials::stored(reference.registry(), dir)?,
-                    (None, None) => Credentials::Anonymous,
-                };
-                let mut registry = Registry::new(reference.clone(), credentials, self.request.insecure, self.caps);
+                let mut registry = Registry::new(
+                    reference.clone(),
+                    self.credentials(reference.registry())?,
+                    self.request.insecure,
+                    self.caps,
+                );
                 let resolved = manifest::resolve(&mut registry, self.wanted)?;
                 (Origin::Registry(Box::new(registry)), resolved)
             }
@@ -278,6 +305,17 @@ impl Job<'_> {
                 (Origin::Archive(archive), resolved)
             }
         })
+    }
+
+    /// Who asks this registry.
+    fn credentials(&self, registry: &str) -> Result<Credentials, OciError> {
+        let ImportRequest { login, docker_auths, docker_dir, .. } = self.request;
+        match (login, docker_auths, docker_dir) {
+            (Some(login), ..) => Ok(Credentials::Login(login.clone())),
+            (None, Some(auths), _) => auths.of(registry),
+            (None, None, Some(dir)) => credentials::stored(registry, dir),
+            (None, None, None) => Ok(Credentials::Anonymous),
+        }
     }
 
     /// Where a layer can be read, and how many bytes it has there.
@@ -307,6 +345,7 @@ impl Job<'_> {
                     digest,
                     size: *size,
                     progress: &mut fetched,
+                    stop: &self.request.stop,
                     pace: Pace::new(),
                 };
                 (whole.map_or_else(|| { transfer }.run(), Ok)?, *size)
@@ -314,6 +353,28 @@ impl Job<'_> {
         };
         // One byte more than there should be shows what is too large.
         Ok((file.take(size.saturating_add(1)), size))
+    }
+
+    fn unpack(
+        &self,
+        tree: &mut Tree,
+        layer: &Layer,
+        file: io::Take<File>,
+        size: u64,
+        about: LayerProgress,
+        progress: &mut dyn FnMut(ImportProgress),
+    ) -> Result<(), ImageError> {
+        let mut have = 0;
+        let counted = Counted {
+            file,
+            stop: &self.request.stop,
+            count: &mut |count| {
+                have += count;
+                progress(ImportProgress::Unpack(LayerProgress { have, total: size, ..about.clone() }));
+            },
+        };
+        let content = Content::open(layer, counted, size, self.caps)?;
+        Ok(tree.apply(&layer.name, content)?.finish()?)
     }
 
     /// Makes the file system of the tree, and says what it is.
@@ -332,6 +393,7 @@ impl Job<'_> {
         let size_mib = self.request.size_mib.unwrap_or_else(|| size_for(tree.total));
         check_space(&out, tree.total.bytes, self.caps)?;
         ext4::pack(tree.path(), &rootfs, size_mib, tree.total.newest)?;
+        self.request.stop.check()?;
         progress(ImportProgress::Address);
         let mut image = seal(&rootfs, config)?;
         image.origin = Some(match self.source {
@@ -352,35 +414,16 @@ impl Job<'_> {
     }
 }
 
-fn unpack(
-    tree: &mut Tree,
-    layer: &Layer,
-    file: io::Take<File>,
-    size: u64,
-    caps: &Caps,
-    about: LayerProgress,
-    progress: &mut dyn FnMut(ImportProgress),
-) -> Result<(), ImageError> {
-    let mut have = 0;
-    let counted = Counted {
-        file,
-        count: &mut |count| {
-            have += count;
-            progress(ImportProgress::Unpack(LayerProgress { have, total: size, ..about.clone() }));
-        },
-    };
-    let content = Content::open(layer, counted, size, caps)?;
-    Ok(tree.apply(&layer.name, content)?.finish()?)
-}
-
-/// Says how much was read.
+/// Says how much was read, and reads nothing more once that is of no use.
 struct Counted<'a> {
     file: io::Take<File>,
+    stop: &'a Stop,
     count: &'a mut dyn FnMut(u64),
 }
 
 impl Read for Counted<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stop.check().map_err(io::Error::other)?;
         let count = self.file.read(buffer)?;
         (self.count)(count as u64);
         Ok(count)

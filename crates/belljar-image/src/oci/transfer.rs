@@ -26,6 +26,7 @@ use super::{
 use crate::{
     error::ImageError,
     limits::{ATTEMPTS, MIN_WINDOW_BYTES, SPACE_CHECK_BYTES},
+    stop::Stop,
 };
 
 /// Bytes that are read at once.
@@ -42,6 +43,7 @@ pub(super) struct Transfer<'a> {
     /// Told how many bytes there are.
     pub(super) progress: &'a mut dyn FnMut(u64),
     pub(super) pace: Pace,
+    pub(super) stop: &'a Stop,
 }
 
 /// How much has arrived of late, over all attempts: a registry that sends a byte for each of them is slow as well.
@@ -77,6 +79,7 @@ impl Transfer<'_> {
     fn complete(&mut self, part: &mut Part) -> Result<(), ImageError> {
         let mut vain = 0;
         while part.length < self.size {
+            self.stop.check()?;
             let before = part.length;
             let failure = match self.attempt(part)? {
                 None => continue,
@@ -123,6 +126,7 @@ impl Transfer<'_> {
         // One byte more shows that it sends too much.
         while part.length <= self.size {
             (self.progress)(part.length);
+            self.stop.check()?;
             let count = match body.read(&mut chunk) {
                 Ok(0) if part.length < self.size => {
                     return Ok(Some(Failure::BrokenOff(ureq::Error::Io(std::io::ErrorKind::UnexpectedEof.into()))));

@@ -102,6 +102,7 @@ fn import(ctx: &Context, args: ImageImportArgs) -> anyhow::Result<ExitStatus> {
         docker_dir: ctx.settings.docker_dir.clone(),
         size_mib: args.size,
         force: args.force,
+        ..ImportRequest::default()
     };
     let mut shown = Shown { printer: ctx.printer, step: String::new(), bar: None };
     let imported = belljar_image::import(&store, &request, &mut |progress| shown.show(&progress));

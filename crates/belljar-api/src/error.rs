@@ -76,6 +76,11 @@ pub mod code {
     /// 502: any other failure between the proxy and the guest.
     pub const PROXY_ERROR: &str = "PROXY_ERROR";
 
+    /// 409 (client): another build makes an image of this name.
+    pub const IMAGE_BUILD_IN_PROGRESS: &str = "image_build_in_progress";
+    /// 409 (client): the idempotency key of a build came again with another body.
+    pub const CLIENT_REQUEST_ID_MISMATCH: &str = "client_request_id_mismatch";
+
     /// 400: a directory where a file is meant.
     pub const IS_DIRECTORY: &str = "IS_DIRECTORY";
     /// 400: a file where a directory is meant.

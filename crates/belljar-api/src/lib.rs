@@ -1,6 +1,6 @@
 //! The wire types of Belljar's three HTTP APIs, and the rules their values obey.
 //!
-//! - **public** ([`sandbox`], [`snapshot`], [`pool`], [`image`], [`key`], [`ssh_key`], [`secret`], [`log`], [`network`], [`error`]): what clients speak to the server;
+//! - **public** ([`sandbox`], [`snapshot`], [`pool`], [`image`], [`build`], [`key`], [`ssh_key`], [`secret`], [`log`], [`network`], [`error`]): what clients speak to the server;
 //! - **guest** ([`process`], [`exec`], [`file`], [`pty`], [`guest`]): what the agent inside a VM answers, reached through the
 //!   server's proxy, plus the node-only system API;
 //! - **node** ([`node`]): what server and node say to each other.
@@ -9,6 +9,7 @@
 //! The public and guest formats follow the published wire protocol of Tensorlake Sandboxes, so that its clients work
 //! unmodified; clients ignore unknown fields and so do we.
 
+pub mod build;
 pub mod error;
 pub mod exec;
 pub mod file;

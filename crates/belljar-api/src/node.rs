@@ -13,6 +13,8 @@
 //! | `GET /v1/images?name=`, `?id=` | -> [`crate::image::ImageInfo`], aliases resolved; 404 names the images there are |
 //! | `DELETE /v1/images?name=`, `?id=` | -> [`DeletedImage`]: a name, or an image with all its names; 404 as above, 403 for one of the product's own |
 //! | `POST /v1/images/from-snapshot` | [`NewImage`] -> [`crate::image::ImageInfo`]; 404 when the snapshot is not here, 400 when it or the name cannot be an image, 409 while the name is being made |
+//! | `POST /v1/images/import` | [`ImportImage`] -> JSON lines of [`ImportReport`]; who drops the answer stops the import. 409 when one with this id is under way, 429 when too many are |
+//! | `POST /v1/images/import/{build_id}/stop` | -> [`StoppedImport`]; 404 when no such import is under way |
 //! | `GET /v1/storage` | -> [`crate::snapshot::StorageUse`] |
 //! | `POST /v1/storage/gc` | -> [`crate::snapshot::Collected`] |
 //! | `GET /v1/snapshots/{id}/diff/{other}` | -> [`crate::snapshot::SnapshotDiff`]; 404 when one is not here |
@@ -36,6 +38,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    build::BuildPhase,
     image::ImageInfo,
     sandbox::{Gpus, NetworkConfig, Resources, TerminationReason},
     secret::{SecretRef, SecretValue},
@@ -332,6 +335,52 @@ pub struct NewImage {
     pub snapshot_id: String,
     /// Whether it is there for every project.
     pub public: bool,
+}
+
+/// An image that is to be imported from a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportImage {
+    /// The build that this is for.
+    pub build_id: String,
+    /// Its name; what that stood for before it stands for no longer.
+    pub name: String,
+    /// Where it comes from.
+    pub image_ref: String,
+    /// Whether it is there for every project.
+    pub public: bool,
+    /// Docker's `config.json`, of which only `auths` counts. In memory only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_credentials_json: Option<SecretValue>,
+}
+
+/// What becomes of an import. Every one but [`Self::Step`] is the last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "import")]
+pub enum ImportReport {
+    /// It has got so far. Until the first one it waits for others.
+    Step {
+        /// How far.
+        phase: BuildPhase,
+    },
+    /// The image is there.
+    Done {
+        /// It.
+        image: ImageInfo,
+    },
+    /// There is none.
+    Failed {
+        /// Why, for people.
+        error: String,
+    },
+    /// There is none, and there will be none: it was stopped.
+    Stopped,
+}
+
+/// Whether an import was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoppedImport {
+    /// There will be no image. Otherwise it is being named just now, and its last report says what became of it.
+    pub stopped: bool,
 }
 
 /// What was removed of the images.

@@ -5,6 +5,7 @@
 //! can be removed while sandboxes of it live.
 
 mod from_snapshot;
+mod import;
 
 use std::{
     collections::HashMap,
@@ -17,7 +18,10 @@ use std::{
 use belljar_api::image::{ImageInfo, RuntimeConfig};
 use belljar_image::{Image, ImageError, Named, Sealed, Store, Which};
 
-pub(crate) use self::from_snapshot::{NewImageError, publish};
+pub(crate) use self::{
+    from_snapshot::{NewImageError, publish},
+    import::{ImportError, Imports, begin},
+};
 use crate::storage::{self, Storage, StorageError, link_file};
 
 /// An image that cannot be used.
@@ -107,6 +111,14 @@ impl Images {
             tracing::warn!(%error, "the copy of an image that lost its name stays");
         }
         Ok(image)
+    }
+
+    /// Removes the copy of an image that has just lost its name to another one. Blocking.
+    fn tidy(&self, storage: &Storage) {
+        if let Err(error) = self.sweep(storage) {
+            // The next sweep finds it again.
+            tracing::warn!(%error, "the copy of an image that lost its name stays");
+        }
     }
 
     /// The image's file in the node's storage; cloned from the store when it is not there yet.

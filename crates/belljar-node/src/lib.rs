@@ -55,7 +55,7 @@ use self::{
     fault::Faults,
     gpus::Gpus,
     idle::ConnectionSlots,
-    images::Images,
+    images::{Images, Imports},
     network::{Network, Owner},
     record::Ending,
     registry::Registry,
@@ -135,6 +135,8 @@ pub(crate) struct Context {
     pub(crate) capacity: Capacity,
     pub(crate) storage: Storage,
     pub(crate) images: Images,
+    /// Imports for builds over the API.
+    pub(crate) imports: Imports,
     pub(crate) driver: Box<dyn Driver>,
     pub(crate) artifacts: Artifacts,
     /// What VM processes are locked in.
@@ -285,6 +287,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         capacity,
         storage,
         images: Images::new(config.image_store),
+        imports: Imports::new(),
         driver,
         artifacts: config.artifacts,
         jail,

@@ -34,6 +34,14 @@ pub(crate) const SNAPSHOT_WRITERS: usize = 2;
 /// Failed snapshots that are remembered until the server has taken note.
 pub(crate) const FAILED_SNAPSHOTS_MAX: usize = 1024;
 
+/// Imports that are made at once for builds over the API. The store makes one at a time; whoever waits for it here holds no
+/// thread.
+pub(crate) const IMPORTS_AT_ONCE: usize = 1;
+/// Imports under way and waiting: more than a server begins.
+pub(crate) const IMPORTS_MAX: usize = 128;
+/// Reports of an import that wait for a slow server: there are fewer in all.
+pub(crate) const IMPORT_REPORTS: usize = 8;
+
 /// Link failures within [`LINK_FAILURE_WINDOW`] after which a guest counts as broken.
 pub(crate) const LINK_FAILURES_MAX: usize = 3;
 /// See [`LINK_FAILURES_MAX`].

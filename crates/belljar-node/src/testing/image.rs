@@ -20,7 +20,7 @@ fn small() -> SandboxSpec {
 }
 
 impl Fixture {
-    fn store(&self) -> Store {
+    pub(super) fn store(&self) -> Store {
         Store::open(&self.dir.path().join("store")).expect("a store")
     }
 
@@ -39,7 +39,7 @@ impl Fixture {
     }
 
     /// Nothing that an image was made of is left, neither in the store nor here.
-    fn no_leftovers(&self) {
+    pub(super) fn no_leftovers(&self) {
         assert_eq!(self.store().prune(true).expect("a look").removed, []);
         assert_eq!(names(&self.dir.path().join("store/tmp")), Vec::<String>::new());
         let of_store: Vec<_> = self.store().list().expect("images");

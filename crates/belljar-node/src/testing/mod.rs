@@ -11,6 +11,7 @@ mod driver;
 mod fault;
 mod guest;
 mod image;
+mod import;
 mod machine;
 mod model;
 mod sleep;

@@ -11,7 +11,7 @@ use axum::{
 };
 use belljar_api::{
     error::{ErrorBody, code},
-    node::{Command, Credentials, DeletedImage, LogQuery, NewImage, NodeHello, Report},
+    node::{Command, Credentials, DeletedImage, ImportImage, LogQuery, NewImage, NodeHello, Report},
     sandbox::NetworkConfig,
 };
 use belljar_image::{ImageError, Which};
@@ -24,7 +24,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use super::tunnel;
 use crate::{
     Context, account, blocking, chain,
-    images::{self, NewImageError, is_not_found},
+    images::{self, ImportError, NewImageError, is_not_found},
     limits::{COMMAND_MAX, CREDENTIALS_MAX},
     logs, network,
     registry::{ApplyError, Changed},
@@ -39,6 +39,8 @@ pub(super) fn router(ctx: Arc<Context>) -> Router {
         .route("/v1/reports", get(reports))
         .route("/v1/images", get(images).delete(delete_image))
         .route("/v1/images/from-snapshot", post(image_from_snapshot))
+        .route("/v1/images/import", post(import_image))
+        .route("/v1/images/import/{id}/stop", post(stop_import))
         .route("/v1/storage", get(usage))
         .route("/v1/storage/gc", post(gc))
         .route("/v1/snapshots/{id}/diff/{other}", get(diff))
@@ -126,7 +128,12 @@ async fn reports(State(ctx): State<Arc<Context>>) -> Response {
             }
         }
     });
-    let body = ReceiverStream::new(receiver).map(Ok::<_, Infallible>);
+    lines(receiver, std::convert::identity)
+}
+
+/// An answer that goes on for as long as there is something to tell.
+fn lines<T: Send + 'static>(receiver: mpsc::Receiver<T>, line: impl Fn(T) -> Bytes + Send + 'static) -> Response {
+    let body = ReceiverStream::new(receiver).map(move |it| Ok::<_, Infallible>(line(it)));
     ([(http::header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response()
 }
 
@@ -193,6 +200,21 @@ async fn image_from_snapshot(State(ctx): State<Arc<Context>>, Json(new): Json<Ne
             failure(StatusCode::SERVICE_UNAVAILABLE, code::SANDBOX_UNREACHABLE, error.to_string())
         }
         Err(error @ (NewImageError::Snapshot(_) | NewImageError::Storage(_))) => internal(&error),
+    }
+}
+
+async fn import_image(State(ctx): State<Arc<Context>>, Json(new): Json<ImportImage>) -> Response {
+    match images::begin(&ctx, new) {
+        Ok(reports) => lines(reports, |report| line(&report)),
+        Err(error @ ImportError::Twice(_)) => failure(StatusCode::CONFLICT, code::CONFLICT, error.to_string()),
+        Err(error @ ImportError::TooMany) => failure(StatusCode::TOO_MANY_REQUESTS, code::TOO_MANY, error.to_string()),
+    }
+}
+
+async fn stop_import(State(ctx): State<Arc<Context>>, Path(id): Path<String>) -> Response {
+    match ctx.imports.stop(&id) {
+        Some(stopped) => Json(stopped).into_response(),
+        None => failure(StatusCode::NOT_FOUND, code::NOT_FOUND, format!("no import for build {id} is under way")),
     }
 }
 

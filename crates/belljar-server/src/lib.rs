@@ -13,6 +13,7 @@
 mod acme;
 mod app;
 mod auth;
+mod build;
 mod clock;
 mod config;
 mod error;
@@ -114,6 +115,10 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
     let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(&sqlite);
     for row in store.held_sandboxes().await? {
         live.table.apply(&row);
+    }
+    match store.fail_builds(app::build::RESTARTED, clock::now_ms()).await? {
+        0 => {}
+        builds => tracing::warn!(builds, "image builds were under way when the server went; they have failed"),
     }
     for node in store.nodes().await? {
         live.nodes.set_driver(node.id, node.driver);

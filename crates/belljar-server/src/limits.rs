@@ -28,6 +28,25 @@ pub(crate) const COPY_REQUEST_TTL: Duration = Duration::from_secs(24 * 3600);
 pub(crate) const COPY_REQUESTS_MAX: u64 = 100_000;
 /// Longest idempotency key, in characters.
 pub(crate) const IDEMPOTENCY_KEY_MAX: usize = 255;
+/// Image builds under way, waiting ones included: each holds a stream of its node open.
+pub(crate) const BUILDS_MAX: u64 = 64;
+/// How long a build that is over is remembered, and its idempotency key with it.
+pub(crate) const BUILD_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Builds that are over and remembered; of more, those that ended last.
+pub(crate) const BUILDS_KEPT_MAX: u64 = 1000;
+/// Longest image name of a build, in characters: what nodes take.
+pub(crate) const IMAGE_NAME_MAX: usize = 128;
+/// Longest image reference of a build, in bytes: a registry, a name, a tag and a digest.
+pub(crate) const IMAGE_REF_MAX: usize = 1024;
+/// Longest registry credentials of a build, in bytes: a `config.json` with dozens of registries.
+pub(crate) const REGISTRY_CREDENTIALS_MAX: usize = 256 * 1024;
+/// First pause before a build's end is noted again that the store could not take; it doubles.
+pub(crate) const BUILD_END_RETRY_FIRST: Duration =
+    if cfg!(test) { Duration::from_millis(10) } else { Duration::from_secs(1) };
+/// Longest such pause.
+pub(crate) const BUILD_END_RETRY_MAX: Duration = Duration::from_secs(60);
+/// How long a cancellation waits until it is known what came of it: a node answers at once.
+pub(crate) const CANCEL_WAIT: Duration = Duration::from_secs(60);
 /// Pools in all: every one is looked at when one changes.
 pub(crate) const POOLS_MAX: u64 = 1000;
 /// Most sandboxes of one pool.

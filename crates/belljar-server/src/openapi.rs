@@ -1,7 +1,7 @@
 //! The OpenAPI document: paths from the table of routes, schemas from the wire types.
 
 use belljar_api::{
-    error, exec, file, guest, image, key, log, network, pool, process, pty, sandbox, secret, snapshot, ssh_key,
+    build, error, exec, file, guest, image, key, log, network, pool, process, pty, sandbox, secret, snapshot, ssh_key,
 };
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
@@ -14,6 +14,11 @@ const OPTIONAL_BODIES: [&str; 3] = ["CreateSandbox", "CreateSnapshot", "PoolRequ
 /// Carries the schemas.
 #[derive(OpenApi)]
 #[openapi(components(schemas(
+    build::BuildInProgress,
+    build::BuildInfo,
+    build::CancelBuild,
+    build::CancelledBuild,
+    build::StartBuild,
     error::ErrorBody,
     exec::ExecExit,
     exec::StartExec,

@@ -1,5 +1,6 @@
 //! What the server does, apart from HTTP: one file per noun, each a set of functions over [`App`].
 
+pub(crate) mod build;
 pub(crate) mod copy;
 pub(crate) mod image;
 pub(crate) mod key;
@@ -68,6 +69,8 @@ pub(crate) struct Live {
     pub(crate) pools: pool::Pools,
     /// Rings when something about snapshots changed.
     pub(crate) snapshots: watch::Sender<()>,
+    /// Image builds under way.
+    pub(crate) builds: build::Builds,
     /// Something happened that may let a pending sandbox go on.
     pub(crate) retry: Notify,
 }
@@ -113,6 +116,7 @@ impl Live {
             Committed::Outbox { node_id } => self.nodes.wake(&node_id),
             Committed::Pool { id } => self.pools.reset(&id),
             Committed::Snapshots => self.snapshots.send_modify(|()| {}),
+            Committed::Builds => self.builds.changed.send_modify(|()| {}),
             Committed::KeyAdded(key) => self.keys.add(key),
             Committed::KeyRemoved { id } => self.keys.remove(&id),
             Committed::SshKeyAdded(key) => self.ssh_keys.add(key),

@@ -3,19 +3,19 @@
 use axum::response::Response;
 use belljar_api::snapshot::CopiedSandboxes;
 use futures_util::future::try_join_all;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
 use super::{Call, input};
 use crate::{
     error::{ApiError, json},
-    limits::{COPIES_MAX, IDEMPOTENCY_KEY_MAX},
+    limits::COPIES_MAX,
     visible,
 };
 
 /// Waits as a create does. One that failed makes the whole answer a failure; each says how it stands.
 pub(super) async fn copy(call: Call) -> Result<Response, ApiError> {
     let times = call.query.number("times", 1..=COPIES_MAX)?.unwrap_or(1);
-    let key = idempotency_key(&call.headers)?;
+    let key = input::idempotency_key(&call.headers)?;
     let wait = input::create_wait(&call.headers)?;
     let app = call.app.clone();
     let source = app.find(&call.namespace, call.param("ref")).await?;
@@ -30,15 +30,4 @@ pub(super) async fn copy(call: Call) -> Result<Response, ApiError> {
     };
     let sandboxes = settled.iter().map(|(row, in_time)| visible::created(row, true, &app.urls, !in_time)).collect();
     Ok(json(status, &CopiedSandboxes { source_sandbox_id: source.id.clone(), sandboxes }))
-}
-
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
-    let allowed = |b: u8| b.is_ascii_graphic() || b == b' ';
-    match value.to_str() {
-        Ok(key) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_MAX && key.bytes().all(allowed) => {
-            Ok(Some(key.to_owned()))
-        }
-        _ => Err(ApiError::invalid(format!("Idempotency-Key: use 1 to {IDEMPOTENCY_KEY_MAX} printable characters"))),
-    }
 }

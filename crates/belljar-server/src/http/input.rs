@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     error::ApiError,
-    limits::{CREATE_WAIT_DEFAULT, CREATE_WAIT_MAX, DRAIN_MAX, PAGE_MAX, STATE_WAIT_MAX},
+    limits::{CREATE_WAIT_DEFAULT, CREATE_WAIT_MAX, DRAIN_MAX, IDEMPOTENCY_KEY_MAX, PAGE_MAX, STATE_WAIT_MAX},
     store::Place,
 };
 
@@ -144,6 +144,18 @@ impl Query {
 /// A place as a client carries it around.
 pub(super) fn cursor(place: &Place) -> String {
     format!("{}-{}", place.at, place.id)
+}
+
+/// The key under which a repeated request is the same one.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let allowed = |b: u8| b.is_ascii_graphic() || b == b' ';
+    match value.to_str() {
+        Ok(key) if !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_MAX && key.bytes().all(allowed) => {
+            Ok(Some(key.to_owned()))
+        }
+        _ => Err(ApiError::invalid(format!("Idempotency-Key: use 1 to {IDEMPOTENCY_KEY_MAX} printable characters"))),
+    }
 }
 
 /// How long a create may block: the client's own limit, less the grace in which it wants its answer.

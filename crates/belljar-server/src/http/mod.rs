@@ -2,6 +2,7 @@
 //!
 //! A handler turns one [`Call`] into an answer. It checks the form of what came in; what is done lies in [`crate::app`].
 
+mod build;
 mod copy;
 pub(crate) mod edge;
 mod image;
@@ -156,6 +157,9 @@ fn handler(op: Op, method: MethodFilter) -> Option<MethodRouter<Arc<App>>> {
         Op::ImageFromSnapshot => call(method, image::from_snapshot),
         Op::DeleteImage => call(method, image::delete),
         Op::DeleteImageById => call(method, image::delete_by_id),
+        Op::StartBuild => call(method, build::start),
+        Op::GetBuild => call(method, build::get),
+        Op::CancelBuild => call(method, build::cancel),
         Op::NotYet(words) => call(method, move |_: Call| async move { Err::<Response, _>(not_implemented(words)) }),
         // Answered before the router, or by the guest.
         Op::Health | Op::ConnectNode | Op::Guest => return None,

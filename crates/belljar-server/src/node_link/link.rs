@@ -12,7 +12,7 @@ use belljar_api::{
     image::ImageInfo,
     log::{LogPage, LogProcessList},
     network::NetworkUse,
-    node::{Command, CommandAck, Credentials, DeletedImage, LogQuery, NewImage, NodeHello},
+    node::{Command, CommandAck, Credentials, DeletedImage, ImportImage, LogQuery, NewImage, NodeHello, StoppedImport},
     sandbox::NetworkConfig,
     snapshot::{Collected, SnapshotDiff, StorageUse},
 };
@@ -24,7 +24,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::stream::{self, BodyStream};
+use super::{
+    lines::Lines,
+    stream::{self, BodyStream},
+};
 use crate::{
     error::ApiError,
     limits::{GUEST_CONNECT_TIMEOUT, IMAGE_NAMES_MAX, NODE_ANSWER_MAX, NODE_CALL_TIMEOUT, NODE_WORK_TIMEOUT},
@@ -171,7 +174,7 @@ fn text(body: &impl Serialize) -> Result<Body, NodeError> {
     serde_json::to_vec(body).map(Body::from).map_err(|error| NodeError::Transport(error.to_string()))
 }
 
-async fn read(response: Response<Incoming>) -> Result<Bytes, NodeError> {
+pub(super) async fn read(response: Response<Incoming>) -> Result<Bytes, NodeError> {
     let body = Limited::new(response.into_body(), NODE_ANSWER_MAX).collect();
     match tokio::time::timeout(NODE_CALL_TIMEOUT, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
@@ -181,7 +184,7 @@ async fn read(response: Response<Incoming>) -> Result<Bytes, NodeError> {
 }
 
 /// The error in an answer that is not a success.
-fn refusal(status: StatusCode, bytes: &[u8]) -> NodeError {
+pub(super) fn refusal(status: StatusCode, bytes: &[u8]) -> NodeError {
     let body = serde_json::from_slice(bytes)
         .unwrap_or_else(|_| ErrorBody::new(code::PROXY_ERROR, format!("the node answered {status} without words")));
     NodeError::Answer { status, body }
@@ -233,6 +236,16 @@ impl NodeLink {
     /// Lets it make an image of a snapshot.
     pub(crate) async fn image_from_snapshot(&self, new: &NewImage) -> Result<ImageInfo, NodeError> {
         self.caller.patient().post("/v1/images/from-snapshot", new).await
+    }
+
+    /// Lets it import an image. Its lines are [`belljar_api::node::ImportReport`]s; the import is stopped when they are dropped.
+    pub(crate) async fn import_image(&self, new: &ImportImage) -> Result<Lines, NodeError> {
+        Lines::open(&self.caller, request(Method::POST, "/v1/images/import", text(new)?)?).await
+    }
+
+    /// Stops an import.
+    pub(crate) async fn stop_import(&self, build_id: &str) -> Result<StoppedImport, NodeError> {
+        self.caller.post(&format!("/v1/images/import/{build_id}/stop"), &serde_json::json!({})).await
     }
 
     /// Lets it remove an image.

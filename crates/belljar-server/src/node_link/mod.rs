@@ -8,12 +8,14 @@
 //! The outbox is only delivered after the full account was taken over: a command taken between the two would make its
 //! sandbox look lost. A node counts as connected from then on. Nothing here decides where a sandbox goes.
 
+mod lines;
 mod link;
 mod registry;
 mod session;
 mod stream;
 
 pub(crate) use self::{
+    lines::{LineError, Lines},
     link::{ImageRef, NodeError, NodeLink},
     registry::Nodes,
     session::accept,

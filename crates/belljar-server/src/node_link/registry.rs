@@ -70,10 +70,19 @@ impl Nodes {
 
     /// The same, after waiting for it up to `patience`: a node that lost its connection dials again at once.
     pub(crate) async fn wait(&self, id: &str, patience: Duration) -> Option<Arc<NodeLink>> {
+        self.wait_for(|| self.get(id), patience).await
+    }
+
+    /// The first connected node, after waiting for one up to `patience`.
+    pub(crate) async fn wait_any(&self, patience: Duration) -> Option<Arc<NodeLink>> {
+        self.wait_for(|| self.connected().into_iter().next(), patience).await
+    }
+
+    async fn wait_for(&self, find: impl Fn() -> Option<Arc<NodeLink>>, patience: Duration) -> Option<Arc<NodeLink>> {
         let mut changes = self.changed.subscribe();
         let connected = async {
             loop {
-                if let Some(link) = self.get(id) {
+                if let Some(link) = find() {
                     return Some(link);
                 }
                 changes.changed().await.ok()?;

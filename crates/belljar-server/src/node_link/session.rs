@@ -7,15 +7,12 @@ use belljar_api::{
     node::{Command, NodeHello, Op, Report, UPGRADE},
     sandbox::TerminationReason,
 };
-use bytes::BytesMut;
-use futures_util::StreamExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::BodyDataStream;
-use hyper::{body::Incoming, upgrade::Upgraded};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::{
-    NodeError, NodeLink,
+    LineError, Lines, NodeError, NodeLink,
     link::{Caller, request},
 };
 use crate::{
@@ -25,7 +22,7 @@ use crate::{
     life::Ending,
     limits::{
         COMMAND_RETRY, NODE_CALL_TIMEOUT, NODE_CONNECTION_WINDOW, NODE_PING, NODE_PING_TIMEOUT, NODE_REPORTS_MAX,
-        NODE_STREAM_WINDOW, OUTBOX_BATCH, REPORT_LINE_MAX,
+        NODE_STREAM_WINDOW, OUTBOX_BATCH,
     },
     store::{Account, StoreError},
 };
@@ -41,8 +38,8 @@ enum SessionError {
     Http(#[from] hyper::Error),
     #[error("a report cannot be read: {0}")]
     Report(String),
-    #[error("the node closed its reports")]
-    ReportsEnded,
+    #[error("{0}")]
+    Lines(#[from] LineError),
     #[error("it cannot be told the secrets: {0}")]
     Secrets(String),
     #[error("it was not told of a change of the secrets, and must come anew")]
@@ -186,19 +183,13 @@ async fn listen(app: &App, node_id: &str, reports: &mut Reports) -> Result<(), S
     }
 }
 
-/// The endless answer of `GET /v1/reports`, cut into lines.
-struct Reports {
-    body: BodyDataStream<Incoming>,
-    buffer: BytesMut,
-}
+/// The endless answer of `GET /v1/reports`.
+struct Reports(Lines);
 
 impl Reports {
     async fn open(caller: &Caller) -> Result<Self, SessionError> {
-        let response = caller.send(request(Method::GET, "/v1/reports", Body::empty())?).await?;
-        if !response.status().is_success() {
-            return Err(SessionError::Report(format!("the node answered {}", response.status())));
-        }
-        Ok(Self { body: BodyDataStream::new(response.into_body()), buffer: BytesMut::new() })
+        let lines = Lines::open(caller, request(Method::GET, "/v1/reports", Body::empty())?).await;
+        Ok(Self(lines.map_err(|error| SessionError::Report(error.to_string()))?))
     }
 
     /// Everything up to `Synced`.
@@ -217,18 +208,6 @@ impl Reports {
     }
 
     async fn next(&mut self) -> Result<Report, SessionError> {
-        loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let line = self.buffer.split_to(end + 1);
-                return serde_json::from_slice(&line).map_err(|error| SessionError::Report(error.to_string()));
-            }
-            if self.buffer.len() > REPORT_LINE_MAX {
-                return Err(SessionError::Report(format!("a line of more than {REPORT_LINE_MAX} bytes")));
-            }
-            match self.body.next().await {
-                Some(chunk) => self.buffer.extend_from_slice(&chunk?),
-                None => return Err(SessionError::ReportsEnded),
-            }
-        }
+        Ok(self.0.next().await?)
     }
 }

@@ -145,6 +145,39 @@ pub(super) static ROUTES: &[Route] = &[
         GONE,
     ),
     route(
+        Verb::Post,
+        "/images/v4/builds",
+        Op::StartBuild,
+        "Start to import an image of a registry; with an `Idempotency-Key`, the same request again finds the same build",
+        &[
+            (201, "BuildInfo", "It has begun, or had: poll it."),
+            (400, "ErrorBody", "A value is missing or wrong."),
+            (409, "BuildInProgress", "Another build makes an image of this name, or the key was used with another body."),
+            (429, "ErrorBody", "Too many builds are under way."),
+            (501, "ErrorBody", "It is of a kind that a later release brings: a Dockerfile."),
+            (503, "ErrorBody", "No node is connected."),
+        ],
+    )
+    .body("StartBuild"),
+    route(
+        Verb::Get,
+        "/images/v4/builds/{id}",
+        Op::GetBuild,
+        "Show a build; one that is over is remembered for a week",
+        &[(200, "BuildInfo", "How far it is, and what came of it."), (404, "ErrorBody", "No such build is known.")],
+    ),
+    route(
+        Verb::Post,
+        "/images/v4/builds/cancel",
+        Op::CancelBuild,
+        "Cancel a build, by its id or its `Idempotency-Key`",
+        &[
+            (200, "CancelledBuild", "What came of it: the image may have been there first."),
+            (404, "ErrorBody", "No build with this id is known."),
+        ],
+    )
+    .body("CancelBuild"),
+    route(
         Verb::Get,
         "/platform/v1/storage",
         Op::ShowStorage,

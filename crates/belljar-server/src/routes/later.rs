@@ -3,16 +3,15 @@
 use super::{Route, Verb, later, later_lifecycle};
 
 const MOUNT: &str = "file systems come in a later release; copy files in and out of the sandbox";
-const BUILD: &str = "image builds over the API come in a later release; use `belljar image build` on the node";
+/// Images from Dockerfiles; also what a build of that kind is told.
+pub(crate) const BUILD: &str = "images from Dockerfiles come in a later release; start a build with \"kind\":\"import\" \
+                                for an image of a registry, or use `belljar image build` on the node";
 const ORGANIZATION: &str = "organizations come in a later release; there is one, with one project";
 
 /// See the module.
 pub(super) static ROUTES: &[Route] = &[
     later_lifecycle(Verb::Post, "/sandboxes/{ref}/file_systems", MOUNT),
     later_lifecycle(Verb::Delete, "/sandboxes/{ref}/file_systems", MOUNT),
-    later(Verb::Post, "/images/v4/builds", BUILD),
-    later(Verb::Post, "/images/v4/builds/cancel", BUILD),
-    later(Verb::Get, "/images/v4/builds/{id}", BUILD),
     later(Verb::Post, "/images/v4/builds/{id}/context/seal", BUILD),
     later(Verb::Get, "/platform/v1/sandbox-templates", BUILD),
     later(Verb::Post, "/platform/v1/sandbox-templates", BUILD),

@@ -6,6 +6,8 @@ mod host;
 mod later;
 mod lifecycle;
 
+pub(crate) use self::later::BUILD as BUILD_LATER;
+
 use axum::routing::MethodFilter;
 
 /// Answers without a key, for load balancers and service managers.
@@ -99,6 +101,9 @@ pub(crate) enum Op {
     ImageFromSnapshot,
     DeleteImage,
     DeleteImageById,
+    StartBuild,
+    GetBuild,
+    CancelBuild,
     Health,
     ConnectNode,
     /// Answered by the guest agent, through the ingress.

@@ -17,6 +17,9 @@ use crate::{
     testing::rows::{self, placed},
 };
 
+#[path = "conformance_build_test.rs"]
+mod builds;
+
 #[path = "conformance_state_test.rs"]
 mod state;
 
@@ -86,6 +89,7 @@ impl Fixture {
             Committed::Sandbox(row) => Some((row.id.clone(), Arc::clone(row))),
             Committed::Outbox { .. }
             | Committed::Snapshots
+            | Committed::Builds
             | Committed::Pool { .. }
             | Committed::KeyAdded(_)
             | Committed::KeyRemoved { .. }

@@ -20,6 +20,7 @@ use belljar_api::{
 pub use self::sqlite::OpenError;
 pub(crate) use self::sqlite::SqliteStore;
 use crate::{
+    build::{Admission, BuildRow, Event},
     life::{Change, Ending, Order, Refusal, SandboxRow, Spec},
     pool::PoolRow,
     snapshot::SnapshotRow,
@@ -108,6 +109,8 @@ pub(crate) enum Committed {
     },
     /// Something about snapshots changed.
     Snapshots,
+    /// An image build was made or changed.
+    Builds,
     /// A pool was made, changed or removed.
     Pool {
         /// Its id.
@@ -383,6 +386,21 @@ pub(crate) trait Store: Send + Sync {
 
     /// The fork tree of a namespace.
     async fn family(&self, namespace: &str) -> Result<Family, StoreError>;
+
+    /// Saves a new image build if it may begin, and says what becomes of it. Builds that ended long ago are forgotten.
+    async fn create_build(&self, row: BuildRow) -> Result<Admission, StoreError>;
+
+    /// The image build with this id.
+    async fn build(&self, id: &str) -> Result<Option<BuildRow>, StoreError>;
+
+    /// The image build that was begun under this idempotency key.
+    async fn build_requested(&self, request_id: &str) -> Result<Option<BuildRow>, StoreError>;
+
+    /// Lets something happen to an image build, and gives it as it is then.
+    async fn change_build(&self, id: &str, event: Event, at: i64) -> Result<Option<BuildRow>, StoreError>;
+
+    /// Fails every image build that is under way; how many there were.
+    async fn fail_builds(&self, words: &'static str, at: i64) -> Result<usize, StoreError>;
 
     /// Saves a new pool.
     async fn create_pool(&self, row: PoolRow) -> Result<(), StoreError>;

@@ -2,11 +2,13 @@
 
 mod acme;
 mod auth;
+mod build;
 mod copy;
 mod guest;
 mod hostile;
 mod http2;
 mod image;
+mod import;
 mod ingress;
 mod input;
 mod node;

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) use super::node_state::{Boot, Work};
 use super::{
     Harness, NODE_TOKEN, guest,
+    import::Imports,
     node_state::{State, image},
 };
 use crate::node_link::{BodyStream, channel};
@@ -54,6 +55,7 @@ pub(crate) struct FakeNode {
     pub(super) end_events: CancellationToken,
     /// Attached programs that were left or have ended so far.
     pub(super) left: watch::Sender<usize>,
+    pub(super) imports: Imports,
 }
 
 struct Inner {
@@ -89,6 +91,7 @@ impl FakeNode {
             closed: watch::Sender::new(0),
             end_events: CancellationToken::new(),
             left: watch::Sender::new(0),
+            imports: Imports::new(),
         }
     }
 
@@ -248,6 +251,13 @@ impl FakeNode {
             (&Method::POST, "/v1/images/from-snapshot") => {
                 let body = request.into_body().collect().await.expect("body").to_bytes();
                 self.make_image(&serde_json::from_slice(&body).expect("an image"))
+            }
+            (&Method::POST, "/v1/images/import") => {
+                let body = request.into_body().collect().await.expect("body").to_bytes();
+                self.imports.begin(serde_json::from_slice(&body).expect("an import"))
+            }
+            (&Method::POST, path) if path.starts_with("/v1/images/import/") => {
+                self.imports.stop(path.split('/').nth(4).expect("a build"))
             }
             (_, "/v1/images") => self.images(request.uri().query()),
             (_, "/v1/logs") => json(StatusCode::OK, &logs()),

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod builds;
 mod grpc;
 mod https;
 mod tunnel;

@@ -2,6 +2,7 @@
 //!
 //! It is not shared between processes; a second server on the same file waits for the lock and then fails.
 
+mod build;
 mod copy;
 mod family;
 mod key;
@@ -30,6 +31,7 @@ use super::{
     SecretChange, SecretRow, SshKeyRow, Start, Store, StoreError,
 };
 use crate::{
+    build::{Admission, BuildRow, Event},
     life::{Change, Ending, Order, SandboxRow},
     pool::PoolRow,
     snapshot::SnapshotRow,
@@ -143,6 +145,29 @@ impl Store for SqliteStore {
     async fn family(&self, namespace: &str) -> Result<Family, StoreError> {
         let namespace = namespace.to_owned();
         self.reader.run(move |db, _| family::of(db, &namespace)).await
+    }
+
+    async fn create_build(&self, row: BuildRow) -> Result<Admission, StoreError> {
+        self.writer.run(move |db, changes| build::create(db, changes, &row)).await
+    }
+
+    async fn build(&self, id: &str) -> Result<Option<BuildRow>, StoreError> {
+        let id = id.to_owned();
+        self.reader.run(move |db, _| build::get(db, &id)).await
+    }
+
+    async fn build_requested(&self, request_id: &str) -> Result<Option<BuildRow>, StoreError> {
+        let request_id = request_id.to_owned();
+        self.reader.run(move |db, _| build::requested(db, &request_id)).await
+    }
+
+    async fn change_build(&self, id: &str, event: Event, at: i64) -> Result<Option<BuildRow>, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |db, changes| build::change(db, changes, &id, event, at)).await
+    }
+
+    async fn fail_builds(&self, words: &'static str, at: i64) -> Result<usize, StoreError> {
+        self.writer.run(move |db, changes| build::fail_all(db, changes, words, at)).await
     }
 
     async fn create_pool(&self, row: PoolRow) -> Result<(), StoreError> {

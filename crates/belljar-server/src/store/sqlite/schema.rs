@@ -203,6 +203,23 @@ const MIGRATIONS: &[&str] = &[
          certificate TEXT NOT NULL,
          sealed_key BLOB NOT NULL
      ) STRICT;",
+    // 5: image builds.
+    "CREATE TABLE builds (
+         id TEXT PRIMARY KEY,
+         request_id TEXT UNIQUE,
+         fingerprint BLOB NOT NULL,
+         name TEXT NOT NULL,
+         image_ref TEXT NOT NULL,
+         node_id TEXT NOT NULL,
+         status TEXT NOT NULL CHECK (status IN ('pending', 'running', 'succeeded', 'failed', 'cancelled')),
+         phase TEXT,
+         result TEXT,
+         error TEXT,
+         created_at INTEGER NOT NULL,
+         updated_at INTEGER NOT NULL
+     ) STRICT;
+     CREATE UNIQUE INDEX builds_name ON builds (name) WHERE status IN ('pending', 'running');
+     CREATE INDEX builds_age ON builds (updated_at, id);",
 ];
 
 /// The schema version of this release.

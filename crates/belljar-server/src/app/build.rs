@@ -32,8 +32,8 @@ use crate::{
     clock::now_ms,
     error::ApiError,
     limits::{
-        BUILD_END_RETRY_FIRST, BUILD_END_RETRY_MAX, CANCEL_WAIT, IMAGE_NAME_MAX, IMAGE_REF_MAX, NODE_WAIT,
-        REGISTRY_CREDENTIALS_MAX,
+        BUILD_END_RETRY_FIRST, BUILD_END_RETRY_MAX, CANCEL_WAIT, COMMAND_RETRY, IMAGE_NAME_MAX, IMAGE_REF_MAX,
+        NODE_WAIT, REGISTRY_CREDENTIALS_MAX,
     },
     node_link::{NodeError, NodeLink},
     routes::BUILD_LATER,
@@ -41,7 +41,8 @@ use crate::{
 };
 
 /// What became of builds that a stop of the server ended.
-const STOPPED: &str = "the server was stopped while this was being built; nothing was made; start the build again";
+const STOPPED: &str = "the server was stopped while this was being built; start the build again, unless GET \
+                       /images/v4/images shows that the image was made in the last moment";
 
 /// The same for those that were under way when it started: it had crashed.
 pub(crate) const RESTARTED: &str = "the server was restarted while this was being built; start the build again, unless \
@@ -250,21 +251,24 @@ async fn follow(spoken: &Spoken, link: &NodeLink, wanted: ImportImage) -> Event 
         Ok(reports) => reports,
         Err(NodeError::Answer { body, .. }) => return Event::Failed(body.error),
         Err(error @ NodeError::Transport(_)) => {
-            return Event::Failed(format!("{error}; nothing was made; start the build again"));
+            return Event::Failed(format!("{error}; start the build again"));
         }
     };
     let mut asked = false;
     loop {
         let report = tokio::select! {
+            // First: what is over need not be stopped.
+            biased;
             report = reports.next() => report,
-            () = spoken.cancel.cancelled(), if !asked => {
-                asked = true;
-                match link.stop_import(id).await {
-                    Ok(answer) if answer.stopped => return Event::Stopped,
-                    // Too late, or over: its last report says what came of it, or that the node is gone.
-                    Ok(_) | Err(_) => continue,
+            () = spoken.cancel.cancelled(), if !asked => match stop(link, id).await {
+                Stopping::Done => return Event::Stopped,
+                Stopping::TooLate => {
+                    asked = true;
+                    continue;
                 }
-            }
+                // If it cannot be reached any more, its reports end, too.
+                Stopping::Unknown => continue,
+            },
         };
         match report {
             Ok(ImportReport::Step { phase }) => {
@@ -283,6 +287,28 @@ async fn follow(spoken: &Spoken, link: &NodeLink, wanted: ImportImage) -> Event 
                     link.id()
                 ));
             }
+        }
+    }
+}
+
+/// What a node says to a cancellation.
+enum Stopping {
+    /// There will be no image.
+    Done,
+    /// It is being named, or over: its last report says what came of it.
+    TooLate,
+    /// Nothing that helps; it has to be asked again.
+    Unknown,
+}
+
+async fn stop(link: &NodeLink, id: &str) -> Stopping {
+    match link.stop_import(id).await {
+        Ok(answer) if answer.stopped => Stopping::Done,
+        Ok(_) | Err(NodeError::Answer { status: StatusCode::NOT_FOUND, .. }) => Stopping::TooLate,
+        Err(error) => {
+            tracing::warn!(build = id, node = link.id(), %error, "cannot cancel an image build yet");
+            tokio::time::sleep(COMMAND_RETRY).await;
+            Stopping::Unknown
         }
     }
 }

@@ -247,6 +247,10 @@ async fn a_build_is_cancelled_at_any_time() {
     // Without waiting for the node: its task knows, and says so when the node has it.
     let id = harness.ask_build(&import("alp"), None).await.json()["build_id"].as_str().expect("id").to_owned();
     assert_eq!(harness.cancelled(&id).await, pair("cancelled", "cancelled"));
+    // A node that fails once is asked again.
+    node.imports.set_on_stop(OnStop::Fail);
+    let id = harness.begin(&node, &import("alp"), None).await;
+    assert_eq!(harness.cancelled(&id).await, pair("cancelled", "cancelled"));
     // Several who cancel are all told.
     let id = harness.begin(&node, &import("alp"), None).await;
     let (one, other) = tokio::join!(harness.cancelled(&id), harness.cancelled(&id));

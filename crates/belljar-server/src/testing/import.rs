@@ -26,6 +26,8 @@ pub(super) enum OnStop {
     TooLate,
     /// It does not know it: its last report is on the way.
     Over,
+    /// It fails this time, and stops it the next.
+    Fail,
 }
 
 /// The imports of a node.
@@ -127,6 +129,11 @@ impl Imports {
             OnStop::Stop if known => {
                 inner.tell.remove(build_id);
                 crate::error::json(StatusCode::OK, &StoppedImport { stopped: true })
+            }
+            OnStop::Fail => {
+                inner.on_stop = OnStop::Stop;
+                let body = ErrorBody::new(code::INTERNAL_ERROR, "a test made it fail");
+                crate::error::json(StatusCode::INTERNAL_SERVER_ERROR, &body)
             }
             OnStop::TooLate if known => crate::error::json(StatusCode::OK, &StoppedImport { stopped: false }),
             OnStop::Stop | OnStop::TooLate | OnStop::Over => {

@@ -80,6 +80,7 @@ impl System {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "who reads the tests' output has to know what was not tried")]
 fn is_root(test: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {

@@ -176,7 +176,8 @@ impl App {
 /// What is kept of a request, and what the node is told.
 fn new_build(start: StartBuild, request_id: Option<String>) -> Result<(BuildRow, ImportImage), ApiError> {
     if start.kind == BuildKind::Dockerfile {
-        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, code::NOT_IMPLEMENTED, BUILD_LATER));
+        // No 501: the published clients take that for a fault of the moment, and try for minutes.
+        return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code::NOT_IMPLEMENTED, BUILD_LATER));
     }
     let bounded = |what: &str, text: &str, max: usize| match text.len() {
         0 => Err(ApiError::invalid(format!("{what}: it is missing or empty"))),

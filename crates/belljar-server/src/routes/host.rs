@@ -154,7 +154,7 @@ pub(super) static ROUTES: &[Route] = &[
             (400, "ErrorBody", "A value is missing or wrong."),
             (409, "BuildInProgress", "Another build makes an image of this name, or the key was used with another body."),
             (429, "ErrorBody", "Too many builds are under way."),
-            (501, "ErrorBody", "It is of a kind that a later release brings: a Dockerfile."),
+            (422, "ErrorBody", "It is of a kind that a later release brings: a Dockerfile."),
             (503, "ErrorBody", "No node is connected."),
         ],
     )

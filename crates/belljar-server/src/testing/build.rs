@@ -188,7 +188,7 @@ async fn what_is_no_build_is_refused_in_words() {
     check_error(&harness.ask_build(&import("alp"), Some(&"k".repeat(300))).await, bad.0, bad.1, "Idempotency-Key");
     let dockerfile = json!({"kind": "dockerfile", "dockerfile_path": "Dockerfile", "parents": [], "name": "x"});
     let reply = harness.ask_build(&dockerfile, None).await;
-    check_error(&reply, StatusCode::NOT_IMPLEMENTED, code::NOT_IMPLEMENTED, "Dockerfiles come in a later release");
+    check_error(&reply, StatusCode::UNPROCESSABLE_ENTITY, code::NOT_IMPLEMENTED, "Dockerfiles come in a later release");
     for id in ["build_x", "x"] {
         let reply = harness.get(&format!("{BUILDS}/{id}")).await;
         check_error(&reply, StatusCode::NOT_FOUND, code::NOT_FOUND, "there is no build");

@@ -89,10 +89,7 @@ impl Images {
     pub(crate) fn delete(&self, which: Which<'_>, storage: &Storage) -> Result<Vec<String>, ImageError> {
         let _turn = self.importing.blocking_lock();
         let names = Store::open(&self.store)?.delete(which)?;
-        if let Err(error) = self.sweep_locked(storage) {
-            // The next sweep finds it again.
-            tracing::warn!(%error, "the copy of a removed image stays");
-        }
+        self.tidy_locked(storage);
         Ok(names)
     }
 
@@ -107,15 +104,18 @@ impl Images {
             // The first sandbox of it brings it in.
             tracing::warn!(%error, "cannot keep a copy of an image");
         }
-        if let Err(error) = self.sweep_locked(storage) {
-            tracing::warn!(%error, "the copy of an image that lost its name stays");
-        }
+        self.tidy_locked(storage);
         Ok(image)
     }
 
     /// Removes the copy of an image that has just lost its name to another one. Blocking.
     fn tidy(&self, storage: &Storage) {
-        if let Err(error) = self.sweep(storage) {
+        let _turn = self.importing.blocking_lock();
+        self.tidy_locked(storage);
+    }
+
+    fn tidy_locked(&self, storage: &Storage) {
+        if let Err(error) = self.sweep_locked(storage) {
             // The next sweep finds it again.
             tracing::warn!(%error, "the copy of an image that lost its name stays");
         }

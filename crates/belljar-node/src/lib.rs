@@ -279,7 +279,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         std::path::absolute(&node_id_file).map_err(|source| NodeError::Io { path: node_id_file, source })?;
     let owner = Owner { node_id: node_id.clone(), node_id_file };
     let network = Network::open(config.network, driver.capabilities(), owner)?;
-    let user_network = driver.capabilities().user_network;
+    let has_network = network.is_enforced() || driver.capabilities().user_network;
     Ok(Context {
         node_id,
         node_token: config.node_token,
@@ -291,7 +291,7 @@ fn open(config: NodeConfig, driver: Box<dyn Driver>, storage: Storage) -> Result
         driver,
         artifacts: config.artifacts,
         jail,
-        has_network: network.is_enforced() || user_network,
+        has_network,
         network,
         safe: Arc::default(),
         calm: Calm::default(),

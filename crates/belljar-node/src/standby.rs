@@ -11,7 +11,7 @@
 //! image. Called by [`crate::sandbox::boot`]; only where the driver can ([`belljar_vmm::Capabilities::prepares`]).
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -33,7 +33,7 @@ type Kind = (u32, u64);
 #[derive(Debug)]
 struct Ready {
     kind: Kind,
-    home: std::path::PathBuf,
+    home: PathBuf,
     process: Prepared,
     network: NetworkSpec,
 }

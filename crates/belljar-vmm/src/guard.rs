@@ -1,9 +1,23 @@
 //! What undoes an unfinished launch, also when its caller stops waiting for it.
 
 use crate::child::Process;
+use crate::error::VmmError;
+use crate::log::Log;
+use crate::orphan;
 use crate::run_dir::RunDir;
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
+
+/// What a launch begins with: its directory, which no VM has now, what empties that again, and a log.
+pub(crate) async fn begin(run_dir: &Path) -> Result<(Arc<RunDir>, Files, Log), VmmError> {
+    let dir = Arc::new(RunDir::open(run_dir)?);
+    orphan::claim(&dir).await?;
+    let files = Files::of(&dir);
+    let operation = "create the log for";
+    let log = Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
+    Ok((dir, files, log))
+}
 
 /// Removes the run directory's files unless the launch succeeds.
 pub(crate) struct Files(Option<Arc<RunDir>>);

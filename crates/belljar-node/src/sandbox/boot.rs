@@ -82,8 +82,6 @@ pub(crate) enum BootError {
     Timeout { after: Duration, console: String },
     #[error(transparent)]
     Freeze(#[from] frozen::FreezeError),
-    #[error("a VM that was kept ready is gone")]
-    SpareGone,
     #[error("no GPUs for it: {0}")]
     Gpus(String),
     #[error("{0}")]
@@ -108,7 +106,7 @@ impl BootError {
             | Self::Link { .. }
             | Self::Guest(_) => TerminationReason::StartupFailedInternalError,
             Self::Gpus(_) => TerminationReason::NoCapacity,
-            Self::Exited { .. } | Self::Timeout { .. } | Self::SpareGone | Self::Origin(_) | Self::Freeze(_) => {
+            Self::Exited { .. } | Self::Timeout { .. } | Self::Origin(_) | Self::Freeze(_) => {
                 TerminationReason::StartupFailedInternalError
             }
         };
@@ -222,7 +220,7 @@ impl Plan {
         })
         .await?;
         let (vm, gate) = self.launch(None).await?;
-        self.attach(vm, gate, runtime, BOOT_TIMEOUT).await
+        self.attach(vm, gate, runtime, None, BOOT_TIMEOUT).await
     }
 
     /// Goes on from a standstill.
@@ -246,18 +244,10 @@ impl Plan {
 
     /// Takes over a VM that was kept ready. The run directory comes last: where it is, the rest is too. What stays where it
     /// was goes with `spare`.
-    async fn move_in(&self, mut spare: Claimed, runtime: &RuntimeConfig) -> Result<Booted, BootError> {
+    async fn move_in(&self, spare: Claimed, runtime: &RuntimeConfig) -> Result<Booted, BootError> {
         let mut steps = Steps::begin();
-        let Some((vm, link)) = spare.take() else { return Err(BootError::SpareGone) };
-        let (this, from) = (self.clone(), spare.dir().to_owned());
-        blocking(move || {
-            for name in [frozen::MEMORY, DISK, network::FILE, RUN] {
-                this.ctx.faults.point("spare: move in")?;
-                this.move_here(&from, name)?;
-            }
-            crate::storage::remove_dir(&from)
-        })
-        .await?;
+        let Claimed { home, link, vm } = spare;
+        self.take_over(home.dir(), &[frozen::MEMORY, DISK, network::FILE, RUN], "spare: move in").await?;
         steps.done("files");
         let gate = self.open_gate().await?;
         self.connect_network(&*vm, gate.as_ref()).await?;
@@ -285,7 +275,7 @@ impl Plan {
         if have.len() < size {
             vm.grow_disk(size).await?;
         }
-        self.attach_over(link, vm, gate, runtime, RESTORE_TIMEOUT).await
+        self.attach(vm, gate, runtime, link, RESTORE_TIMEOUT).await
     }
 
     async fn open_gate(&self) -> Result<Option<Gate>, BootError> {
@@ -336,16 +326,8 @@ impl Plan {
         ready: Taken,
         devices: Option<PathBuf>,
     ) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
-        let Taken { process, network, home } = ready;
-        let (this, from) = (self.clone(), home.dir().to_owned());
-        blocking(move || {
-            for name in [network::FILE, RUN] {
-                this.ctx.faults.point("standby: move in")?;
-                this.move_here(&from, name)?;
-            }
-            crate::storage::remove_dir(&from)
-        })
-        .await?;
+        let Taken { home, network, process } = ready;
+        self.take_over(home.dir(), &[network::FILE, RUN], "standby: move in").await?;
         let vm_spec = self.vm_spec(devices, network);
         let (gate, vm) = tokio::join!(self.open_gate(), self.ctx.driver.launch_in(process, &vm_spec));
         self.launched(gate?, Arc::from(vm?)).await
@@ -366,14 +348,27 @@ impl Plan {
         Ok((vm, gate))
     }
 
-    /// Takes a part over of what was made for nobody yet. A directory that is there is empty.
-    fn move_here(&self, from: &Path, name: &str) -> Result<(), StorageError> {
-        let to = self.dir.join(name);
-        match std::fs::rename(from.join(name), &to) {
-            // A user-mode network has nothing to be found by.
-            Err(error) if name == network::FILE && error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            moved => moved.map_err(StorageError::io("rename what was kept ready to", &to)),
-        }
+    /// Takes these parts over of what was made for nobody yet, in this order. A directory that is there is empty.
+    async fn take_over(
+        &self,
+        from: &Path,
+        names: &'static [&'static str],
+        point: &'static str,
+    ) -> Result<(), BootError> {
+        let (this, from) = (self.clone(), from.to_owned());
+        let done = blocking(move || {
+            for &name in names {
+                this.ctx.faults.point(point)?;
+                let to = this.dir.join(name);
+                match std::fs::rename(from.join(name), &to) {
+                    // A user-mode network has nothing to be found by.
+                    Err(error) if name == network::FILE && error.kind() == std::io::ErrorKind::NotFound => {}
+                    moved => moved.map_err(StorageError::io("rename what was kept ready to", &to))?,
+                }
+            }
+            crate::storage::remove_dir(&from)
+        });
+        Ok(done.await?)
     }
 
     fn make_run_dir(&self) -> Result<(), StorageError> {
@@ -381,23 +376,14 @@ impl Plan {
         make_run_dir(&self.run_dir())
     }
 
-    /// Connects to the agent of a VM that runs, and configures it; harmless when that was done before.
+    /// Connects to the agent of a VM that runs, unless that has kept a link, and configures it; harmless when that was done
+    /// before.
     pub(super) async fn attach(
         &self,
         vm: Arc<dyn Vm>,
         gate: Option<Gate>,
         runtime: RuntimeConfig,
-        timeout: Duration,
-    ) -> Result<Booted, BootError> {
-        self.attach_over(None, vm, gate, runtime, timeout).await
-    }
-
-    async fn attach_over(
-        &self,
         link: Option<Linked>,
-        vm: Arc<dyn Vm>,
-        gate: Option<Gate>,
-        runtime: RuntimeConfig,
         timeout: Duration,
     ) -> Result<Booted, BootError> {
         let told = &runtime;
@@ -428,7 +414,7 @@ impl Plan {
         if self.ctx.driver.capabilities().snapshots && vm.is_paused().await? {
             return self.go_on(vm, gate, runtime, None).await.map(Some);
         }
-        self.attach(vm, gate, runtime, BOOT_TIMEOUT).await.map(Some)
+        self.attach(vm, gate, runtime, None, BOOT_TIMEOUT).await.map(Some)
     }
 
     /// What the image says, and a variable for each secret.

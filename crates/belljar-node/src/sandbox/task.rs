@@ -361,7 +361,7 @@ impl Task {
             if pauses {
                 again.resume().await?;
             }
-            plan.attach(again, gate, runtime, RELINK_TIMEOUT).await
+            plan.attach(again, gate, runtime, None, RELINK_TIMEOUT).await
         };
         match self.unless_ended(relink).await {
             Err(ending) => Stage::Over(ending),

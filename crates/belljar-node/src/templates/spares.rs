@@ -34,26 +34,18 @@ pub(super) struct Spare {
     link: Linked,
 }
 
-/// A spare that was taken out.
+/// A spare that was taken out. What is not moved elsewhere goes with it, when nobody drives it any more.
 pub(crate) struct Claimed {
-    /// Nobody drives it any more when its directory goes.
-    ready: Option<(Arc<dyn Vm>, Linked)>,
-    home: Unclaimed,
+    /// It may be driven wherever its directory is moved to.
+    pub(crate) vm: Arc<dyn Vm>,
+    pub(crate) link: Linked,
+    pub(crate) home: Unclaimed,
 }
 
 impl Claimed {
     pub(super) fn new(ctx: Arc<Context>, spare: Spare) -> Self {
         let Spare { dir, vm, link } = spare;
-        Self { ready: Some((vm, link)), home: Unclaimed::new(ctx, dir) }
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        self.home.dir()
-    }
-
-    /// The VM, which may be driven wherever its directory is moved to, and its link. Once.
-    pub(crate) fn take(&mut self) -> Option<(Arc<dyn Vm>, Linked)> {
-        self.ready.take()
+        Self { vm, link, home: Unclaimed::new(ctx, dir) }
     }
 }
 

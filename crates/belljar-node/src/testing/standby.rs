@@ -19,12 +19,12 @@ async fn asleep() -> (Fixture, String) {
     it.resume(&id).await;
     assert_eq!(it.world.taken.load(Ordering::SeqCst), 0, "there was none yet");
     it.suspend(&id).await;
-    settled(&it).await;
+    settled().await;
     assert_eq!(waiting(&it), 1);
     (it, id)
 }
 
-async fn settled(_it: &Fixture) {
+async fn settled() {
     sleep(SECOND * 100).await;
 }
 
@@ -41,7 +41,7 @@ async fn what_goes_on_takes_a_process_that_waits() {
     it.resume(&id).await;
     assert_eq!((taken(), waiting(&it)), (1, 0));
     assert_eq!(it.contents(&id).0.get(&3), Some(&33));
-    settled(&it).await;
+    settled().await;
     assert_eq!(waiting(&it), 1, "another took its place");
     // What boots needs none of them, and another kind has none yet.
     let mut other = named(0);
@@ -51,7 +51,7 @@ async fn what_goes_on_takes_a_process_that_waits() {
     sleep(SECOND).await;
     it.resume(&other).await;
     assert_eq!(taken(), 1);
-    settled(&it).await;
+    settled().await;
     assert_eq!(waiting(&it), 2);
     it.finish().await;
 }
@@ -60,7 +60,7 @@ async fn what_goes_on_takes_a_process_that_waits() {
 async fn one_that_waits_does_not_outlive_the_node() {
     let (it, id) = asleep().await;
     let it = it.restart().await;
-    settled(&it).await;
+    settled().await;
     assert_eq!(waiting(&it), 0, "nothing went on since");
     it.resume(&id).await;
     assert_eq!(it.contents(&id).0.get(&3), Some(&33));
@@ -84,7 +84,7 @@ async fn a_failure_at_any_step_leaves_a_sandbox_that_can_be_woken() {
                 Err(_) => it.resume(&id).await,
             }
             assert_eq!(it.contents(&id).0.get(&3), Some(&33), "{passed:?}");
-            settled(&it).await;
+            settled().await;
             assert!(waiting(&it) <= 1, "{passed:?}");
             it.forget(&id).await;
             it.finish().await;

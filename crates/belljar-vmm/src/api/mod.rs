@@ -20,7 +20,7 @@ use crate::dirty::Places;
 use crate::driver::{Capabilities, DiskLimits, Driver, DriverKind, NetworkSpec, Prepared, Vm, VmExit, VmSpec};
 use crate::error::VmmError;
 use crate::fifo_console::FifoConsole;
-use crate::guard::{Files, Started};
+use crate::guard::{self, Files, Started};
 use crate::hybrid::Hybrid;
 use crate::jail;
 use crate::jail::plan::{Entry, Plan};
@@ -191,12 +191,7 @@ impl<A: Api> ApiDriver<A> {
 
     /// Starts a process, up to where its API answers.
     async fn make_waiting(&self, spec: &VmSpec) -> Result<Waiting, VmmError> {
-        let dir = Arc::new(RunDir::open(&spec.run_dir)?);
-        orphan::claim(&dir).await?;
-        let files = Files::of(&dir);
-        let operation = "create the log for";
-        let log =
-            Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
+        let (dir, files, log) = guard::begin(&spec.run_dir).await?;
         let started = Started::of(self.start(spec, &dir, &log).await?);
         let process = started.process.clone();
         let attempt = async {

@@ -22,7 +22,7 @@ mod vm;
 use crate::child::Process;
 use crate::driver::{Accelerator, Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
 use crate::error::VmmError;
-use crate::guard::{Files, Started};
+use crate::guard::{self, Started};
 use crate::jail;
 use crate::jail::plan::Plan;
 use crate::limits::{LAUNCH, MAX_MEMORY_MIB, MAX_VCPUS, QMP_REPLY, TRANSLATION_CACHE_MIB};
@@ -271,12 +271,7 @@ impl Driver for QemuDriver {
         // Who is restored has been told.
         let hidden_features = processor.map_or_else(HiddenFeatures::default, |processor| processor.hidden);
         let spec = &VmSpec { hidden_features, ..spec.clone() };
-        let dir = Arc::new(RunDir::open(&spec.run_dir)?);
-        orphan::claim(&dir).await?;
-        let files = Files::of(&dir);
-        let operation = "create the log for";
-        let log =
-            Log::create().map_err(|source| VmmError::RunDir { operation, path: dir.path().to_owned(), source })?;
+        let (dir, files, log) = guard::begin(&spec.run_dir).await?;
         let started = Started::of(self.start(spec, tsc_khz, &dir, &log, state.as_ref()).await?);
         let attempt = async {
             let process = started.process.clone();

@@ -20,6 +20,7 @@
 //! | `GET /v1/snapshots/{id}/diff/{other}` | -> [`crate::snapshot::SnapshotDiff`]; 404 when one is not here |
 //! | `POST /v1/network/check` | [`NetworkConfig`] -> `{}`; 400 says what cannot be enforced, or which name has no address |
 //! | `GET /v1/network/{sandbox_id}` | -> [`crate::network::NetworkUse`]; 404 when nothing is counted now |
+//! | `GET /v1/sandboxes/{sandbox_id}/done/{generation}` | -> `{}` once the command of that generation shows its effect: new rules hold; at once when the sandbox is not here |
 //! | `PUT /v1/credentials` | [`Credentials`] -> `{}`: all that there are, kept in memory only; before any command, and after every change |
 //! | `POST /v1/logs` | [`LogQuery`] -> [`crate::log::LogPage`] |
 //! | `GET /v1/logs/{sandbox_id}/processes` | -> [`crate::log::LogProcessList`] |

@@ -189,6 +189,8 @@ pub(crate) const NODE_PING: Duration = Duration::from_secs(30);
 pub(crate) const NODE_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a node may take for one answer.
 pub(crate) const NODE_CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long whoever changes a sandbox's network waits for the new rules to hold.
+pub(crate) const SETTINGS_WAIT: Duration = Duration::from_secs(10);
 /// How long a node may take for an answer that reads or cleans its disk.
 pub(crate) const NODE_WORK_TIMEOUT: Duration = Duration::from_secs(280);
 /// Most bytes of a node's answer: a page of logs.

@@ -1,8 +1,8 @@
 //! What a sandbox's task is asked: it takes commands and tells what is left to do, now or when it can be done.
 //!
-//! A command is on disk before it is acknowledged. One that changes where the sandbox stands is told to the server only
-//! together with what it does (`Task::held_back`): a report with its generation and the old state would say that it was in
-//! vain.
+//! A command is on disk before it is acknowledged. One that changes where the sandbox stands, or how it is set, is told to
+//! the server only together with what it does (`Task::held_back`): a report with its generation and the old state would say
+//! that it was in vain, and one before new rules hold would let somebody rely on them too early.
 
 use std::{future::Future, pin::pin, time::Duration};
 
@@ -23,6 +23,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Work {
     Nothing,
+    /// The settings in the record are new.
+    Settings,
     End(Ending),
     /// Nobody used it for so long.
     Idle(Duration),
@@ -47,10 +49,15 @@ impl Task {
                 self.handle(mail).await
             }
         };
+        self.stop_holding_back();
+        work
+    }
+
+    /// Lets the next report tell how far commands were taken, if none of them waits.
+    pub(super) fn stop_holding_back(&mut self) {
         if self.deferred.is_empty() {
             self.held_back = None;
         }
-        work
     }
 
     /// Runs `work`, but gives up on it as soon as a command ends the sandbox. What else is asked meanwhile waits until
@@ -63,7 +70,8 @@ impl Task {
                 mail = self.mail.recv() => match self.handle(mail).await {
                     Work::End(ending) => return Err(ending),
                     Work::Wake(reply) => self.wakers.push(reply),
-                    Work::Nothing | Work::Release | Work::Tell(_) | Work::Idle(_) => {}
+                    // Settings come into force before it is shown as awake.
+                    Work::Nothing | Work::Settings | Work::Release | Work::Tell(_) | Work::Idle(_) => {}
                     other if self.deferred.len() < DEFERRED_MAX => self.deferred.push_back(other),
                     other => self.refuse(other, "too much is asked of it before it runs"),
                 },
@@ -125,7 +133,7 @@ impl Task {
             return Work::Nothing;
         }
         let work = self.work_of(decision, seats);
-        if matches!(work, Work::Suspend | Work::Resume | Work::Rollback(_)) {
+        if matches!(work, Work::Settings | Work::Suspend | Work::Resume | Work::Rollback(_)) {
             self.held_back.get_or_insert(before);
         } else if changed {
             self.republish();
@@ -151,21 +159,20 @@ impl Task {
                 tell_seats(seats, why);
                 Work::Nothing
             }
-            Decision::Stale | Decision::Nothing | Decision::Update(_) | Decision::Snapshot(..) => Work::Nothing,
+            Decision::Update(_) => Work::Settings,
+            Decision::Stale | Decision::Nothing | Decision::Snapshot(..) => Work::Nothing,
         }
     }
 
     /// Tells whoever waits for this that it will not happen.
     pub(super) fn refuse(&mut self, work: Work, why: &str) {
         match work {
-            Work::Nothing | Work::End(_) | Work::Release | Work::Tell(_) | Work::Idle(_) => {}
+            Work::Nothing | Work::Settings | Work::End(_) | Work::Release | Work::Tell(_) | Work::Idle(_) => {}
             Work::Wake(reply) => drop(reply.send(Err(NotAwake::Failed(why.to_owned())))),
             Work::Snapshot(id, _) => self.ctx.snapshots.fail(&id, why.to_owned()),
             Work::Copy(seats) => tell_seats(seats, why),
             Work::Suspend | Work::Resume | Work::Rollback(_) => {
-                if self.deferred.is_empty() {
-                    self.held_back = None;
-                }
+                self.stop_holding_back();
                 self.trouble("not done", why);
                 self.republish();
             }

@@ -147,6 +147,12 @@ impl Handle {
         self.view.borrow().report.generation >= generation
     }
 
+    /// Waits until a command of this generation shows its effect, or the sandbox is gone.
+    pub(crate) async fn has_done(&self, generation: u64) {
+        // Who told has gone: so has the sandbox.
+        let _ = self.view.clone().wait_for(|view| view.report.generation >= generation).await;
+    }
+
     /// Has what was blocked written to its log; answers what has passed. One that is busy tells it to the next who asks.
     pub(crate) async fn tell(&self) -> Option<NetworkUse> {
         let (reply, told) = oneshot::channel();

@@ -140,6 +140,7 @@ impl Task {
         if !self.wakers.is_empty() && self.record.spec.settings.auto_resume {
             return self.wake(resident).await;
         }
+        self.stop_holding_back();
         self.publish(NodeState::Suspended, None);
         self.answer_wakers(&Err(NotAwake::Disabled));
         let mut pause = UNDO_PAUSE.0;
@@ -163,6 +164,7 @@ impl Task {
             drop(vm);
             match work {
                 Work::Nothing | Work::Tell(_) | Work::Idle(_) => {}
+                Work::Settings => self.republish(),
                 Work::Release => {
                     self.give_back(resident.take()).await;
                     until.as_mut().reset(Instant::now() + pause);

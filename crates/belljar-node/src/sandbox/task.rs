@@ -234,20 +234,22 @@ impl Task {
         let mut suspicions = self.suspicion.listen();
         let exited = booted.vm.clone();
         let mut exit = pin!(async move { exited.wait().await });
+        // The settings may be others than those that it was started with, and nobody may meet the old rules.
+        if let Err(ending) = self.apply_network(&mut booted).await {
+            return Stage::Over(ending);
+        }
         if self.record.runtime.is_none() || self.record.state != NodeState::Running {
             self.record.runtime = Some(booted.runtime.clone());
             self.record.state = NodeState::Running;
             self.save();
         }
+        self.stop_holding_back();
         self.publish(NodeState::Running, Some(booted.link.clone()));
         self.answer_wakers(&Ok(()));
         // Whoever waits for the sandbox comes first; what it has logged is kept in the guest.
         let collect = collector::collect(booted.link.clone(), self.log.clone());
         let _collector = AbortOnDropHandle::new(self.ctx.tasks.spawn(collect));
         loop {
-            if let Err(ending) = self.apply_network(&mut booted).await {
-                return Stage::Over(ending);
-            }
             let timeout = self.idle_timeout();
             let activity = self.activity.clone();
             let work = tokio::select! {
@@ -268,6 +270,12 @@ impl Task {
             };
             match work {
                 Work::Nothing | Work::Release => {}
+                Work::Settings => {
+                    if let Err(ending) = self.apply_network(&mut booted).await {
+                        return Stage::Over(ending);
+                    }
+                    self.republish();
+                }
                 Work::Tell(reply) => {
                     if let Some(passed) = self.note_blocked(&booted).await {
                         let _ = reply.send(passed);
@@ -285,7 +293,9 @@ impl Task {
     /// Does what an awake sandbox is asked. Afterwards its link may be another one.
     async fn do_awake(&mut self, work: Work, booted: Booted) -> Stage {
         match work {
-            Work::Nothing | Work::Release | Work::Tell(_) | Work::Resume | Work::Wake(_) => Stage::Awake(booted),
+            Work::Nothing | Work::Settings | Work::Release | Work::Tell(_) | Work::Resume | Work::Wake(_) => {
+                Stage::Awake(booted)
+            }
             Work::End(ending) => {
                 self.note_blocked(&booted).await;
                 Stage::Over(ending)

@@ -112,13 +112,26 @@ async fn a_new_node_finds_the_sandboxes_of_the_old_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_policy_that_changes_during_the_boot_is_kept() {
+async fn a_policy_that_changes_during_the_boot_holds_before_it_is_told_to_run() {
     let it = Fixture::new().await;
     let id = new_id();
     it.send(&id, 1, Op::Create { spec: spec(true, 0), origin: Origin::Image }).await;
-    it.command(&id, Op::Update { settings: spec(false, 0).settings }).await;
+    let generation = it.command(&id, Op::Update { settings: spec(false, 0).settings }).await;
     it.wait(&id, |state| *state == NodeState::Running).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!it.machine(&id).state().network, "it may not reach the network");
+    assert_eq!(it.report(&id).generation, generation);
+    it.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_is_told_when_it_holds() {
+    let it = Fixture::new().await;
+    let id = it.run(spec(true, 0)).await;
+    for allowed in [false, true, false] {
+        let generation = it.command(&id, Op::Update { settings: spec(allowed, 0).settings }).await;
+        it.ctx.registry.get(&id).expect("known").has_done(generation).await;
+        assert_eq!(it.machine(&id).state().network, allowed);
+    }
+    it.forget(&id).await;
     it.finish().await;
 }

@@ -283,6 +283,8 @@ impl Vm for FakeVm {
 
     async fn set_network(&self, connected: bool) -> Result<(), VmmError> {
         self.world.step("driver: network")?;
+        // A real one takes its time.
+        tokio::task::yield_now().await;
         self.machine.state().network = connected;
         Ok(())
     }

@@ -47,6 +47,7 @@ pub(super) fn router(ctx: Arc<Context>) -> Router {
         .route("/v1/credentials", put(credentials).layer(DefaultBodyLimit::max(CREDENTIALS_MAX)))
         .route("/v1/network/check", post(check_network))
         .route("/v1/network/{id}", get(network_use))
+        .route("/v1/sandboxes/{id}/done/{generation}", get(done))
         .route("/v1/streams/{id}/{port}", post(tunnel::open))
         .route("/v1/logs", post(log_page))
         .route("/v1/logs/{id}/processes", get(log_processes))
@@ -280,6 +281,13 @@ async fn network_use(State(ctx): State<Arc<Context>>, Path(id): Path<String>) ->
             "nothing is counted for this sandbox now: it is not awake, or its node has no network namespaces",
         ),
     }
+}
+
+async fn done(State(ctx): State<Arc<Context>>, Path((id, generation)): Path<(String, u64)>) -> Response {
+    if let Some(handle) = ctx.registry.get(&id) {
+        handle.has_done(generation).await;
+    }
+    Json(serde_json::json!({})).into_response()
 }
 
 async fn log_page(State(ctx): State<Arc<Context>>, Json(query): Json<LogQuery>) -> Response {

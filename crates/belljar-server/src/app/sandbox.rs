@@ -17,7 +17,7 @@ use crate::{
     clock::now_ms,
     error::ApiError,
     life::{Change, Ending, Membership, Phase, SandboxRow, Spec},
-    limits::PAGE_MAX,
+    limits::{PAGE_MAX, SETTINGS_WAIT},
     placement::{Decision, NO_EGRESS_RULES},
     store::{Page, Place, Reservation, Start, StoreError},
     visible::{self, World},
@@ -207,6 +207,7 @@ impl App {
         if let Some(network) = request.network.as_ref().and_then(Option::as_ref) {
             self.check_network(row, network).await?;
         }
+        let new_network = request.network.is_some();
         let change = Change {
             name: request.name,
             timeout_secs: request.timeout_secs,
@@ -215,11 +216,26 @@ impl App {
             auto_resume: request.auto_resume,
             network: request.network.map(|network| network.filter(|n| *n != NetworkConfig::default())),
         };
-        let changed = self.store.change_sandbox(&row.id, change).await?;
-        changed.ok_or_else(|| {
+        let changed = self.store.change_sandbox(&row.id, change).await?.ok_or_else(|| {
             let message = format!("sandbox {} has ended and cannot be changed; create a new one", row.id);
             ApiError::new(StatusCode::CONFLICT, belljar_api::error::code::CONFLICT, message)
-        })
+        })?;
+        if new_network && changed.is_up() {
+            self.until_in_force(&changed).await;
+        }
+        Ok(changed)
+    }
+
+    /// Waits until the node holds what was just stored, so that whoever asked may rely on it. A node that does not answer
+    /// in time still gets it: the outbox keeps it.
+    async fn until_in_force(&self, row: &SandboxRow) {
+        let Some(link) = row.node_id().and_then(|id| self.live.nodes.get(id)) else { return };
+        let done = link.done(&row.id, row.generation);
+        match tokio::time::timeout(SETTINGS_WAIT, done).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(sandbox = row.id, %error, "whether new rules hold is not known"),
+            Err(_) => tracing::warn!(sandbox = row.id, "new rules take long to come into force"),
+        }
     }
 
     /// What has passed through its network; its node counts that.

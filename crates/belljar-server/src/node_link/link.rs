@@ -277,6 +277,11 @@ impl NodeLink {
         self.caller.patient().post::<serde_json::Value>("/v1/network/check", network).await.map(drop)
     }
 
+    /// Returns when the sandbox's command of this generation shows its effect.
+    pub(crate) async fn done(&self, sandbox_id: &str, generation: u64) -> Result<(), NodeError> {
+        self.caller.get::<serde_json::Value>(&format!("/v1/sandboxes/{sandbox_id}/done/{generation}")).await.map(drop)
+    }
+
     /// What has passed through a sandbox's network.
     pub(crate) async fn network_use(&self, sandbox_id: &str) -> Result<NetworkUse, NodeError> {
         self.caller.get(&format!("/v1/network/{sandbox_id}")).await

@@ -56,6 +56,8 @@ pub(crate) struct FakeNode {
     /// Attached programs that were left or have ended so far.
     pub(super) left: watch::Sender<usize>,
     pub(super) imports: Imports,
+    /// Generation up to which commands show their effect.
+    pub(super) done: watch::Sender<u64>,
 }
 
 struct Inner {
@@ -92,6 +94,7 @@ impl FakeNode {
             end_events: CancellationToken::new(),
             left: watch::Sender::new(0),
             imports: Imports::new(),
+            done: watch::Sender::new(u64::MAX),
         }
     }
 
@@ -264,6 +267,11 @@ impl FakeNode {
             (&Method::GET, "/v1/storage") => json(StatusCode::OK, &storage()),
             (&Method::POST, "/v1/storage/gc") => json(StatusCode::OK, &collected()),
             (_, path) if path.starts_with("/v1/snapshots/") => json(StatusCode::OK, &difference()),
+            (_, path) if path.starts_with("/v1/sandboxes/") => {
+                let generation: u64 = path.rsplit('/').next().and_then(|word| word.parse().ok()).expect("a generation");
+                self.done.subscribe().wait_for(|done| *done >= generation).await.expect("node");
+                json(StatusCode::OK, &serde_json::json!({}))
+            }
             (_, path) if path.ends_with("/processes") => json(StatusCode::OK, &LogProcessList::default()),
             (_, path) => json(StatusCode::NOT_FOUND, &ErrorBody::new(code::NOT_FOUND, path)),
         }

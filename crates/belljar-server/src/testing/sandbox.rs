@@ -175,6 +175,42 @@ async fn a_patch_reaches_the_node_when_it_concerns_it() {
 }
 
 #[tokio::test]
+async fn who_changes_a_network_is_answered_when_the_rules_hold() {
+    let (harness, node) = Harness::with_node().await;
+    let id = harness.create("{}").await;
+    node.done.send_replace(1);
+    let path = format!("/sandboxes/{id}");
+    let answered = harness.call("PATCH", &path, r#"{"network":{"allow_internet_access":false}}"#);
+    let mut answered = std::pin::pin!(answered);
+    let update = tokio::select! {
+        biased;
+        reply = &mut answered => panic!("answered before the rules hold: {reply:?}"),
+        update = node.command(|c| matches!(c.op, Op::Update { .. })) => update,
+    };
+    // The node has taken it; it is not in force yet.
+    assert!(futures_util::poll!(&mut answered).is_pending());
+    assert_eq!(harness.call("PATCH", &path, r#"{"timeout_secs":5}"#).await.status, 200, "others do not wait");
+    node.done.send_replace(update.generation);
+    assert_eq!(answered.await.status, 200);
+}
+
+#[tokio::test]
+async fn a_change_is_answered_even_when_its_node_does_not_come_to_it() {
+    let (harness, node) = Harness::with_node().await;
+    let id = harness.create("{}").await;
+    node.done.send_replace(1);
+    let path = format!("/sandboxes/{id}");
+    let body = r#"{"network":{"allow_internet_access":false}}"#;
+    let taken = async {
+        node.command(|c| matches!(c.op, Op::Update { .. })).await;
+        // Its patience is the only thing left to wait for.
+        tokio::time::pause();
+    };
+    let (reply, ()) = tokio::join!(harness.call("PATCH", &path, body), taken);
+    assert_eq!(reply.json()["network"]["allow_internet_access"], false);
+}
+
+#[tokio::test]
 async fn an_end_is_final_and_repeats() {
     let (harness, node) = Harness::with_node().await;
     let id = harness.create(r#"{"name":"box"}"#).await;

@@ -136,7 +136,9 @@ async fn make(ctx: &Arc<Context>, home: &Path, resources: &Resources) -> Result<
     .await?;
     let network = network::plug(ctx, home).await?;
     let spec = vm_spec(ctx, "standby", home, resources, None, network.clone());
-    Ok((ctx.driver.prepare(&spec).await?, network))
+    let process = ctx.driver.prepare(&spec).await?;
+    network::lay_rules(ctx, home).await?;
+    Ok((process, network))
 }
 
 #[cfg(test)]

@@ -68,6 +68,8 @@ pub(super) struct World<'a> {
     pub(super) operator: Operator,
     pub(super) resolved: Resolved,
     pub(super) wiring: Wiring<'a>,
+    /// The guest's hardware address; `None`: it is nobody's network yet.
+    pub(super) guest: Option<[u8; 6]>,
 }
 
 /// Whether a packet passes.
@@ -76,7 +78,7 @@ pub(super) fn verdict(world: &World<'_>, packet: &Packet) -> Result<(), Reason> 
     if packet.ipv6 {
         return Err(Reason::Ipv6);
     }
-    let forged = packet.source != wiring.guest || wiring.guest_mac.is_some_and(|mac| mac != packet.hardware);
+    let forged = packet.source != wiring.guest || world.guest != Some(packet.hardware);
     match packet.way {
         Way::Back => return Err(Reason::Own),
         Way::Out | Way::Service if forged => return Err(Reason::Forged),

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! (plugged in: nothing passes) --open--> rules hold, resolver answers --change--> the next rules hold
-//!                                             ├─ dropped with the VM's handle: the sockets close, the rules stay
+//!    └─ rules laid: nobody's yet ---^         ├─ dropped with the VM's handle: the sockets close, the rules stay
 //!                                             └─ adopted by a later node process: the rules are as they were
 //! ```
 //! Rules are put into the namespace whole, in one step of the kernel, and noted in the VM's file; a node process that finds
-//! the note it would have written leaves them alone, so that what the guest has open stays open.
+//! the note it would have written leaves them alone, so that what the guest has open stays open. Most sandboxes have the same
+//! rules, and to put them there is a good part of what a start takes: a network that waits for its sandbox has them already.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{Ipv4Addr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
@@ -50,7 +52,8 @@ pub(crate) struct Gate {
     /// The VM's file, with the note.
     file: PathBuf,
     nft: Arc<Nft>,
-    mac: [u8; 6],
+    /// The guest's hardware address.
+    guest: [u8; 6],
     resolver: Resolver,
     /// Of a sandbox with secrets.
     proxy: Option<Proxy>,
@@ -104,8 +107,13 @@ impl Gate {
         let allowance = (!secrets.is_empty()).then(|| Allowance::new(ctx.safe.clone(), secrets.to_vec()));
         let detour = allowance.clone().map(|allowance| Arc::new(allowance) as Arc<dyn Detour>);
         let resolver = Resolver::new(Arc::new(ctx.network.upstream()), Arc::new(Rules { nft: nft.clone() }), detour);
-        let in_force = note.rules.is_some_and(|rules| rules == made_from(ctx, wanted));
-        let since = if in_force { Since::RanOn } else { Since::StoodStill };
+        let rules = made_from(ctx, wanted);
+        let there = match (note.rules, note.guest) {
+            (Some(there), guest) if there == rules && guest == Some(mac) => There::All,
+            (Some(there), _) if there == rules => There::Rules,
+            _ => There::Nothing,
+        };
+        let since = if there == There::All { Since::RanOn } else { Since::StoodStill };
         let (remembering, names) = (resolver.clone(), home.join(super::NAMES));
         blocking(move || remembering.remember(&names, since)).await;
         let proxy = match allowance {
@@ -121,9 +129,10 @@ impl Gate {
             }
         };
         ctx.spawn(serving);
-        let gate = Self { number, file, nft, mac, resolver, proxy, asked: wanted.clone(), _serving: stop.drop_guard() };
+        let (asked, serving) = (wanted.clone(), stop.drop_guard());
+        let gate = Self { number, file, nft, guest: mac, resolver, proxy, asked, _serving: serving };
         // A name is resolved when the guest asks for it: nobody waits for that here.
-        gate.apply(ctx, wanted, Names::default(), in_force).await?;
+        gate.apply(rules, Names::default(), there).await?;
         Ok(Some(gate))
     }
 
@@ -140,7 +149,8 @@ impl Gate {
     /// Puts other rules into force, in one step; on error the old ones stay.
     pub(crate) async fn change(&mut self, ctx: &Arc<Context>, wanted: &NetworkConfig) -> Result<(), GateError> {
         self.asked = wanted.clone();
-        let names = match resolve_names(&policy(ctx, wanted)?, &ctx.network.upstream()).await {
+        let rules = made_from(ctx, wanted);
+        let names = match resolve_names(&policy(&rules)?, &ctx.network.upstream()).await {
             Ok(names) => names,
             Err(error) => {
                 // It was tried when the change was asked for. The guest may have more luck.
@@ -148,30 +158,27 @@ impl Gate {
                 Names::default()
             }
         };
-        self.apply(ctx, wanted, names, false).await
+        self.apply(rules, names, There::Nothing).await
     }
 
-    /// `in_force`: the kernel has the rules already.
-    async fn apply(
-        &self,
-        ctx: &Arc<Context>,
-        wanted: &NetworkConfig,
-        names: Names,
-        in_force: bool,
-    ) -> Result<(), GateError> {
-        let policy = Arc::new(policy(ctx, wanted)?);
+    async fn apply(&self, rules: slot::Rules, names: Names, there: There) -> Result<(), GateError> {
+        let policy = Arc::new(policy(&rules)?);
         for warning in policy.warnings() {
             tracing::warn!(number = self.number, "{warning}");
         }
         let swap = self.resolver.swap(policy.clone(), names).await;
-        if !in_force {
-            let rules = made_from(ctx, wanted);
-            let script = self.script(&policy, swap.resolved(), rules.limits);
-            let (number, nft, file) = (self.number, self.nft.clone(), self.file.clone());
+        if there != There::All {
+            let rest = ruleset::settle(self.guest);
+            let script = match there {
+                There::Nothing => script(&policy, swap.resolved(), rules.limits) + &rest,
+                There::Rules | There::All => rest,
+            };
+            let note = slot::Note { number: self.number, rules: Some(rules), guest: Some(self.guest) };
+            let (nft, file) = (self.nft.clone(), self.file.clone());
             let waits = policy.closes_dns();
             blocking(move || {
                 nft.run(&script)?;
-                slot::note(&file, number, Some(rules))?;
+                note.write(&file)?;
                 // With names the guest waits for it again and again.
                 if !waits {
                     nft.release();
@@ -182,23 +189,6 @@ impl Gate {
         }
         swap.commit().await;
         Ok(())
-    }
-
-    fn script(&self, policy: &Policy, resolved: &Resolved, limits: NetworkLimits) -> String {
-        let wiring = Wiring {
-            guest: GUEST,
-            gateway: GATEWAY,
-            resolver: RESOLVER,
-            proxy: PROXY,
-            tap: TAP,
-            uplink: UPLINK,
-            guest_mac: Some(self.mac),
-            generation: generation(),
-            bytes_per_second: limits.bytes_per_second(),
-            new_connections_per_second: Some(limits.new_connections),
-            connections_max: Some(limits.connections),
-        };
-        ruleset::compile(policy, resolved, &wiring)
     }
 
     /// What was blocked since the last time, in lines for the sandbox's log, and what has passed in all.
@@ -225,6 +215,51 @@ impl Drop for Gate {
     fn drop(&mut self) {
         self.resolver.forget_place();
     }
+}
+
+/// What of a sandbox's rules the kernel has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum There {
+    /// Nothing, or other rules.
+    Nothing,
+    /// The rules, and they are nobody's yet.
+    Rules,
+    /// The rules, for this guest.
+    All,
+}
+
+/// Puts the rules of a sandbox that asks for none in particular into the network of the VM of `home`, before it is known whose
+/// that will be: until then nothing passes. Nothing is done where a VM has a network without rules.
+pub(crate) async fn lay_rules(ctx: &Arc<Context>, home: &Path) -> Result<(), GateError> {
+    let file = home.join(super::FILE);
+    let rules = made_from(ctx, &NetworkConfig::default());
+    let script = script(&policy(&rules)?, &Resolved::default(), rules.limits);
+    let this = ctx.clone();
+    let laid = blocking(move || {
+        let Some(slot::Note { number, .. }) = slot::read(&file)? else { return Ok(()) };
+        let nft = this.network.nft(number);
+        nft.run(&script)?;
+        slot::Note { number, rules: Some(rules), guest: None }.write(&file)?;
+        this.network.keep(number, nft);
+        Ok::<_, NetworkError>(())
+    });
+    Ok(laid.await?)
+}
+
+fn script(policy: &Policy, resolved: &Resolved, limits: NetworkLimits) -> String {
+    let wiring = Wiring {
+        guest: GUEST,
+        gateway: GATEWAY,
+        resolver: RESOLVER,
+        proxy: PROXY,
+        tap: TAP,
+        uplink: UPLINK,
+        generation: generation(),
+        bytes_per_second: limits.bytes_per_second(),
+        new_connections_per_second: Some(limits.new_connections),
+        connections_max: Some(limits.connections),
+    };
+    ruleset::compile(policy, resolved, &wiring)
 }
 
 /// Begins to carry the requests of a sandbox to the hosts to which its secrets are bound.
@@ -257,13 +292,13 @@ impl Detour for Allowance {
 
 /// Says why rules could not be held, if so: a name in them has no address, or none that may be reached.
 pub(crate) async fn check(ctx: &Context, wanted: &NetworkConfig) -> Result<(), GateError> {
-    resolve_names(&policy(ctx, wanted)?, &ctx.network.upstream()).await?;
+    resolve_names(&policy(&made_from(ctx, wanted))?, &ctx.network.upstream()).await?;
     Ok(())
 }
 
-fn policy(ctx: &Context, wanted: &NetworkConfig) -> Result<Policy, GateError> {
-    let operator = Operator { allow_private: ctx.network.allow_private().to_vec(), own: own() };
-    Policy::new(wanted, &operator).map_err(|error| GateError::Invalid(error.to_string()))
+fn policy(rules: &slot::Rules) -> Result<Policy, GateError> {
+    let operator = Operator { allow_private: rules.allow_private.clone(), own: rules.own.clone() };
+    Policy::new(&rules.wanted, &operator).map_err(|error| GateError::Invalid(error.to_string()))
 }
 
 /// What rules are made from now.
@@ -272,20 +307,22 @@ fn made_from(ctx: &Context, wanted: &NetworkConfig) -> slot::Rules {
         wanted: wanted.clone(),
         allow_private: ctx.network.allow_private().to_vec(),
         limits: ctx.network.options.limits,
+        own: own(),
     }
 }
 
 /// Addresses of this host, and those of sandboxes' networks. They may change at any time, so they are asked for.
 fn own() -> Vec<IpNet> {
-    let mut all: Vec<IpNet> = [(host::RANGE, host::RANGE_PREFIX), (GATEWAY, PREFIX)]
+    let ours: Vec<_> = [(host::RANGE, host::RANGE_PREFIX), (GATEWAY, PREFIX)]
         .into_iter()
         .filter_map(|(address, prefix)| Ipv4Net::new(address, prefix).ok())
-        .map(|net| IpNet::V4(net.trunc()))
+        .map(|net| net.trunc())
         .collect();
     let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
     let addresses = interfaces.filter_map(|it| Some(it.address?.as_sockaddr_in()?.ip()));
-    all.extend(addresses.map(|address| IpNet::V4(address.into())));
-    all
+    // Networks of other sandboxes come and go, and rules that say the same are the same.
+    let others: BTreeSet<_> = addresses.filter(|address| !ours.iter().any(|net| net.contains(address))).collect();
+    ours.into_iter().map(IpNet::V4).chain(others.into_iter().map(|address| IpNet::V4(address.into()))).collect()
 }
 
 /// Another number than any script before had in the same namespace, but by a chance of one to four thousand millions.

@@ -43,7 +43,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
-    gate::{Gate, GateError, check, words},
+    gate::{Gate, GateError, check, lay_rules, words},
     host::mtu,
     slot::Owner,
 };
@@ -277,6 +277,13 @@ impl Network {
         self.started().and_then(|mut started| started.remove(&number)).unwrap_or_else(|| Nft::of(number))
     }
 
+    /// For the gate that will ask.
+    fn keep(&self, number: u32, nft: Nft) {
+        if let Some(mut started) = self.started() {
+            started.insert(number, nft);
+        }
+    }
+
     /// For which node another one is to be made ahead, how, and whether at once: the next VM would have to wait for it.
     fn wants_more(&self) -> Option<(Owner, Taps, bool)> {
         let (pool, ready) = self.pool()?;
@@ -304,9 +311,7 @@ impl Network {
         let Some(slot) = self.take()? else { return Ok(None) };
         let number = slot.number();
         let (tap, nft) = slot.plug(file)?;
-        if let Some(mut started) = self.started() {
-            started.insert(number, nft);
-        }
+        self.keep(number, nft);
         Ok(Some(tap))
     }
 }

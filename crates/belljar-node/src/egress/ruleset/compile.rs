@@ -83,12 +83,10 @@ fn judged(wiring: &Wiring<'_>, counter: Counter) -> Vec<Rule> {
 }
 
 fn not_forged(wiring: &Wiring<'_>) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    if let Some(mac) = wiring.guest_mac {
-        rules.push(discarded(vec![Step::IsNot(Key::Hardware, Value::Hardware(mac))], Reason::Forged));
-    }
-    rules.push(discarded(vec![Step::IsNot(Key::Source, Value::Address(wiring.guest))], Reason::Forged));
-    rules
+    vec![
+        discarded(vec![Step::IsNot(Key::Hardware, Value::Guest)], Reason::Forged),
+        discarded(vec![Step::IsNot(Key::Source, Value::Address(wiring.guest))], Reason::Forged),
+    ]
 }
 
 /// The policy.

@@ -36,6 +36,8 @@ enum Outcome {
 struct Kernel<'a> {
     chains: &'a [Chain],
     resolved: &'a Resolved,
+    /// What is in the set of that name.
+    guest: Option<[u8; 6]>,
     packet: &'a Packet,
     reason: Option<Reason>,
     generation: u32,
@@ -115,7 +117,7 @@ impl Kernel<'_> {
             (Key::InDevice, Value::Device(name)) => name == from,
             (Key::OutDevice, Value::Device(name)) => name == to,
             (Key::Family, Value::Words(words)) => words.contains(&if packet.ipv6 { "ipv6" } else { "ipv4" }),
-            (Key::Hardware, Value::Hardware(mac)) => *mac == packet.hardware,
+            (Key::Hardware, Value::Guest) => self.guest == Some(packet.hardware),
             (Key::Protocol, Value::Words(words)) => words.contains(&protocol),
             (Key::IcmpType, Value::Words(words)) => protocol == "icmp" && words.contains(&icmp),
             (Key::State, Value::Words(words)) => words.contains(&state),
@@ -232,25 +234,27 @@ fn resolved() -> impl Strategy<Value = Resolved> {
 fn world() -> impl Strategy<Value = World<'static>> {
     let config = (any::<bool>(), vec(entry(), 0..4), vec(entry(), 0..4))
         .prop_map(|(on, allow_out, deny_out)| NetworkConfig { allow_internet_access: on, allow_out, deny_out });
-    let wiring = (option::of(Just(MAC)), option::of(Just(1_000_000)), option::of(Just(100)), option::of(Just(1000)))
-        .prop_map(|(guest_mac, bytes_per_second, new_connections_per_second, connections_max)| Wiring {
+    let wiring = (option::of(Just(1_000_000)), option::of(Just(100)), option::of(Just(1000))).prop_map(
+        |(bytes_per_second, new_connections_per_second, connections_max)| Wiring {
             guest: GUEST,
             gateway: GATEWAY,
             resolver: RESOLVER,
             proxy: PROXY,
             tap: "tap",
             uplink: "up",
-            guest_mac,
             generation: 7,
             bytes_per_second,
             new_connections_per_second,
             connections_max,
-        });
-    (config, operator(), resolved(), wiring).prop_map(|(config, operator, resolved, wiring)| World {
+        },
+    );
+    let guest = prop_oneof![9 => Just(Some(MAC)), 1 => Just(None)];
+    (config, operator(), resolved(), wiring, guest).prop_map(|(config, operator, resolved, wiring, guest)| World {
         config,
         operator,
         resolved,
         wiring,
+        guest,
     })
 }
 
@@ -295,6 +299,7 @@ proptest! {
             let mut kernel = Kernel {
                 chains: &chains,
                 resolved: &world.resolved,
+                guest: world.guest,
                 packet: &packet,
                 reason: None,
                 generation: packet.generation,

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use belljar_api::sandbox::NetworkConfig;
 
-use super::{Resolved, Wiring, admit, compile, deny};
+use super::{Resolved, Wiring, admit, compile, deny, settle};
 use crate::egress::policy::{Operator, Policy};
 
 pub(super) const WIRING: Wiring<'_> = Wiring {
@@ -14,7 +14,6 @@ pub(super) const WIRING: Wiring<'_> = Wiring {
     proxy: Ipv4Addr::new(10, 0, 2, 4),
     tap: "tap0",
     uplink: "up0",
-    guest_mac: Some([2, 0, 0, 0, 0, 1]),
     generation: 1,
     bytes_per_second: None,
     new_connections_per_second: None,
@@ -73,6 +72,7 @@ fn a_whole_script() {
         add counter inet belljar dropped
         add set inet belljar resolved { type ipv4_addr; flags timeout; size 32768; }
         add set inet belljar denied { type ipv4_addr; flags timeout; size 32768; }
+        add set inet belljar guest { type ether_addr; }
         add set inet belljar drops { type ipv4_addr . inet_proto . inet_service . mark; flags dynamic,timeout; timeout 60s; size 512; }
         add chain inet belljar sample
         add chain inet belljar discard
@@ -106,7 +106,7 @@ fn a_whole_script() {
         add rule inet belljar permit iifname "tap0" counter name "out" accept
         add rule inet belljar permit counter name "in" accept
         add rule inet belljar decide meta mark set 1 goto refuse
-        add rule inet belljar outgoing ether saddr != 02:00:00:00:00:01 meta mark set 10 goto discard
+        add rule inet belljar outgoing ether saddr != @guest meta mark set 10 goto discard
         add rule inet belljar outgoing ip saddr != 10.0.2.15 meta mark set 10 goto discard
         add rule inet belljar outgoing ct state invalid meta mark set 11 goto discard
         add rule inet belljar outgoing ct direction reply meta mark set 11 goto discard
@@ -122,7 +122,7 @@ fn a_whole_script() {
         add rule inet belljar incoming ct mark 1 counter name "in" accept
         add rule inet belljar incoming ct state related meta mark set 11 goto discard
         add rule inet belljar incoming goto decide
-        add rule inet belljar service ether saddr != 02:00:00:00:00:01 meta mark set 10 goto discard
+        add rule inet belljar service ether saddr != @guest meta mark set 10 goto discard
         add rule inet belljar service ip saddr != 10.0.2.15 meta mark set 10 goto discard
         add rule inet belljar service ct state invalid meta mark set 11 goto discard
         add rule inet belljar service ip daddr 10.0.2.3 meta l4proto { tcp, udp } th dport { 53 } accept
@@ -142,10 +142,22 @@ fn a_whole_script() {
         add rule inet belljar inmates meta skuid >= 1879048192 drop
         add table arp belljar
         add chain arp belljar input { type filter hook input priority filter; policy accept; }
+        add set arp belljar guest { type ether_addr; }
         flush table arp belljar
         add rule arp belljar input iifname "tap0" arp saddr ip != 10.0.2.15 drop
-        add rule arp belljar input iifname "tap0" arp saddr ether != 02:00:00:00:00:01 drop
+        add rule arp belljar input iifname "tap0" arp saddr ether != @guest drop
         "#,
+    );
+}
+
+#[test]
+fn a_network_becomes_the_guests() {
+    check(
+        &settle([2, 0, 0, 0, 0, 0xa1]),
+        "flush set inet belljar guest
+        add element inet belljar guest { 02:00:00:00:00:a1 }
+        flush set arp belljar guest
+        add element arp belljar guest { 02:00:00:00:00:a1 }",
     );
 }
 

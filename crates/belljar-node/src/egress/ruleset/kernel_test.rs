@@ -11,6 +11,7 @@ use belljar_api::sandbox::NetworkConfig;
 use super::{
     FORGET_DROPS, LIST, Wiring, admit, compile, counts, deny, dropped,
     golden_test::{WIRING, operator, policy, resolved},
+    settle,
 };
 use crate::egress::policy::{Operator, Policy};
 
@@ -60,6 +61,7 @@ fn nft_takes_every_script_again_and_again() {
             // Each part is a transaction of its own.
             for script in [
                 compile(policy, &resolved(), &full(generation)),
+                settle([2, 0, 0, 0, 0, 1]),
                 admit(&resolved().allowed.into_iter().collect::<Vec<_>>()),
                 deny(&resolved().denied.into_iter().collect::<Vec<_>>()),
             ] {

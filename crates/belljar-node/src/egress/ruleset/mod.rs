@@ -1,7 +1,7 @@
 //! From a policy to the rules of a sandbox's network namespace. Pure: values in, text out.
 //!
-//! The text is a whole script for `nft -f -`, which the kernel takes in one step or not at all. It keeps counters and the
-//! notes of blocked destinations, and replaces everything else.
+//! The text is a whole script for `nft -f -`, which the kernel takes in one step or not at all. It keeps counters, the notes of
+//! blocked destinations and whose the network is, and replaces everything else.
 //!
 //! ```text
 //! tap -> forward -> outgoing --allowed by this generation--------------------------> accept
@@ -21,6 +21,9 @@
 //!
 //! An address of a name is open for new connections as long as the set `resolved` holds it; a connection outlives
 //! that. Denied addresses are looked up for every packet, since they may become known at any time.
+//!
+//! Rules may be there before it is known for which guest: until [`settle`] tells its hardware address, all that comes from a
+//! guest is forged.
 
 mod compile;
 mod drops;
@@ -43,7 +46,7 @@ use std::{
 
 use belljar_vmm::jail::FIRST_USER;
 
-use self::rule::{Chain, DROPS, Set};
+use self::rule::{Chain, DROPS, GUEST, Set};
 pub(crate) use self::{
     drops::{FORGET_DROPS, LIST, counts, dropped},
     rule::Counter,
@@ -76,8 +79,6 @@ pub(crate) struct Wiring<'a> {
     pub(crate) tap: &'a str,
     /// The device towards the host.
     pub(crate) uplink: &'a str,
-    /// The guest's hardware address; `None` does not check it.
-    pub(crate) guest_mac: Option<[u8; 6]>,
     /// Another one than any script had before in this namespace, and not 0: connections that carry it are not judged
     /// again. A node that finds a namespace of the node before it does not know what that used; a random number does.
     pub(crate) generation: u32,
@@ -109,6 +110,17 @@ pub(crate) fn compile(policy: &Policy, resolved: &Resolved, wiring: &Wiring<'_>)
     line(&mut script, format_args!("add rule inet belljar postrouting oifname {:?} masquerade", wiring.uplink));
     line(&mut script, format_args!("add rule inet belljar inmates meta skuid >= {FIRST_USER} drop"));
     script.push_str(&arp(wiring));
+    script
+}
+
+/// The script that makes a namespace, which has rules, the network of the guest with this hardware address alone.
+pub(crate) fn settle(mac: [u8; 6]) -> String {
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mut script = String::new();
+    for family in ["inet", "arp"] {
+        line(&mut script, format_args!("flush set {family} belljar {GUEST}"));
+        line(&mut script, format_args!("add element {family} belljar {GUEST} {{ {mac} }}"));
+    }
     script
 }
 
@@ -156,6 +168,7 @@ fn declarations(chains: &[Chain], wiring: &Wiring<'_>) -> String {
         let (name, size) = (set.name(), limits::SET_MAX);
         line(script_ref, format_args!("add set inet belljar {name} {{ type ipv4_addr; flags timeout; size {size}; }}"));
     }
+    line(script_ref, format_args!("add set inet belljar {GUEST} {{ type ether_addr; }}"));
     let kept = format!("flags dynamic,timeout; timeout {}s; size {};", limits::DROPS_SECONDS, limits::DROPS_MAX);
     line(
         script_ref,
@@ -184,13 +197,11 @@ fn declarations(chains: &[Chain], wiring: &Wiring<'_>) -> String {
 fn arp(wiring: &Wiring<'_>) -> String {
     let mut script = String::from("add table arp belljar\n");
     script.push_str("add chain arp belljar input { type filter hook input priority filter; policy accept; }\n");
+    line(&mut script, format_args!("add set arp belljar {GUEST} {{ type ether_addr; }}"));
     script.push_str("flush table arp belljar\n");
     let tap = wiring.tap;
     line(&mut script, format_args!("add rule arp belljar input iifname {tap:?} arp saddr ip != {} drop", wiring.guest));
-    if let Some(mac) = wiring.guest_mac {
-        let mac = rule::Value::Hardware(mac);
-        line(&mut script, format_args!("add rule arp belljar input iifname {tap:?} arp saddr ether != {mac} drop"));
-    }
+    line(&mut script, format_args!("add rule arp belljar input iifname {tap:?} arp saddr ether != @{GUEST} drop"));
     script
 }
 

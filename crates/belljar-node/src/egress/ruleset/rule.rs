@@ -82,11 +82,12 @@ pub(super) enum Key {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
     Device(String),
-    Hardware([u8; 6]),
     Address(Ipv4Addr),
     Addresses(Vec<Ipv4Addr>),
     Nets(Vec<Ipv4Net>),
     Set(Set),
+    /// The set [`GUEST`].
+    Guest,
     Ports(&'static [u16]),
     Words(&'static [&'static str]),
     Number(u32),
@@ -124,6 +125,9 @@ impl Set {
         }
     }
 }
+
+/// The set of hardware addresses that the guest may use: its own, or none while the network is nobody's.
+pub(super) const GUEST: &str = "guest";
 
 /// The set of blocked destinations: address, protocol, port or 0, reason.
 pub(super) const DROPS: &str = "drops";
@@ -188,11 +192,11 @@ impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Device(name) => write!(f, "{name:?}"),
-            Self::Hardware([a, b, c, d, e, g]) => write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}"),
             Self::Address(address) => write!(f, "{address}"),
             Self::Addresses(addresses) => list(f, addresses),
             Self::Nets(nets) => list(f, nets),
             Self::Set(set) => write!(f, "@{}", set.name()),
+            Self::Guest => write!(f, "@{GUEST}"),
             Self::Ports(ports) => list(f, ports),
             Self::Words([word]) => f.write_str(word),
             Self::Words(words) => list(f, words),

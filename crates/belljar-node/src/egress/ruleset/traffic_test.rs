@@ -24,9 +24,12 @@ use belljar_vmm::jail::FIRST_USER;
 use super::{
     Resolved, Wiring, admit, compile, counts, deny, dropped,
     golden_test::{WIRING, policy},
+    settle,
 };
 use crate::egress::policy::{Operator, Policy};
 
+/// The guest's.
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// After which no answer is silence, where silence is expected.
 const SHORT: Duration = Duration::from_millis(500);
 /// The same where an answer is expected: longer than a busy machine makes a thread wait.
@@ -207,7 +210,7 @@ fn word(result: io::Result<()>) -> &'static str {
 
 impl Net {
     fn apply(&self, policy: &Policy, resolved: &Resolved, generation: u32) {
-        self.sandbox.nft(&compile(policy, resolved, &Wiring { generation, ..WIRING }));
+        self.sandbox.nft(&(compile(policy, resolved, &Wiring { generation, ..WIRING }) + &settle(MAC)));
     }
 
     /// `tcp 1.1.1.1:80`, from the guest.
@@ -304,6 +307,19 @@ fn what_passes_and_what_the_guest_is_told_of_the_rest() {
     }
     let counts = counts(&net.sandbox.shell("nft -j list counters table inet belljar"));
     assert!(counts.out.packets > 10 && counts.r#in.packets > 10 && counts.dropped.packets > 10, "{counts:?}");
+}
+
+#[test]
+fn nothing_passes_before_the_network_is_somebodys() {
+    let Some(net) = net() else { return };
+    net.sandbox.nft(&compile(&policy(true, &[], &[], &operator()), &Resolved::default(), &WIRING));
+    net.check("udp 1.1.1.1:80", "silence");
+    net.check("icmp 10.0.2.2:0", "silence");
+    net.sandbox.nft(&settle(MAC));
+    net.check("udp 1.1.1.1:80", "passes");
+    net.check("icmp 10.0.2.2:0", "passes");
+    net.sandbox.nft(&settle([2, 0, 0, 0, 0, 2]));
+    net.check("udp 1.1.1.1:80", "silence");
 }
 
 #[test]
@@ -418,7 +434,7 @@ fn a_flood_of_connections_or_bytes_is_contained() {
             sockets.iter().filter(|socket| socket.recv(&mut [0; 16]).is_ok()).count()
         })
     };
-    let apply = |wiring: Wiring<'_>| net.sandbox.nft(&compile(&open, &Resolved::default(), &wiring));
+    let apply = |wiring: Wiring<'_>| net.sandbox.nft(&(compile(&open, &Resolved::default(), &wiring) + &settle(MAC)));
     // What was set up before is known to the kernel as well: one connection.
     apply(Wiring { generation: 1, connections_max: Some(6), ..WIRING });
     assert!((4..=6).contains(&through(12)));

@@ -17,6 +17,8 @@ pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const RESIDENT: Duration = Duration::from_secs(30);
 /// Host memory that stays available; below it sleeping sandboxes give theirs back at once, MiB.
 pub(crate) const MEMORY_RESERVE_MB: u64 = 1024;
+/// Bytes of its memory that a sandbox may have changed to be woken with its changes copied in: some 10 ms of copying.
+pub(crate) const CHANGES_MAX: u64 = 32 << 20;
 /// Bytes of a page of guest memory.
 pub(crate) const PAGE: usize = 4096;
 /// Golden snapshots on a node; the one that was not used for the longest time goes first.

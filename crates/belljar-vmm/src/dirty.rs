@@ -30,12 +30,12 @@ const REGIONS: usize = 1024;
 
 /// A piece of guest memory in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mapping {
+pub(crate) struct Mapping {
     /// Addresses in the process.
-    start: u64,
-    end: u64,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
     /// Offset in guest memory.
-    offset: u64,
+    pub(crate) offset: u64,
 }
 
 /// What guest memory began as, by which it is found in the process.
@@ -145,10 +145,10 @@ fn refill<'a>(pid: u32, pieces: &[(u64, u64)], room: &'a mut Vec<u8>) -> io::Res
 }
 
 /// Runs of offset and length.
-type Runs = Vec<(u64, u64)>;
+pub(crate) type Runs = Vec<(u64, u64)>;
 
-/// What was written: by its place in guest memory, and by its place in the process.
-fn written(pid: u32, origin: Origin, bytes: u64) -> io::Result<(Runs, Runs)> {
+/// Where guest memory, which has `bytes`, is in process `pid`.
+pub(crate) fn places(pid: u32, origin: Origin, bytes: u64) -> io::Result<Vec<Mapping>> {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
     let mappings = match origin {
         Origin::File(inode) => mappings(&read("maps")?, inode),
@@ -158,6 +158,15 @@ fn written(pid: u32, origin: Origin, bytes: u64) -> io::Result<(Runs, Runs)> {
     if mappings.iter().map(|mapping| mapping.end - mapping.start).sum::<u64>() != bytes {
         return Err(io::Error::other("its guest's memory is not mapped as it was at its start"));
     }
+    Ok(mappings)
+}
+
+/// What was written: by its place in guest memory, and by its place in the process.
+fn written(pid: u32, origin: Origin, bytes: u64) -> io::Result<(Runs, Runs)> {
+    written_in(pid, places(pid, origin, bytes)?)
+}
+
+pub(crate) fn written_in(pid: u32, mappings: Vec<Mapping>) -> io::Result<(Runs, Runs)> {
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
     let mut addresses = Vec::new();
     let mut runs = Vec::new();

@@ -234,6 +234,9 @@ pub struct VmSpec {
     /// command line are in there: `kernel`, `initrd` and `cmdline_extra` are not used, so a state of a guest that was
     /// still loading its kernel cannot be gone on with.
     pub devices: Option<PathBuf>,
+    /// What of `memory` is to be other content before the guest goes on with `devices`: what it wrote in an earlier life, in which it
+    /// had the same `memory`. It counts as written. Where that cannot be, the launch fails with [`VmmError::Changes`].
+    pub changes: Option<MemoryChanges>,
     /// How much of its disk's speed the guest may have. Of a guest that goes on, too, whatever it had before.
     pub disk_limits: DiskLimits,
     /// Features of the processor that a guest that boots is not told of; one that goes on knows what it was told.
@@ -245,6 +248,15 @@ pub struct VmSpec {
     pub network: NetworkSpec,
     /// What the VM process is locked in, as root. `None`: nothing.
     pub jail: Option<Jail>,
+}
+
+/// Runs of a file that belong into guest memory.
+#[derive(Debug, Clone)]
+pub struct MemoryChanges {
+    /// The file.
+    pub from: PathBuf,
+    /// Offset, the same in both, and length: ascending, apart, aligned to pages.
+    pub runs: Arc<[(u64, u64)]>,
 }
 
 /// What a guest may read from and write to its disk together, in each second; `None`: as much as there is. What it did not

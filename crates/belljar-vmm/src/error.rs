@@ -10,6 +10,14 @@ use std::path::PathBuf;
 /// [`Driver::launch`](crate::Driver::launch) no process and no file is left.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
+    /// What a guest wrote in an earlier life cannot be put into its memory ([`VmSpec::changes`](crate::VmSpec::changes)).
+    #[error("cannot put what the guest wrote before into the memory of process {pid}: {source}")]
+    Changes {
+        /// The VM process.
+        pid: u32,
+        /// Why not.
+        source: io::Error,
+    },
     /// A number or text in the specification cannot be used.
     #[error("VM {id}: {field} {reason}")]
     BadSpec { id: String, field: &'static str, reason: String },

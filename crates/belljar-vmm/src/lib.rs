@@ -22,6 +22,7 @@
 //! that the reason and the console can be read, until [`Vm::kill`].
 
 mod api;
+mod changes;
 mod child;
 pub mod cloud_hypervisor;
 #[cfg(test)]
@@ -55,7 +56,8 @@ mod spec;
 mod supervise;
 
 pub use driver::{
-    Accelerator, Capabilities, DirtyMemory, DiskLimits, Driver, DriverKind, NetworkSpec, Prepared, Vm, VmExit, VmSpec,
+    Accelerator, Capabilities, DirtyMemory, DiskLimits, Driver, DriverKind, MemoryChanges, NetworkSpec, Prepared, Vm,
+    VmExit, VmSpec,
 };
 pub use error::{MonitorError, VmmError};
 pub use memory::MemoryUse;

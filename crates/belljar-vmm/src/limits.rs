@@ -110,6 +110,12 @@ pub const DEVICES_BYTES: u64 = 16 * 1024 * 1024;
 /// Shapes of VMs (memory size, card or not) whose part of a saved state is remembered; each has 30 KiB and takes 50 ms to find out.
 pub const HEADS: usize = 64;
 
+/// Pages of what a guest has changed that a restore writes to as well: the clock's, the number of a generation, and some to spare.
+pub const RESTORE_WRITES_PAGES: usize = 16;
+
+/// What a restore writes comes in units of so many bytes, aligned: a generation is one, the wall clock of KVM is in one.
+pub const RESTORE_WRITES_UNIT: usize = 16;
+
 /// Bytes of guest memory that are read at once where they are passed on piece by piece: they stay in the processor's cache.
 pub const PIECE_BYTES: usize = 512 * 1024;
 

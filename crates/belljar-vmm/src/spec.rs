@@ -65,6 +65,12 @@ pub(crate) fn validate(spec: &VmSpec, capabilities: &Capabilities) -> Result<(),
             return bad(field, format!("`{}` must be an absolute path in UTF-8", path.display()));
         }
     }
+    if spec.changes.is_some() && (spec.devices.is_none() || spec.memory.is_none()) {
+        return bad(
+            "changes",
+            "are those of a guest that goes on, so `devices` and `memory` belong to them".to_owned(),
+        );
+    }
     Ok(())
 }
 
@@ -155,6 +161,7 @@ pub(crate) mod tests {
             memory_mib: 512,
             memory: Some("/data/memory".into()),
             devices: None,
+            changes: None,
             disk_limits: DiskLimits::default(),
             hidden_features: HiddenFeatures::default(),
             passed_through: Vec::new(),

@@ -18,7 +18,7 @@ use belljar_api::{
     sandbox::{Resources, TerminationReason},
 };
 use belljar_link::{Connector, LinkError};
-use belljar_vmm::{NetworkSpec, PciDevice, Vm, VmExit, VmSpec, VmmError};
+use belljar_vmm::{MemoryChanges, NetworkSpec, PciDevice, Vm, VmExit, VmSpec, VmmError};
 
 use tokio_util::task::AbortOnDropHandle;
 
@@ -125,6 +125,13 @@ pub(super) enum Source {
     Disk(PathBuf),
 }
 
+/// What a guest goes on with beside its memory and disk.
+#[derive(Debug, Clone)]
+struct Saved {
+    devices: PathBuf,
+    changes: Option<MemoryChanges>,
+}
+
 /// What a boot needs to know.
 #[derive(Clone)]
 pub(super) struct Plan {
@@ -225,16 +232,36 @@ impl Plan {
 
     /// Goes on from a standstill.
     pub(super) async fn revive(&self, still: &Path, runtime: RuntimeConfig) -> Result<Booted, BootError> {
+        match self.try_to_revive(still, runtime.clone(), true).await {
+            // Changes are a short cut.
+            Err(error @ BootError::Vmm(VmmError::Changes { .. })) => {
+                tracing::warn!(sandbox = self.id, error = chain(&error), "its memory is read from the disk instead");
+                end_vm(&self.ctx, &self.dir).await?;
+                self.try_to_revive(still, runtime, false).await
+            }
+            revived => revived,
+        }
+    }
+
+    async fn try_to_revive(
+        &self,
+        still: &Path,
+        runtime: RuntimeConfig,
+        with_changes: bool,
+    ) -> Result<Booted, BootError> {
         let mut steps = Steps::begin();
         let (this, from) = (self.clone(), still.to_owned());
-        blocking(move || {
+        let changes = blocking(move || {
             this.make_run_dir()?;
             this.ctx.faults.point("revive: bring in")?;
-            frozen::bring_in(&this.ctx.storage, &from, &this.dir)
+            match with_changes {
+                true => frozen::bring_in_with_changes(&this.ctx.storage, &from, &this.dir),
+                false => frozen::bring_in(&this.ctx.storage, &from, &this.dir).map(|()| None),
+            }
         })
         .await?;
         steps.done("files");
-        let (vm, gate) = self.launch(Some(still.join(frozen::DEVICES))).await?;
+        let (vm, gate) = self.launch(Some(Saved { devices: still.join(frozen::DEVICES), changes })).await?;
         steps.done("network, VM process");
         let booted = self.go_on(vm, gate, runtime, None).await?;
         steps.done("agent");
@@ -300,11 +327,11 @@ impl Plan {
         Ok(())
     }
 
-    async fn launch(&self, devices: Option<PathBuf>) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
-        if devices.is_some()
+    async fn launch(&self, saved: Option<Saved>) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
+        if saved.is_some()
             && let Some(ready) = self.ctx.standby.take(&self.ctx, &self.spec.resources)
         {
-            match self.launch_in(ready, devices.clone()).await {
+            match self.launch_in(ready, saved.clone()).await {
                 Ok(launched) => return Ok(launched),
                 Err(error) => {
                     let error = chain(&error);
@@ -314,27 +341,25 @@ impl Plan {
             }
         }
         let network = network::plug(&self.ctx, &self.dir).await?;
-        let vm_spec = self.vm_spec(devices, network);
+        let vm_spec = self.vm_spec(saved, network);
         // Nothing passes before the rules are there.
         let (gate, vm) = tokio::join!(self.open_gate(), self.ctx.driver.launch(&vm_spec));
         self.launched(gate?, Arc::from(vm?)).await
     }
 
     /// The same, in a process that waits for a guest.
-    async fn launch_in(
-        &self,
-        ready: Taken,
-        devices: Option<PathBuf>,
-    ) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
+    async fn launch_in(&self, ready: Taken, saved: Option<Saved>) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
         let Taken { home, network, process } = ready;
         self.take_over(home.dir(), &[network::FILE, RUN], "standby: move in").await?;
-        let vm_spec = self.vm_spec(devices, network);
+        let vm_spec = self.vm_spec(saved, network);
         let (gate, vm) = tokio::join!(self.open_gate(), self.ctx.driver.launch_in(process, &vm_spec));
         self.launched(gate?, Arc::from(vm?)).await
     }
 
-    fn vm_spec(&self, devices: Option<PathBuf>, network: NetworkSpec) -> VmSpec {
+    fn vm_spec(&self, saved: Option<Saved>, network: NetworkSpec) -> VmSpec {
+        let (devices, changes) = saved.map(|saved| (saved.devices, saved.changes)).unzip();
         VmSpec {
+            changes: changes.flatten(),
             passed_through: self.passed_through.clone(),
             ..vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices, network)
         }
@@ -506,6 +531,7 @@ pub(crate) fn vm_spec(
         memory_mib: resources.memory_mb,
         memory: Some(home.join(frozen::MEMORY)),
         devices,
+        changes: None,
         disk_limits: ctx.disk_limits,
         hidden_features: ctx.hidden_features,
         passed_through: Vec::new(),

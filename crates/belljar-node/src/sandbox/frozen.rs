@@ -1,5 +1,5 @@
 //! A VM at a standstill as three files in a directory: `memory`, `devices`, `disk`. Beside them may lie what its resolver
-//! remembered ([`network::NAMES`]).
+//! remembered ([`network::NAMES`]), and what is changed in its memory ([`super::changes`]).
 //!
 //! ```text
 //! capture:  clone memory base, flush disk -> freeze guest -> pause VM -> [copy written pages | save devices | clone disk]
@@ -23,9 +23,12 @@ use std::{
     time::Instant,
 };
 
-use belljar_vmm::{DirtyMemory, Vm, VmmError};
+use belljar_vmm::{DirtyMemory, MemoryChanges, Vm, VmmError};
 
-use super::boot::{self, Booted};
+use super::{
+    boot::{self, Booted},
+    changes::{self, BASE},
+};
 use crate::{
     Context, blocking,
     guest::{self, GuestError},
@@ -78,6 +81,8 @@ pub(crate) enum Meanwhile {
 pub(crate) struct Still {
     into: PathBuf,
     pages: Pages,
+    /// See [`Still::beyond`].
+    base: Option<PathBuf>,
 }
 
 /// What a VM wrote to its memory.
@@ -149,7 +154,7 @@ pub(super) async fn stop(
     };
     steps.done("keep");
     tracing::debug!(into = %into.display(), "stopped: {steps}");
-    Ok(Still { into: into.to_owned(), pages })
+    Ok(Still { into: into.to_owned(), pages, base: None })
 }
 
 /// What takes long and need not be done while the VM stands still.
@@ -189,7 +194,12 @@ async fn prepare(
 impl Still {
     /// Of a VM that was stopped some other way, and whose other files are there.
     pub(crate) fn of(into: &Path, vm: Arc<dyn Vm>) -> Self {
-        Self { into: into.to_owned(), pages: Pages::InVm(vm) }
+        Self { into: into.to_owned(), pages: Pages::InVm(vm), base: None }
+    }
+
+    /// Notes in what it differs from the file that its VM has mapped.
+    pub(super) fn beyond(self, base: PathBuf) -> Self {
+        Self { base: Some(base), ..self }
     }
 
     /// Writes the pages, after which the directory is complete; with `durable` it also survives a crash of the host.
@@ -207,6 +217,10 @@ impl Still {
                 }
                 Pages::InVm(vm) => write_from_vm(&memory, &*vm)?,
             };
+            if let Some(base) = &self.base {
+                ctx.faults.point("freeze: changes")?;
+                changes::note(&ctx.storage, &self.into, base, &runs)?;
+            }
             steps.done("write");
             ctx.faults.point("freeze: sync")?;
             if durable {
@@ -299,13 +313,28 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StorageError> {
 }
 
 /// Brings the files of a standstill into a sandbox's directory: memory by link, disk by clone, and what its resolver knew.
-/// What lay there is replaced.
+/// What lay there is replaced. Gives what is still to be changed in the memory.
+pub(super) fn bring_in_with_changes(
+    storage: &Storage,
+    from: &Path,
+    home: &Path,
+) -> Result<Option<MemoryChanges>, StorageError> {
+    let changes = changes::open(from)?;
+    bring_in_memory(storage, from, if changes.is_some() { BASE } else { MEMORY }, home)?;
+    Ok(changes)
+}
+
+/// The same with all of its memory.
 pub(crate) fn bring_in(storage: &Storage, from: &Path, home: &Path) -> Result<(), StorageError> {
+    bring_in_memory(storage, from, MEMORY, home)
+}
+
+fn bring_in_memory(storage: &Storage, from: &Path, memory: &str, home: &Path) -> Result<(), StorageError> {
     let (memory_to, disk_to) = (home.join(MEMORY), home.join(boot::DISK));
     for old in [&memory_to, &disk_to] {
         remove_file(old)?;
     }
-    link(storage, &from.join(MEMORY), &memory_to)?;
+    link(storage, &from.join(memory), &memory_to)?;
     storage.clone_disk(&from.join(DISK), &disk_to, 0)?;
     let names = home.join(network::NAMES);
     remove_file(&names)?;

@@ -22,6 +22,7 @@
 //! - [`fork`]: what the task does for snapshots, copies and rollback.
 
 pub(crate) mod boot;
+mod changes;
 mod fork;
 pub(crate) mod frozen;
 pub(crate) mod linked;

@@ -71,7 +71,7 @@ impl Task {
         self.ctx.faults.point("sleep: clear")?;
         remove(&new).await?;
         let still = frozen::stop(&self.ctx, booted, &self.dir, &new, Parts::All, Meanwhile::StandsStill).await?;
-        still.finish(&self.ctx, true).await?;
+        still.beyond(self.dir.join(frozen::MEMORY)).finish(&self.ctx, true).await?;
         self.ctx.faults.point("sleep: rename")?;
         let (to, dir) = (self.dir.join(SLEEP), self.dir.clone());
         blocking(move || {

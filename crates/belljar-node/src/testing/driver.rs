@@ -185,10 +185,17 @@ impl Driver for FakeDriver {
             return Err(VmmError::Occupied { path: run_dir.clone(), pid: 1 });
         }
         let (memory, disk) = (spec.memory.as_ref().expect("memory"), spec.disk.as_ref().expect("a disk"));
-        let state = State::launch(memory, disk, spec.devices.as_deref(), spec.memory_mib).map_err(|reason| {
-            let path = spec.devices.clone().unwrap_or_default();
-            VmmError::Restore { id: spec.id.clone(), path, reason }
-        })?;
+        if spec.changes.is_some() {
+            self.0
+                .step("driver: changes")
+                .map_err(|error| VmmError::Changes { pid: 1, source: io::Error::other(error) })?;
+        }
+        let changes = spec.changes.as_ref();
+        let state =
+            State::launch(memory, disk, spec.devices.as_deref(), changes, spec.memory_mib).map_err(|reason| {
+                let path = spec.devices.clone().unwrap_or_default();
+                VmmError::Restore { id: spec.id.clone(), path, reason }
+            })?;
         let token = rand::random();
         let operation = "write";
         let written = fs::write(run_dir.join(TOKEN), format!("{token}"));

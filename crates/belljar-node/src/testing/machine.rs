@@ -11,7 +11,7 @@ use std::{
 };
 
 use belljar_api::guest::Configure;
-use belljar_vmm::{DirtyMemory, VmExit};
+use belljar_vmm::{DirtyMemory, MemoryChanges, VmExit};
 use rustix::fs::SeekFrom;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -203,7 +203,13 @@ impl Machine {
 
 impl State {
     /// Starts with these files: by booting, or where `devices` were saved.
-    pub(super) fn launch(memory: &Path, disk: &Path, devices: Option<&Path>, memory_mib: u64) -> Result<Self, String> {
+    pub(super) fn launch(
+        memory: &Path,
+        disk: &Path,
+        devices: Option<&Path>,
+        changes: Option<&MemoryChanges>,
+        memory_mib: u64,
+    ) -> Result<Self, String> {
         let open = |path: &Path, write| {
             let file = fs::OpenOptions::new().read(true).write(write).open(path);
             file.map_err(|error| format!("{}: {error}", path.display()))
@@ -232,6 +238,9 @@ impl State {
             state.pages.insert(0, page);
             return Ok(state);
         };
+        if let Some(changes) = changes {
+            state.pages = pages_of(changes);
+        }
         let saved: Devices = serde_json::from_reader(open(devices, false)?).map_err(|error| error.to_string())?;
         let here = Devices {
             memory_mib,
@@ -251,6 +260,17 @@ impl State {
         state.restored = true;
         Ok(state)
     }
+}
+
+fn pages_of(changes: &MemoryChanges) -> BTreeMap<u64, Vec<u8>> {
+    let from = File::open(&changes.from).expect("changes");
+    let offsets = changes.runs.iter().flat_map(|(start, length)| (*start..start + length).step_by(PAGE));
+    let page = |offset| {
+        let mut bytes = vec![0; PAGE];
+        from.read_exact_at(&mut bytes, offset).expect("changes are read");
+        (offset / PAGE as u64, bytes)
+    };
+    offsets.map(page).collect()
 }
 
 fn disk_offset(block: u64) -> u64 {

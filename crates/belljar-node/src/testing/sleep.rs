@@ -4,7 +4,7 @@ use belljar_vmm::VmExit;
 use tokio::time::{Instant, sleep};
 
 use super::*;
-use crate::sandbox::NotAwake;
+use crate::{limits::PAGE, sandbox::NotAwake};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -21,7 +21,7 @@ async fn check_round(resident: bool) {
     it.machine(&id).write(7, 77);
     let (before, first, machine) = (it.contents(&id), it.machine(&id).last_configured(), it.machine(&id).token);
     it.suspend(&id).await;
-    assert_eq!(names(&it.ctx.storage.sandbox(&id).join("sleep")), ["devices", "disk", "memory"]);
+    assert_eq!(names(&it.ctx.storage.sandbox(&id).join("sleep")), ["base", "changes", "devices", "disk", "memory"]);
     sleep(SECOND).await;
     assert_eq!(it.find_machine(&id).is_some(), resident, "a VM process is kept for a while, and no longer");
     it.resume(&id).await;
@@ -73,6 +73,25 @@ async fn an_unnamed_sandbox_ends_instead_of_sleeping() {
     assert!(report.trouble.expect("words").contains("no name"));
     let state = it.wait(&id, |state| *state != NodeState::Running).await;
     assert!(matches!(state, NodeState::Terminated { reason: TerminationReason::Timeout, .. }), "{state:?}");
+    it.forget(&id).await;
+    it.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_changes_are_put_into_memory_and_many_are_not() {
+    let it = forgetful().await;
+    let id = it.run(named(0)).await;
+    let many = crate::limits::CHANGES_MAX / PAGE as u64 + 1;
+    for (written, put) in [(10, true), (many, false), (20, true)] {
+        (0..written).for_each(|page| it.machine(&id).poke(page, 1 + page + written));
+        let before = it.contents(&id);
+        it.suspend(&id).await;
+        sleep(SECOND).await;
+        it.world.faults.arm(None, false);
+        it.resume(&id).await;
+        assert_eq!(it.contents(&id), before);
+        assert_eq!(it.world.faults.passed().contains(&"driver: changes"), put, "{written} pages");
+    }
     it.forget(&id).await;
     it.finish().await;
 }

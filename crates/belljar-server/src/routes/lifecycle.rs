@@ -58,7 +58,10 @@ pub(super) static ROUTES: &[Route] = &[
         "/sandboxes/{ref}",
         Op::PatchSandbox,
         "Change a live sandbox",
-        &[(200, "SandboxInfo", "As it is now."), (409, "ErrorBody", "The name is in use, or the sandbox has ended.")],
+        &[
+            (200, "SandboxInfo", "As it is now; of one that is awake, new rules of its network hold."),
+            (409, "ErrorBody", "The name is in use, or the sandbox has ended."),
+        ],
     )
     .body("PatchSandbox"),
     lifecycle(

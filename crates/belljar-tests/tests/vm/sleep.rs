@@ -1,8 +1,10 @@
 //! Sleep and wake.
 
 use std::{
+    fs,
     io::{Read, Write},
     net::TcpStream,
+    os::unix::fs::MetadataExt,
     time::{Duration, SystemTime},
 };
 
@@ -63,6 +65,37 @@ fn a_named_sandbox_sleeps_and_wakes_with_its_memory() {
         sandbox.delete();
         world.wait_until_clean();
     }
+}
+
+#[test]
+fn a_sandbox_that_wakes_shares_what_it_never_changed() {
+    let none_ready = [("BELLJAR_SPARES", "0".to_owned())];
+    let world = World::golden_with(&[settings(0), none_ready].concat());
+    let sandbox = world.create(&json!({"name": "box"}));
+    let golden = fs::metadata(world.entries("templates").remove(0).join("memory")).unwrap().ino().to_string();
+    let shares = || {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", world.vm_pid(&sandbox.id).unwrap())).unwrap();
+        maps.lines().any(|line| line.split_whitespace().nth(4) == Some(golden.as_str()))
+    };
+    let sleep = || {
+        world.suspend("box");
+        wait_while(|| !world.vm_pids().is_empty());
+    };
+    assert!(shares(), "it does not begin with the golden snapshot");
+    for round in 0..3 {
+        sandbox.sh(&format!("echo {round} > /dev/shm/{round}"));
+        sleep();
+        assert_eq!(sandbox.sh("cd /dev/shm; cat *").lines().count(), round + 1);
+        assert!(shares(), "round {round}");
+    }
+    // More than is copied at a wake.
+    let sum = sandbox.sh("head -c 50000000 /dev/urandom > /dev/shm/many; sha256sum < /dev/shm/many");
+    for _ in 0..2 {
+        sleep();
+        assert_eq!(sandbox.sh("sha256sum < /dev/shm/many"), sum);
+        assert!(!shares());
+    }
+    sandbox.delete();
 }
 
 #[test]

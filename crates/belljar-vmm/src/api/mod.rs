@@ -15,8 +15,9 @@
 
 mod vm;
 
+use crate::changes::{self, When};
 use crate::child::{Ended, Process};
-use crate::dirty::Places;
+use crate::dirty::{Origin, Places};
 use crate::driver::{Capabilities, DiskLimits, Driver, DriverKind, NetworkSpec, Prepared, Vm, VmExit, VmSpec};
 use crate::error::VmmError;
 use crate::fifo_console::FifoConsole;
@@ -270,6 +271,10 @@ impl<A: Api> ApiDriver<A> {
                 let places = Places::find(pid, inode, guest.memory_mib << 20);
                 guest.memory_at = Some(places.map_err(|source| VmmError::Process { operation, pid, source })?);
                 self.record(spec, &dir, &process, guest)?;
+            }
+            if let Some(inode) = guest.memory_inode {
+                let origin = guest.memory_at.map_or(Origin::File(inode), Origin::At);
+                changes::put(process.pid(), origin, spec, When::AfterDevices).await?;
             }
             Ok(lock)
         };

@@ -127,6 +127,7 @@ impl World {
             memory_mib: 64,
             memory: None,
             devices: None,
+            changes: None,
             disk_limits: DiskLimits { bytes: NonZeroU64::new(1 << 30), requests: None },
             hidden_features: HiddenFeatures::default(),
             passed_through: Vec::new(),

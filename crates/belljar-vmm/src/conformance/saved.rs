@@ -1,7 +1,7 @@
 //! Pausing, saving and restoring. The guest obeys a list in its memory.
 
 use super::{World, with_each};
-use crate::driver::{DirtyMemory, DiskLimits, Driver, NetworkSpec, Vm, VmSpec};
+use crate::driver::{DirtyMemory, DiskLimits, Driver, MemoryChanges, NetworkSpec, Vm, VmSpec};
 use crate::error::VmmError;
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -102,6 +102,8 @@ async fn run_until(vm: &dyn Vm, last: u64) -> DirtyMemory {
 /// A VM that was saved after its first write: its memory, and how to go on with it.
 pub(crate) struct Saved {
     pub(crate) image: Image,
+    /// In what it differs from a blank one.
+    runs: Vec<(u64, u64)>,
     pub(crate) spec: VmSpec,
 }
 
@@ -128,13 +130,13 @@ pub(crate) async fn saved(driver: &dyn Driver, world: &World, store: [u8; 3]) ->
     vm.kill().await.unwrap();
     world.assert_clean();
     let spec = VmSpec { memory: Some(image.0.clone()), devices: Some(devices), ..boot };
-    Saved { image, spec }
+    Saved { image, runs: dirty.runs, spec }
 }
 
 #[tokio::test]
 async fn many_generations() {
     with_each(async |driver, world| {
-        let Saved { mut image, mut spec } = saved(driver, world, WRITE_PLACE).await;
+        let Saved { mut image, mut spec, .. } = saved(driver, world, WRITE_PLACE).await;
         for generation in 0..5 {
             let done = 1 + generation * 3;
             let written = [0x50_0000, 0x60_0000, 0x60_2000].map(|address| address + generation * 0x10_0000);
@@ -161,9 +163,48 @@ async fn many_generations() {
 }
 
 #[tokio::test]
+async fn changes_to_what_memory_began_as_are_put_back() {
+    with_each(async |driver, world| {
+        const HIDDEN: u64 = 0x70_0000;
+        let Saved { image, mut runs, spec } = saved(driver, world, WRITE_PLACE).await;
+        image.tell(1, &[0x50_0000, 0x60_0000]);
+        let base = Image::new(world, "base");
+        runs.insert(runs.partition_point(|(offset, _)| *offset < HIDDEN), (HIDDEN, PAGE as u64));
+        let file = OpenOptions::new().write(true).open(&base.0).unwrap();
+        file.write_all_at(&[7; PAGE], HIDDEN).unwrap();
+        let with = |runs: &[(u64, u64)]| VmSpec {
+            memory: Some(base.0.clone()),
+            changes: Some(MemoryChanges { from: image.0.clone(), runs: runs.into() }),
+            ..spec.clone()
+        };
+        let error = driver.launch(&with(&[(MEMORY, 0x1000)])).await.err().expect("it is outside");
+        assert!(matches!(error, VmmError::Changes { .. }), "{error}");
+        world.assert_clean();
+        let vm = driver.launch(&with(&runs)).await.unwrap();
+        let dirty = run_until(&*vm, 0x60_0000).await;
+        let changed: Vec<u64> = pages(&dirty);
+        for page in [LIST, FIRST, 0x50_0000, 0x60_0000, HIDDEN] {
+            assert!(changed.contains(&page), "{page:#x}");
+        }
+        let after = base.with(world, "after", &dirty).content();
+        let word = |at: u64| after[usize::try_from(at).unwrap()..].first_chunk::<4>().copied().map(u32::from_le_bytes);
+        let place = |index: u64| u32::try_from(LIST + index * 4).ok();
+        assert_eq!([FIRST, 0x50_0000, 0x60_0000].map(word), [0, 1, 2].map(place));
+        assert_eq!(word(HIDDEN), Some(0), "what is zero now hides what was there");
+        assert_eq!(
+            base.content().iter().position(|byte| *byte != 0),
+            usize::try_from(HIDDEN).ok(),
+            "the file is as it was"
+        );
+        vm.kill().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn siblings_see_nothing_of_each_other_and_leave_their_base_alone() {
     with_each(async |driver, world| {
-        let Saved { image, spec } = saved(driver, world, WRITE_PLACE).await;
+        let Saved { image, spec, .. } = saved(driver, world, WRITE_PLACE).await;
         image.tell(1, &[0x50_0000, 0x51_0000]);
         std::fs::set_permissions(&image.0, Permissions::from_mode(0o444)).unwrap();
         let before = image.content();
@@ -198,7 +239,7 @@ async fn siblings_see_nothing_of_each_other_and_leave_their_base_alone() {
 #[tokio::test]
 async fn a_vm_that_never_went_on_is_saved_again() {
     with_each(async |driver, world| {
-        let Saved { image, mut spec } = saved(driver, world, WRITE_PLACE).await;
+        let Saved { image, mut spec, .. } = saved(driver, world, WRITE_PLACE).await;
         image.tell(1, &[0x50_0000]);
         for name in ["devices-2", "devices-3"] {
             let vm = driver.launch(&spec).await.unwrap();
@@ -217,7 +258,7 @@ async fn a_vm_that_never_went_on_is_saved_again() {
 #[tokio::test]
 async fn pages_that_were_zeroed_are_told() {
     with_each(async |driver, world| {
-        let Saved { image, spec } = saved(driver, world, WRITE_ZERO).await;
+        let Saved { image, spec, .. } = saved(driver, world, WRITE_ZERO).await;
         image.tell(1, &[0x50_0000, 0x50_1000]);
         let vm = driver.launch(&spec).await.unwrap();
         let dirty = run_until(&*vm, 0x50_1000).await;
@@ -231,7 +272,7 @@ async fn pages_that_were_zeroed_are_told() {
 #[tokio::test]
 async fn a_paused_vm_is_adopted_and_its_directory_may_be_renamed() {
     with_each(async |driver, world| {
-        let Saved { image, spec } = saved(driver, world, WRITE_PLACE).await;
+        let Saved { image, spec, .. } = saved(driver, world, WRITE_PLACE).await;
         image.tell(1, &[0x50_0000]);
         let vm = driver.launch(&spec).await.unwrap();
         drop(vm);
@@ -264,7 +305,7 @@ async fn a_paused_vm_is_adopted_and_its_directory_may_be_renamed() {
 #[tokio::test]
 async fn a_process_that_was_made_ahead_gets_a_guest() {
     with_each(async |driver, world| {
-        let Saved { image, spec } = saved(driver, world, WRITE_PLACE).await;
+        let Saved { image, spec, .. } = saved(driver, world, WRITE_PLACE).await;
         image.tell(1, &[0x50_0000]);
         let ahead = VmSpec { id: "ahead".into(), memory: None, devices: None, ..spec.clone() };
         if !driver.capabilities().prepares {

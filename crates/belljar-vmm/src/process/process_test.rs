@@ -43,6 +43,7 @@ impl World {
             memory_mib: 64,
             memory: None,
             devices: None,
+            changes: None,
             disk_limits: DiskLimits::default(),
             hidden_features: crate::HiddenFeatures::default(),
             passed_through: Vec::new(),

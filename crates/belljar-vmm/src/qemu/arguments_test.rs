@@ -25,6 +25,7 @@ fn spec() -> VmSpec {
         memory_mib: 512,
         memory: None,
         devices: None,
+        changes: None,
         disk_limits: DiskLimits::default(),
         hidden_features: HiddenFeatures::default(),
         passed_through: Vec::new(),

@@ -19,7 +19,9 @@ mod stream;
 mod tsc;
 mod vm;
 
+use crate::changes::{self, When};
 use crate::child::Process;
+use crate::dirty::Origin;
 use crate::driver::{Accelerator, Capabilities, Driver, DriverKind, NetworkSpec, Vm, VmExit, VmSpec};
 use crate::error::VmmError;
 use crate::guard::{self, Started};
@@ -282,6 +284,9 @@ impl Driver for QemuDriver {
                 dir.write_record(&record.jailed(spec.jail.is_some()))?;
             }
             let Driven { qmp, stopped, .. } = self.supervise(&process, &log, drive(&dir)).await?;
+            if let Some(inode) = guest.memory_inode {
+                changes::put(process.pid(), Origin::File(inode), spec, When::BeforeDevices).await?;
+            }
             if let Some(state) = &state {
                 self.load(spec, state, &qmp, &process, &log).await?;
             }

@@ -51,6 +51,9 @@ enum Task {
         /// Give the machine an IOMMU and a PCI device that is vfio-pci's. It is slower then.
         #[arg(long)]
         device: bool,
+        /// Memory of the machine; what is written to its disk is in there, too.
+        #[arg(long, value_name = "MIB", default_value_t = nested::MEMORY_MIB)]
+        memory: u32,
         /// The command line.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
@@ -90,8 +93,8 @@ fn main() -> ExitCode {
             tiers.extend(nested.then(|| test::NESTED.to_owned()));
             return finish(test::run(&tiers));
         }
-        Task::Nested { limit, device, command } => {
-            return finish(nested::run(&command, nested::Machine { limit, device }));
+        Task::Nested { limit, device, memory, command } => {
+            return finish(nested::run(&command, nested::Machine { limit, device, memory_mib: memory }));
         }
         Task::Bench { arguments } => return finish(bench::run(&arguments)),
         Task::Setup => setup::run(),

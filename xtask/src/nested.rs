@@ -21,8 +21,8 @@ use crate::{kernel, paths, run};
 
 /// Seconds after which a machine is given up where nobody says otherwise.
 pub(crate) const LIMIT: u32 = 1800;
-/// Its memory, MiB.
-const MEMORY_MIB: u32 = 16_384;
+/// Its memory, MiB; its disk is in there, too.
+pub(crate) const MEMORY_MIB: u32 = 16_384;
 /// With two, emulated at once, the kernel's memory went bad after minutes of starting and ending guests: an oops of its
 /// own, guests with a triple fault. The tests inside run one at a time.
 const PROCESSORS: u32 = 1;
@@ -66,6 +66,8 @@ pub(crate) struct Machine {
     pub(crate) limit: u32,
     /// It has an IOMMU, and [something](DEVICE) to give away. It is slower then.
     pub(crate) device: bool,
+    /// Its memory, and with that its disk, MiB.
+    pub(crate) memory_mib: u32,
 }
 
 /// Runs a shell's command line in such a machine; its output, and its exit status.
@@ -132,7 +134,7 @@ fn machine(kernel: &Path, job: &Path, kind: Machine) -> Result<Command> {
     let serial = format!("virtio-serial-{bus}");
     command.args(["-serial", "chardev:out", "-device", &serial, "-device", "virtconsole,chardev=out"]);
     command.args(["-accel", &format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}")]);
-    command.args(["-smp", &PROCESSORS.to_string(), "-m", &format!("{MEMORY_MIB}M")]);
+    command.args(["-smp", &PROCESSORS.to_string(), "-m", &format!("{}M", kind.memory_mib)]);
     command.arg("-kernel").arg(kernel).args(["-append", &line]);
     command.args(["-fsdev", &share("root", Path::new("/"), ",readonly=on")]);
     command.args(["-device", &format!("virtio-9p-{bus},fsdev=root,mount_tag=root")]);

@@ -217,7 +217,8 @@ fn is_here(driver: &str, program: &str) -> bool {
 }
 
 /// The machine that all but a few of the tests run in.
-const ORDINARY: nested::Machine = nested::Machine { limit: nested::LIMIT, device: false };
+const ORDINARY: nested::Machine =
+    nested::Machine { limit: nested::LIMIT, device: false, memory_mib: nested::MEMORY_MIB };
 
 /// Tests in a machine with working KVM; `variable` tells them of the driver.
 fn inside(driver: &str, tests: &Path, filter: &str, variable: &str, machine: nested::Machine) -> Result<Command> {

@@ -1,8 +1,11 @@
 //! Image builds as the public API shows them (`/images/v4/builds`).
 //!
-//! The published clients poll [`BuildInfo`] until its status is one of the last three. Of what they send, the size of the
-//! builder and of its disk mean nothing for an import: nothing of the image is run, and the file system has the size that
-//! its files need; each sandbox grows it to its own `disk_mb`.
+//! The published clients poll [`BuildInfo`] until its status is one of the last three. For a Dockerfile they then upload the
+//! context to where [`StartedBuild`] says, and seal it. Of what they send, the size of the builder means nothing for an
+//! import: nothing of the image is run. `disk_mb` means nothing for either: the file system has the size that its files
+//! need, and each sandbox grows it to its own `disk_mb`.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -20,7 +23,7 @@ pub enum BuildKind {
 }
 
 /// Body of `POST /images/v4/builds`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StartBuild {
     /// What to build it of.
     pub kind: BuildKind,
@@ -35,7 +38,55 @@ pub struct StartBuild {
     /// Docker's `config.json`, as text; only its `auths` are used. It is kept nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry_credentials_json: Option<SecretValue>,
-    /// For a builder's disk; see the module.
+    /// See the module.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_mb: Option<u64>,
+    /// Path of the Dockerfile in the context; `Dockerfile` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dockerfile_path: Option<String>,
+    /// Images that the Dockerfile builds on, as the client found them. Another one of the same name by now is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<BuildParent>,
+    /// Values of the Dockerfile's `ARG`s. They are seen in the image's history: secrets are not for here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub build_args: BTreeMap<String, String>,
+    /// Stage to build; the last one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// What `RUN --mount=type=secret,id=…` sees, by id. They are kept nowhere.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretValue>,
+    /// Run every step, also where nothing changed since an earlier build.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
+    /// Ask registries whether they have newer images than those that were fetched for an earlier build.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pull: bool,
+    /// Size of the sandbox that a Dockerfile is built in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builder_resources: Option<BuilderResources>,
+}
+
+/// An image that a Dockerfile builds on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BuildParent {
+    /// As the Dockerfile calls it.
+    pub reference: String,
+    /// Its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_id: Option<String>,
+}
+
+/// Size of the sandbox that a Dockerfile is built in.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BuilderResources {
+    /// Processors; 2 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+    /// MiB of memory; 4096 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u64>,
+    /// MiB of its disk, which holds the layers of this build and those that are kept of earlier ones; 20480 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_mb: Option<u64>,
 }
@@ -70,9 +121,11 @@ impl BuildStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BuildPhase {
-    /// It has not begun.
+    /// Its context has not been sealed.
+    AwaitingContext,
+    /// It has not begun, or the sandbox that it is built in starts.
     StartingBuilder,
-    /// Layers are fetched and unpacked.
+    /// The Dockerfile's steps run, or layers are fetched and unpacked.
     Executing,
     /// The file system is packed.
     Snapshotting,
@@ -100,6 +153,13 @@ pub struct BuildInfo {
     /// The `Idempotency-Key` of the request that began it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_request_id: Option<String>,
+    /// The sandbox that a Dockerfile is built in. What its process `tl-image-builder` says is the log; both go some
+    /// seconds after the build's end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builder_sandbox_id: Option<String>,
+    /// Milliseconds since the epoch: a build of a Dockerfile that goes on then fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation_deadline_ms: Option<i64>,
     /// Milliseconds since the epoch.
     pub created_at_ms: i64,
     /// Milliseconds since the epoch.
@@ -110,6 +170,33 @@ pub struct BuildInfo {
     /// Why it failed, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// Answer of `POST /images/v4/builds`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StartedBuild {
+    /// The build.
+    #[serde(flatten)]
+    pub build: BuildInfo,
+    /// Where the context of a Dockerfile goes, while the build waits for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_upload: Option<ContextUpload>,
+}
+
+/// Where a context goes: `PUT` it there, as a tar archive that is not packed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContextUpload {
+    /// Whoever has this URL may upload; no key is asked for.
+    pub url: String,
+    /// Most bytes of the archive.
+    pub max_bytes: u64,
+}
+
+/// Body of `POST /images/v4/builds/{id}/context/seal`: the context is complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SealContext {
+    /// SHA-256 of the archive, in hexadecimal digits.
+    pub digest: String,
 }
 
 /// Body of `POST /images/v4/builds/cancel`: one of the two.

@@ -14,6 +14,8 @@
 //! | `DELETE /v1/images?name=`, `?id=` | -> [`DeletedImage`]: a name, or an image with all its names; 404 as above, 403 for one of the product's own |
 //! | `POST /v1/images/from-snapshot` | [`NewImage`] -> [`crate::image::ImageInfo`]; 404 when the snapshot is not here, 400 when it or the name cannot be an image, 409 while the name is being made |
 //! | `POST /v1/images/import` | [`ImportImage`] -> JSON lines of [`ImportReport`]; who drops the answer stops the import. 409 when one with this id is under way, 429 when too many are |
+//! | `GET /v1/images/name?name=` | -> `{"name"}`, canonical; 400 when no image can have it, 403 when it is one of the product's own |
+//! | `POST /v1/images/give` | [`GiveImage`] -> `{}` once it is there; who drops the request stops it. 404 when there is no such image or sandbox |
 //! | `POST /v1/images/import/{build_id}/stop` | -> [`StoppedImport`]; 404 when no such import is under way |
 //! | `GET /v1/storage` | -> [`crate::snapshot::StorageUse`] |
 //! | `POST /v1/storage/gc` | -> [`crate::snapshot::Collected`] |
@@ -338,20 +340,57 @@ pub struct NewImage {
     pub public: bool,
 }
 
-/// An image that is to be imported from a registry.
+/// An image that is to be imported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportImage {
     /// The build that this is for.
     pub build_id: String,
     /// Its name; what that stood for before it stands for no longer.
     pub name: String,
-    /// Where it comes from.
-    pub image_ref: String,
     /// Whether it is there for every project.
     pub public: bool,
-    /// Docker's `config.json`, of which only `auths` counts. In memory only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub registry_credentials_json: Option<SecretValue>,
+    /// Where it comes from.
+    pub source: ImportSource,
+}
+
+/// Where an image comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "from")]
+pub enum ImportSource {
+    /// A registry.
+    Registry {
+        /// Which image of which one.
+        image_ref: String,
+        /// Docker's `config.json`, of which only `auths` counts. In memory only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        registry_credentials_json: Option<SecretValue>,
+    },
+    /// A sandbox that it was built in.
+    Sandbox {
+        /// Digest of its configuration: `sha256:…`.
+        config_digest: String,
+        /// Where it lies. Without this it is only named, when it was imported before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        archive: Option<SandboxFile>,
+    },
+}
+
+/// A file or a directory in a running sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxFile {
+    /// The sandbox.
+    pub sandbox_id: String,
+    /// The path.
+    pub path: String,
+}
+
+/// An image that is to be put into a running sandbox, as a directory in the OCI layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GiveImage {
+    /// Name of the image.
+    pub name: String,
+    /// Where it goes: a directory that is made.
+    pub to: SandboxFile,
 }
 
 /// What becomes of an import. Every one but [`Self::Step`] is the last.
@@ -375,6 +414,8 @@ pub enum ImportReport {
     },
     /// There is none, and there will be none: it was stopped.
     Stopped,
+    /// It was not imported before, and nobody said where it lies.
+    Absent,
 }
 
 /// Whether an import was stopped.

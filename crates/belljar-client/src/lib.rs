@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+mod builds;
 mod client;
 mod error;
 mod events;

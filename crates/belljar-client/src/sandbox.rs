@@ -128,6 +128,12 @@ impl Sandbox {
         self.events(self.call(Method::GET, path)).await
     }
 
+    /// The same from a line on: `offset` is one more than that of the last one that came, of both outputs.
+    pub async fn follow_from(&self, process: &str, offset: u64) -> Result<EventStream, Error> {
+        let path = process_path(process, &format!("/output/follow?offset={offset}"));
+        self.events(self.call(Method::GET, path)).await
+    }
+
     /// Runs a program to its end, with stdin closed; its output comes as events. Dropping the stream does not
     /// promise to end the program: [`Sandbox::kill`] does.
     pub async fn run(&self, request: &RunProcess) -> Result<EventStream, Error> {

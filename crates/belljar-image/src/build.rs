@@ -20,7 +20,7 @@ use crate::{
     error::ImageError,
     ext4,
     limits::{DEFAULT_SIZE_MIB, MAX_CONFIG_BYTES, MAX_EXTRA_PACKAGES, MAX_SIZE_MIB, MIN_SIZE_MIB},
-    name::{self, DEFAULT_IMAGE},
+    name::{self, BUILDER_IMAGE, DEFAULT_IMAGE},
     packages::{self, Resolved},
     recipe,
     record::{Image, ROOTFS, RuntimeConfig, disk_bytes, read_bounded},
@@ -44,6 +44,8 @@ pub struct BuildRequest {
     pub mirror: Option<String>,
     /// Debian packages beside the usual ones.
     pub extra_packages: Vec<String>,
+    /// Whether the usual ones are those of a builder, in place of those of a sandbox.
+    pub builder: bool,
     /// Whether the certificates that the administrator of this host trusts are trusted in the image too.
     pub extra_ca: bool,
     /// Build even when the same packages gave an image before.
@@ -61,9 +63,17 @@ impl BuildRequest {
             cache_dir,
             mirror: None,
             extra_packages: Vec::new(),
+            builder: false,
             extra_ca: true,
             force: false,
         }
+    }
+
+    /// The image that Dockerfiles are built in.
+    #[must_use]
+    pub fn for_builder(cache_dir: PathBuf) -> Self {
+        let suite = recipe::BUILDER_SUITE.to_owned();
+        Self { name: BUILDER_IMAGE.to_owned(), suite, builder: true, ..Self::new(cache_dir) }
     }
 
     fn check(&self) -> Result<(), ImageError> {
@@ -211,7 +221,8 @@ struct Plan {
 impl Plan {
     fn new(request: &BuildRequest, mirrors: &Mirrors) -> Result<Self, ImageError> {
         let sources = mirrors.sources(&request.suite);
-        let mut packages: Vec<String> = recipe::PACKAGES.iter().map(|&name| name.to_owned()).collect();
+        let usual: &[&str] = if request.builder { &recipe::BUILDER_PACKAGES } else { &recipe::PACKAGES };
+        let mut packages: Vec<String> = usual.iter().map(|&name| name.to_owned()).collect();
         packages.extend(request.extra_packages.iter().cloned());
         packages.sort();
         packages.dedup();

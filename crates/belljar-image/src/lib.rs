@@ -32,9 +32,11 @@ mod tree;
 pub use build::{BuildRequest, BuiltImage, Progress, build};
 pub use draft::{About, Draft, Sealed};
 pub use error::ImageError;
-pub use export::{ExportError, Exported};
-pub use name::{DEFAULT_IMAGE, canonical, is_managed};
-pub use oci::{DockerAuths, ImportProgress, ImportRequest, LayerProgress, Login, OciError, check_reference, import};
+pub use export::{ExportError, Exported, Packing};
+pub use name::{BUILDER_IMAGE, DEFAULT_IMAGE, canonical, is_managed};
+pub use oci::{
+    DockerAuths, ImportProgress, ImportRequest, LayerProgress, Login, OciError, check_reference, import, reimport,
+};
 pub use prune::{Pruned, Removed};
 pub use record::{HistoryEntry, Image, RuntimeConfig};
 pub use sources::SUITES;

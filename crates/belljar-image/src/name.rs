@@ -5,8 +5,12 @@ use crate::{error::ImageError, limits::MAX_NAME_CHARS};
 /// The image of a sandbox that names none.
 pub const DEFAULT_IMAGE: &str = "belljar/debian";
 
-/// Names of the hosted service that its clients and examples use, and what stands behind them here.
-const ALIASES: [(&str, &str); 4] = [
+/// The image that Dockerfiles are built in.
+pub const BUILDER_IMAGE: &str = "belljar/builder";
+
+/// Names of the hosted service that its clients and examples use, and another one of ours, and what stands behind them.
+const ALIASES: [(&str, &str); 5] = [
+    ("belljar/debian-minimal", DEFAULT_IMAGE),
     ("tensorlake/ubuntu-minimal", DEFAULT_IMAGE),
     ("tensorlake/debian-minimal", DEFAULT_IMAGE),
     ("tensorlake/ubuntu-systemd", "belljar/systemd"),

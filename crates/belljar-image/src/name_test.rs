@@ -14,6 +14,7 @@ fn check(name: &str, expect: &str) {
 fn names_and_aliases() {
     check("belljar/debian", "belljar/debian");
     check("belljar/debian:latest", "belljar/debian");
+    check("belljar/debian-minimal", "belljar/debian");
     check("tensorlake/ubuntu-minimal", "belljar/debian");
     check("tensorlake/ubuntu-minimal:latest", "belljar/debian");
     check("tensorlake/debian-minimal", "belljar/debian");

@@ -25,6 +25,13 @@ pub(crate) const PACKAGES: [&str; 11] = [
     "sudo",
 ];
 
+/// Packages of the image that Dockerfiles are built in: `buildah`, what runs its steps (`crun`) and what it will not start
+/// without (`netavark`), `git` for `ADD` of a repository, and what every sandbox's agent relies on.
+pub(crate) const BUILDER_PACKAGES: [&str; 7] =
+    ["buildah", "ca-certificates", "crun", "git", "iproute2", "netavark", "sudo"];
+/// The first suite whose `buildah` knows here-documents.
+pub(crate) const BUILDER_SUITE: &str = "trixie";
+
 /// The user of every process that names none.
 pub(crate) const USER: &str = "tl-user";
 /// Its user and group id.

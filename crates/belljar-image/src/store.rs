@@ -23,8 +23,9 @@ use std::{
 };
 
 use crate::{
-    digest,
+    digest, draft,
     error::ImageError,
+    limits::RESERVE_BYTES,
     name,
     record::{Image, NameRecord},
 };
@@ -300,6 +301,16 @@ impl Store {
         remove_dir(&dir)?;
         fs::create_dir(&dir).map_err(ImageError::io("create", &dir))?;
         Ok((dir, lock))
+    }
+
+    /// A file without a name, for something on its way into the store that has so many bytes.
+    ///
+    /// # Errors
+    /// [`crate::OciError::NoSpace`], or [`ImageError::Io`].
+    pub fn scratch(&self, bytes: u64) -> Result<File, ImageError> {
+        let tmp = self.root.join("tmp");
+        draft::check_space(&tmp, bytes, RESERVE_BYTES)?;
+        tempfile::tempfile_in(&tmp).map_err(ImageError::io("create a file in", tmp))
     }
 
     /// Where a build is made.

@@ -6,6 +6,7 @@
 
 mod from_snapshot;
 mod import;
+mod sandbox_file;
 
 use std::{
     collections::HashMap,
@@ -20,7 +21,8 @@ use belljar_image::{Image, ImageError, Named, Sealed, Store, Which};
 
 pub(crate) use self::{
     from_snapshot::{NewImageError, publish},
-    import::{ImportError, Imports, begin},
+    import::{ImportError, Imports, begin, check_name},
+    sandbox_file::{SandboxFileError, give},
 };
 use crate::storage::{self, Storage, StorageError, link_file};
 

@@ -41,6 +41,12 @@ pub(crate) const FAILED_SNAPSHOTS_MAX: usize = 1024;
 pub(crate) const IMPORTS_AT_ONCE: usize = 1;
 /// Imports under way and waiting: more than a server begins.
 pub(crate) const IMPORTS_MAX: usize = 128;
+/// Most bytes of an archive that comes out of a sandbox: more than a builder's disk holds beside the layers themselves.
+pub(crate) const BUILT_ARCHIVE_MAX: u64 = 64 << 30;
+/// Bytes of an image on its way into a sandbox that go at once: as much as a link takes well.
+pub(crate) const GIVEN_CHUNK: usize = 256 << 10;
+/// Such pieces that wait for a slow sandbox.
+pub(crate) const GIVEN_CHUNKS: usize = 4;
 /// Reports of an import that wait for a slow server: there are fewer in all.
 pub(crate) const IMPORT_REPORTS: usize = 8;
 

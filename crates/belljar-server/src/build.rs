@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Pending ──step──► Running ──done──► Succeeded
-//!    │                 │
+//!    │                 │  │
+//!    │                 │  └─builder─► Running      the sandbox of a Dockerfile is known
 //!    ├─────────────────┼──failed────► Failed      also: its node or this server went
 //!    └─────────────────┴──stopped───► Cancelled
 //! ```
@@ -20,18 +21,24 @@ use belljar_api::{
 pub(crate) struct BuildRow {
     /// `build_` and an id.
     pub(crate) id: String,
+    /// What it is built of.
+    pub(crate) kind: BuildKind,
     /// Idempotency key of the request.
     pub(crate) request_id: Option<String>,
     /// SHA-256 of the request, without credentials.
     pub(crate) fingerprint: [u8; 32],
     /// Name of the image.
     pub(crate) name: String,
-    /// Where it comes from.
+    /// Where it comes from; empty for a Dockerfile.
     pub(crate) image_ref: String,
     /// Which node makes it.
     pub(crate) node_id: String,
     /// Where it stands.
     pub(crate) standing: Standing,
+    /// The sandbox that a Dockerfile is built in.
+    pub(crate) builder_sandbox_id: Option<String>,
+    /// Milliseconds since the epoch; when a build of a Dockerfile has to be over.
+    pub(crate) deadline: Option<i64>,
     /// Milliseconds since the epoch.
     pub(crate) created_at: i64,
     /// Milliseconds since the epoch.
@@ -58,6 +65,8 @@ pub(crate) enum Standing {
 pub(crate) enum Event {
     /// Its node has got so far.
     Step(BuildPhase),
+    /// It is built in this sandbox.
+    Builder(String),
     /// The image is there.
     Done(Box<ImageInfo>),
     /// It will not be, for this reason.
@@ -79,6 +88,15 @@ pub(crate) enum Admission {
     InProgress(BuildRow),
 }
 
+/// A snapshot of a builder, with the layers of the builds before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BuildCache {
+    /// The snapshot.
+    pub(crate) snapshot_id: String,
+    /// Id of the image that it was made with: another one's layers may not be understood.
+    pub(crate) builder_image: String,
+}
+
 /// Decides about a new build, given the one that has its key and the one that makes its name.
 pub(crate) fn admit(new: &BuildRow, same_key: Option<BuildRow>, same_name: Option<BuildRow>) -> Admission {
     match (same_key, same_name) {
@@ -93,15 +111,20 @@ pub(crate) fn admit(new: &BuildRow, same_key: Option<BuildRow>, same_name: Optio
 impl BuildRow {
     /// The row after an event; `None` when that changes nothing.
     pub(crate) fn after(&self, event: Event, at: i64) -> Option<Self> {
+        let mut builder_sandbox_id = self.builder_sandbox_id.clone();
         let standing = match (&self.standing, event) {
             (Standing::Succeeded(_) | Standing::Failed(_) | Standing::Cancelled, _) => return None,
             (Standing::Running(now), Event::Step(phase)) if phase <= *now => return None,
             (Standing::Pending | Standing::Running(_), Event::Step(phase)) => Standing::Running(phase),
+            (now @ (Standing::Pending | Standing::Running(_)), Event::Builder(id)) => {
+                builder_sandbox_id = Some(id);
+                now.clone()
+            }
             (Standing::Pending | Standing::Running(_), Event::Done(image)) => Standing::Succeeded(image),
             (Standing::Pending | Standing::Running(_), Event::Failed(error)) => Standing::Failed(error),
             (Standing::Pending | Standing::Running(_), Event::Stopped) => Standing::Cancelled,
         };
-        Some(Self { standing, updated_at: at, ..self.clone() })
+        Some(Self { standing, builder_sandbox_id, updated_at: at, ..self.clone() })
     }
 
     /// Its status, as clients see it.
@@ -126,10 +149,18 @@ impl BuildRow {
         }
     }
 
-    /// As clients see it.
+    fn first_phase(&self) -> BuildPhase {
+        match self.kind {
+            BuildKind::Dockerfile => BuildPhase::AwaitingContext,
+            BuildKind::Import => BuildPhase::StartingBuilder,
+        }
+    }
+
+    /// As clients see it. The builder is shown once the program in it runs: those that see it look for that, and give up
+    /// soon.
     pub(crate) fn info(&self) -> BuildInfo {
         let (phase, result, error) = match &self.standing {
-            Standing::Pending => (BuildPhase::StartingBuilder, None, None),
+            Standing::Pending => (self.first_phase(), None, None),
             Standing::Running(phase) => (*phase, None, None),
             Standing::Succeeded(image) => (BuildPhase::Finished, Some((**image).clone()), None),
             Standing::Failed(error) => (BuildPhase::Finished, None, Some(error.clone())),
@@ -137,12 +168,14 @@ impl BuildRow {
         };
         BuildInfo {
             build_id: self.id.clone(),
-            kind: BuildKind::Import,
+            kind: self.kind,
             name: self.name.clone(),
             status: self.status(),
             phase,
             attempt_no: 1,
             client_request_id: self.request_id.clone(),
+            builder_sandbox_id: self.builder_sandbox_id.clone().filter(|_| phase >= BuildPhase::Executing),
+            operation_deadline_ms: self.deadline,
             created_at_ms: self.created_at,
             updated_at_ms: self.updated_at,
             result,

@@ -7,12 +7,15 @@ use crate::testing::node_state::image;
 pub(crate) fn build(number: u8, name: &str) -> BuildRow {
     BuildRow {
         id: format!("build_{number}"),
+        kind: BuildKind::Import,
         request_id: Some(format!("key {number}")),
         fingerprint: [number; 32],
         name: name.into(),
         image_ref: format!("registry.example/{name}"),
         node_id: "n".into(),
         standing: Standing::Pending,
+        builder_sandbox_id: None,
+        deadline: None,
         created_at: number.into(),
         updated_at: number.into(),
     }

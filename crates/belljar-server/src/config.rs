@@ -97,6 +97,14 @@ impl ServerConfig {
 }
 
 impl Urls {
+    /// Base of what is the server's own.
+    pub(crate) fn own(&self) -> String {
+        match &self.domain {
+            Some(domain) => format!("{}://{}{}", domain.scheme, domain.name, domain.port),
+            None => self.base.clone(),
+        }
+    }
+
     /// Base of the sandbox's own API. Clients refuse to talk to a sandbox without it.
     pub(crate) fn sandbox_url(&self, status: SandboxStatus, id: &str) -> Option<String> {
         match status {
@@ -114,10 +122,7 @@ impl Urls {
     pub(crate) fn ingress_endpoint(&self, status: SandboxStatus) -> Option<String> {
         match status {
             SandboxStatus::Pending | SandboxStatus::Running | SandboxStatus::Suspending | SandboxStatus::Suspended => {
-                Some(match &self.domain {
-                    Some(domain) => format!("{}://{}{}", domain.scheme, domain.name, domain.port),
-                    None => self.base.clone(),
-                })
+                Some(self.own())
             }
             SandboxStatus::Terminated => None,
         }

@@ -14,8 +14,10 @@ mod acme;
 mod app;
 mod auth;
 mod build;
+mod build_log;
 mod clock;
 mod config;
+mod dockerfile;
 mod error;
 mod http;
 mod ingress;
@@ -40,6 +42,7 @@ mod visible;
 
 use std::{path::Path, sync::Arc};
 
+use belljar_api::sandbox::TerminationReason;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -81,6 +84,14 @@ pub enum ServerError {
     /// Its secrets.
     #[error("{0}")]
     Secrets(#[from] SecretError),
+    /// Where contexts of image builds go.
+    #[error("cannot make a directory for the contexts of image builds beside {beside}: {source}")]
+    Contexts {
+        /// The database.
+        beside: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The operating system gives no random bytes.
     #[error("no randomness: {0}")]
     Randomness(String),
@@ -120,6 +131,13 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
         0 => {}
         builds => tracing::warn!(builds, "image builds were under way when the server went; they have failed"),
     }
+    for builder in store.builders().await? {
+        let detail = "the build that it was for was over when the server started".to_owned();
+        let ending = life::Ending { reason: TerminationReason::User, detail, at: clock::now_ms() };
+        store.terminate_sandbox(&builder, ending).await?;
+    }
+    let contexts = app::build::context::directory(&config.database)
+        .map_err(|source| ServerError::Contexts { beside: config.database.clone(), source })?;
     for node in store.nodes().await? {
         live.nodes.set_driver(node.id, node.driver);
     }
@@ -137,6 +155,7 @@ pub async fn prepare(config: ServerConfig) -> Result<Server, ServerError> {
         live,
         urls,
         default_image: config.default_image,
+        contexts,
         ingress_domain: config.ingress_domain,
         trusted_proxies: config.trusted_proxies,
         node_token: auth::NodeToken::new(&node_token),

@@ -47,6 +47,50 @@ pub(crate) const BUILD_END_RETRY_FIRST: Duration =
 pub(crate) const BUILD_END_RETRY_MAX: Duration = Duration::from_secs(60);
 /// How long a cancellation waits until it is known what came of it: a node answers at once.
 pub(crate) const CANCEL_WAIT: Duration = Duration::from_secs(60);
+/// Most bytes of the context of a build.
+pub(crate) const CONTEXT_BYTES_MAX: u64 = 2 << 30;
+/// Most bytes of the contexts of all builds under way.
+pub(crate) const CONTEXTS_BYTES_MAX: u64 = 8 << 30;
+/// How long the upload of a context may stand still.
+pub(crate) const CONTEXT_STALL: Duration = Duration::from_secs(60);
+/// How long a build waits for its context.
+pub(crate) const CONTEXT_WAIT: Duration = Duration::from_secs(30 * 60);
+/// Largest Dockerfile, in bytes: those that programs write have some hundred KiB.
+pub(crate) const DOCKERFILE_BYTES_MAX: u64 = 1 << 20;
+/// Build arguments of a build, and secrets.
+pub(crate) const BUILD_ARGS_MAX: usize = 256;
+/// Longest of them, in bytes: what a command line takes.
+pub(crate) const BUILD_VALUE_MAX: usize = 64 * 1024;
+/// How long a Dockerfile may take to build, from the builder's start on.
+pub(crate) const BUILD_TIME_MAX: Duration = Duration::from_secs(2 * 3600);
+/// Processors of a builder, unless the request says otherwise.
+pub(crate) const BUILDER_CPUS: f64 = 2.0;
+/// MiB of its memory.
+pub(crate) const BUILDER_MEMORY_MB: u64 = 4096;
+/// MiB of its disk.
+pub(crate) const BUILDER_DISK_MB: u64 = 20480;
+/// MiB of its memory that the steps do not get: for its kernel and its agent.
+pub(crate) const BUILDER_RESERVE_MB: u64 = 256;
+/// Processes and threads of all steps: a compiler on every processor, and no end in sight of what forks endlessly.
+pub(crate) const BUILDER_PIDS_MAX: u32 = 2048;
+/// How long a build waits until there is room for its builder, and until that is up.
+pub(crate) const BUILDER_WAIT: Duration = Duration::from_secs(10 * 60);
+/// After which idle time a builder ends by itself: more than its snapshot takes.
+pub(crate) const BUILDER_IDLE: Duration = Duration::from_secs(30 * 60);
+/// How long a builder stays when its build is over: clients look every 3 s, and read its log then.
+pub(crate) const BUILDER_LINGER: Duration = Duration::from_secs(15);
+/// Failed attempts in a row to read a builder's log before that counts as lost.
+pub(crate) const BUILDER_RETRIES: u32 = 5;
+/// Largest answer of a builder's agent, in bytes.
+pub(crate) const BUILDER_ANSWER_MAX: usize = 1 << 20;
+/// Longest line that a builder writes, in bytes, as it comes: its agent cuts longer ones.
+pub(crate) const BUILDER_LINE_MAX: usize = 4 << 20;
+/// Most bytes of what a short program in a builder writes.
+pub(crate) const BUILDER_OUTPUT_MAX: usize = 1 << 20;
+/// How full a builder's disk may be, in per cent, to be kept for the next build: that needs room, too.
+pub(crate) const BUILD_CACHE_FULL_PERCENT: u32 = 60;
+/// How long a snapshot of a builder is waited for.
+pub(crate) const BUILD_CACHE_WAIT: Duration = Duration::from_secs(15 * 60);
 /// Pools in all: every one is looked at when one changes.
 pub(crate) const POOLS_MAX: u64 = 1000;
 /// Most sandboxes of one pool.

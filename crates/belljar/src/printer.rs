@@ -94,6 +94,11 @@ impl Printer {
         Ok(())
     }
 
+    /// A line of what is going on, as it is, on stderr; not with `--quiet`.
+    pub fn progress(self, line: &str) -> Result<(), OutputError> {
+        if self.quiet { Ok(()) } else { self.bytes(Sink::Err, format!("{line}\n").as_bytes()) }
+    }
+
     /// Words for a person, on stderr.
     pub fn note(self, text: impl AsRef<str>) {
         if !self.quiet {

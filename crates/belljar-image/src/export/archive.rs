@@ -13,9 +13,24 @@ use tar::EntryType;
 use super::stream::{self, Member};
 use crate::{oci::hex, record::Image, store::Named};
 
+/// Whether the layer of an archive is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// With gzip: for files that are kept or sent.
+    Gzip,
+    /// Not, and holes of files are written out: for a builder, which unpacks it at once. What gives layers back there
+    /// (tar-split) makes more of a sparse file than it was told of, and an export of what was built on it fails.
+    None,
+}
+
 /// A layer that is being written: hashed before and after it is packed.
 pub(super) struct Layer {
-    packer: Hashed<GzEncoder<Hashed<BufWriter<File>>>>,
+    packer: Hashed<Packer>,
+}
+
+enum Packer {
+    Gzip(GzEncoder<Hashed<BufWriter<File>>>),
+    None(Hashed<BufWriter<File>>),
 }
 
 /// A layer that is complete.
@@ -27,22 +42,33 @@ pub(super) struct Finished {
     packed: String,
     /// And of the unpacked ones.
     unpacked: String,
+    /// Its media type.
+    kind: &'static str,
 }
 
 impl Layer {
-    pub(super) fn begin(file: File) -> Self {
-        // Fast: the larger half of an image's time goes into this, and the next best level saves a few per cent.
-        Self { packer: Hashed::new(GzEncoder::new(Hashed::new(BufWriter::new(file)), Compression::fast())) }
+    pub(super) fn begin(file: File, packing: Packing) -> Self {
+        let file = Hashed::new(BufWriter::new(file));
+        Self {
+            packer: Hashed::new(match packing {
+                // Fast: the larger half of an image's time goes into this, and the next best level saves a few per cent.
+                Packing::Gzip => Packer::Gzip(GzEncoder::new(file, Compression::fast())),
+                Packing::None => Packer::None(file),
+            }),
+        }
     }
 
     pub(super) fn finish(self) -> io::Result<Finished> {
         let Hashed { to, hash } = self.packer;
         let unpacked = hex(hash);
-        let Hashed { to, hash } = to.finish()?;
+        let (Hashed { to, hash }, kind) = match to {
+            Packer::Gzip(gzip) => (gzip.finish()?, "application/vnd.oci.image.layer.v1.tar+gzip"),
+            Packer::None(plain) => (plain, "application/vnd.oci.image.layer.v1.tar"),
+        };
         let mut file = to.into_inner().map_err(io::IntoInnerError::into_error)?;
         let size = file.stream_position()?;
         file.rewind()?;
-        Ok(Finished { file, size, packed: hex(hash), unpacked })
+        Ok(Finished { file, size, packed: hex(hash), unpacked, kind })
     }
 }
 
@@ -53,6 +79,22 @@ impl Write for Layer {
 
     fn flush(&mut self) -> io::Result<()> {
         self.packer.flush()
+    }
+}
+
+impl Write for Packer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Gzip(gzip) => gzip.write(bytes),
+            Self::None(plain) => plain.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Gzip(gzip) => gzip.flush(),
+            Self::None(plain) => plain.flush(),
+        }
     }
 }
 
@@ -104,7 +146,7 @@ pub(super) fn write(named: &Named, mut layer: Finished, to: &mut dyn Write) -> i
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": config.descriptor("application/vnd.oci.image.config.v1+json"),
         "layers": [{
-            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "mediaType": layer.kind,
             "digest": format!("sha256:{}", layer.packed),
             "size": layer.size,
         }],

@@ -54,13 +54,14 @@ fn make_tree(root: &Path) {
 struct Fixture {
     dir: tempfile::TempDir,
     store: Store,
+    packing: Packing,
 }
 
 impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
-        Self { dir, store }
+        Self { dir, store, packing: Packing::Gzip }
     }
 
     /// An image of a tree, as `mke2fs` makes it.
@@ -90,7 +91,7 @@ impl Fixture {
     /// The archive, unpacked.
     fn export(&self) -> Result<PathBuf, ImageError> {
         let (archive, layout) = (self.dir.path().join("archive"), self.dir.path().join("layout"));
-        self.store.export("mine", &mut File::create(&archive).unwrap(), &mut |_| {})?;
+        self.store.export("mine", self.packing, &mut File::create(&archive).unwrap(), &mut |_| {})?;
         fs::create_dir_all(&layout).unwrap();
         let status = Command::new("tar").arg("xf").arg(&archive).arg("-C").arg(&layout).status().unwrap();
         assert!(status.success());
@@ -141,8 +142,8 @@ fn what_goes_out_comes_in_again() {
     let it = Fixture::new();
     it.take(&it.image());
     let layout = it.export().unwrap();
-    // Read by the importer, which knows nothing of ext4, it is the same file system byte for byte.
-    let other = Fixture::new();
+    // Read by the importer, which knows nothing of ext4, it is the same file system byte for byte; packed or not.
+    let other = Fixture { packing: Packing::None, ..Fixture::new() };
     let source = format!("oci:{}:mine", layout.display());
     let request = ImportRequest { source, name: Some("back".into()), size_mib: Some(512), ..ImportRequest::default() };
     let first = import(&other.store, &request, &mut |_| {}).unwrap().image;
@@ -210,7 +211,7 @@ fn walk_all(bytes: &[u8]) -> Result<u64, ExportError> {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().write_all_at(bytes, 0).unwrap();
     let filesystem = Filesystem::open(file.path())?;
-    let (walked, _) = walk::walk(&filesystem, bytes.len() as u64, std::io::sink(), &mut |_| {})?;
+    let (walked, _) = walk::walk(&filesystem, bytes.len() as u64, false, std::io::sink(), &mut |_| {})?;
     Ok(walked.entries)
 }
 

@@ -9,7 +9,7 @@ use crate::{
 fn contents(image: &Path) -> Vec<u8> {
     let filesystem = Filesystem::open(image).unwrap();
     let size = fs::metadata(image).unwrap().len();
-    walk::walk(&filesystem, size, Vec::new(), &mut |_| {}).unwrap().1
+    walk::walk(&filesystem, size, false, Vec::new(), &mut |_| {}).unwrap().1
 }
 
 fn run(program: &str, args: &[&str], image: &Path) -> String {

@@ -9,7 +9,7 @@
 //!
 //! The file system is read by this code and never mounted, since a guest may have made it: every number in it has a bound,
 //! and what is read of it cannot be more than it has. What makes no sense is refused by name. It runs no program and needs no
-//! root. Called by `belljar image export`.
+//! root. Called by `belljar image export`, and by the node for builds that begin from an image of its store.
 
 mod archive;
 mod attribute;
@@ -21,6 +21,7 @@ mod walk;
 
 use std::io::{self, Write};
 
+pub use self::archive::Packing;
 use self::{ext4::Filesystem, walk::Walked};
 use crate::{error::ImageError, store::Store};
 
@@ -73,6 +74,7 @@ impl Store {
     pub fn export(
         &self,
         name: &str,
+        packing: Packing,
         to: &mut dyn Write,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Exported, ImageError> {
@@ -83,8 +85,10 @@ impl Store {
         // Nobody sees the file, so none is left.
         let file = tempfile::tempfile_in(&tmp).map_err(ImageError::io("create a file in", tmp))?;
         let filesystem = Filesystem::open(&named.image.rootfs).map_err(failed)?;
-        let layer = archive::Layer::begin(file);
-        let (walked, layer) = walk::walk(&filesystem, named.image.size_bytes, layer, progress).map_err(failed)?;
+        let layer = archive::Layer::begin(file, packing);
+        let (walked, layer) =
+            walk::walk(&filesystem, named.image.size_bytes, packing == Packing::None, layer, progress)
+                .map_err(failed)?;
         let layer = layer.finish().map_err(ExportError::Write).map_err(failed)?;
         let Walked { entries, sockets } = walked;
         let layer_bytes = layer.size;

@@ -31,6 +31,8 @@ struct Walk<'a, W> {
     /// Bytes of files and directories so far. No file system has more than its size: no two of them share a block.
     read: u64,
     read_max: u64,
+    /// Whether holes are written out.
+    fills_holes: bool,
     walked: Walked,
     progress: &'a mut dyn FnMut(u64),
 }
@@ -39,6 +41,7 @@ struct Walk<'a, W> {
 pub(super) fn walk<W: Write>(
     filesystem: &Filesystem,
     size: u64,
+    fills_holes: bool,
     to: W,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(Walked, W), ExportError> {
@@ -49,6 +52,7 @@ pub(super) fn walk<W: Write>(
         directories: HashSet::new(),
         read: 0,
         read_max: size,
+        fills_holes,
         walked: Walked::default(),
         progress,
     };
@@ -139,7 +143,7 @@ impl<W: Write> Walk<'_, W> {
     fn file(&mut self, inode: &Inode, path: &[u8]) -> Result<(), ExportError> {
         let stretches = self.filesystem.stretches(inode)?;
         let data: Vec<(u64, u64)> = stretches.iter().map(|it| (it.start, it.length)).collect();
-        let map = stream::sparse_map(&data, inode.size);
+        let map = if self.fills_holes { None } else { stream::sparse_map(&data, inode.size) };
         let mut member = describe(EntryType::Regular, inode, path, b"");
         (member.size, member.map) = (inode.size, map.as_deref());
         self.begin(&member)?;

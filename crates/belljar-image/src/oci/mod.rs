@@ -97,6 +97,8 @@ pub struct ImportRequest {
     pub force: bool,
     /// Whether its name is not there for every project.
     pub private: bool,
+    /// What is told of where it comes from, in place of the source; the digest is added.
+    pub origin: Option<String>,
     /// Stops it.
     pub stop: Stop,
 }
@@ -182,6 +184,22 @@ pub fn import(
     progress: &mut dyn FnMut(ImportProgress),
 ) -> Result<BuiltImage, ImageError> {
     import_within(&Caps::default(), store, request, progress)
+}
+
+/// Names the image that an import of an archive gave, by the digest of its configuration; the source is not looked at.
+/// `None` when there was no such import, or its image has gone.
+///
+/// # Errors
+/// [`ImageError::BadName`], or [`ImageError::Stopped`].
+pub fn reimport(
+    store: &Store,
+    request: &ImportRequest,
+    name: &str,
+    config_digest: &str,
+) -> Result<Option<Image>, ImageError> {
+    let name = name::canonical(name)?;
+    let _claim = store.claim(name)?;
+    store.reuse(name, &key(request, config_digest), !request.private, || request.stop.pass())
 }
 
 fn import_within(
@@ -396,22 +414,27 @@ impl Job<'_> {
         self.request.stop.check()?;
         progress(ImportProgress::Address);
         let mut image = seal(&rootfs, config)?;
-        image.origin = Some(match self.source {
-            Source::Registry(reference) if reference.digest().is_some() => reference.to_string(),
-            source => format!("{source}@{}", resolved.digest),
+        image.origin = Some(match (&self.request.origin, self.source) {
+            (Some(told), _) => format!("{told}@{}", resolved.digest),
+            (None, Source::Registry(reference)) if reference.digest().is_some() => reference.to_string(),
+            (None, source) => format!("{source}@{}", resolved.digest),
         });
         image.history = manifest::history(&resolved.config);
         image.write(&out)?;
         Ok(image)
     }
 
-    /// A hash over everything that decides what is in the image.
     fn key(&self, resolved: &Resolved) -> String {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(b"oci").update(&VERSION.to_le_bytes());
-        hasher.update(&self.request.size_mib.unwrap_or(0).to_le_bytes()).update(resolved.digest.as_bytes());
-        hasher.finalize().to_hex().to_string()
+        key(self.request, &resolved.digest)
     }
+}
+
+/// A hash over everything that decides what is in the image.
+fn key(request: &ImportRequest, digest: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"oci").update(&VERSION.to_le_bytes());
+    hasher.update(&request.size_mib.unwrap_or(0).to_le_bytes()).update(digest.as_bytes());
+    hasher.finalize().to_hex().to_string()
 }
 
 /// Says how much was read, and reads nothing more once that is of no use.

@@ -1,4 +1,4 @@
-//! An image imported from a registry, for a build over the API.
+//! An image imported for a build over the API: from a registry, or from the sandbox that it was built in.
 //!
 //! ```text
 //! POST ──► waits ──its turn──► import, on a thread ──┬─► Done, Failed
@@ -12,22 +12,27 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
+    os::fd::AsRawFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use belljar_api::{
     build::BuildPhase,
     image::ImageInfo,
-    node::{ImportImage, ImportReport, StoppedImport},
+    node::{ImportImage, ImportReport, ImportSource, StoppedImport},
 };
 use belljar_image::{
     BuiltImage, DockerAuths, ImageError, ImportProgress, ImportRequest, Named, Stop, Store, canonical, check_reference,
-    is_managed,
+    is_managed, reimport,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::info;
+use super::{
+    info,
+    sandbox_file::{self, SandboxFileError},
+};
 use crate::{
     Context, blocking, chain,
     limits::{IMPORT_REPORTS, IMPORTS_AT_ONCE, IMPORTS_MAX},
@@ -54,6 +59,12 @@ enum FailedImport {
     /// A test made it fail.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// It does not come out of its sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxFileError),
+    /// It has to be told where it lies.
+    #[error("it was not imported before")]
+    Absent,
 }
 
 /// Imports that are under way or wait.
@@ -169,24 +180,41 @@ fn ended(last: &ImportReport) -> &str {
         ImportReport::Step { .. } | ImportReport::Done { .. } => "done",
         ImportReport::Failed { error } => error,
         ImportReport::Stopped => "stopped",
+        ImportReport::Absent => "not here",
     }
 }
 
 /// Waits for its turn and imports. The thread goes on when this is dropped, until it notices that it was stopped.
 async fn work(under_way: &UnderWay, new: ImportImage, reports: mpsc::Sender<ImportReport>) -> ImportReport {
-    let (ctx, stop) = (under_way.ctx.clone(), under_way.handle.stop.clone());
-    let Ok(turn) = ctx.imports.turns.clone().acquire_owned().await else { return ImportReport::Stopped };
-    let imported = blocking(move || import(&ctx, new, stop, &reports, turn)).await;
-    match imported {
+    match turn_and_import(under_way, new, reports).await {
         Ok(image) => ImportReport::Done { image },
         Err(FailedImport::Image(ImageError::Stopped)) => ImportReport::Stopped,
+        Err(FailedImport::Absent) => ImportReport::Absent,
         Err(error) => ImportReport::Failed { error: chain(&error) },
     }
+}
+
+async fn turn_and_import(
+    under_way: &UnderWay,
+    new: ImportImage,
+    reports: mpsc::Sender<ImportReport>,
+) -> Result<ImageInfo, FailedImport> {
+    let (ctx, stop) = (under_way.ctx.clone(), under_way.handle.stop.clone());
+    let archive = match &new.source {
+        // Before it is its turn: a sandbox takes its time, and who waits for a registry need not wait for that.
+        ImportSource::Sandbox { archive: Some(from), .. } => {
+            Some(sandbox_file::fetch(&ctx, &Store::open(&ctx.images.store)?, from).await?)
+        }
+        ImportSource::Sandbox { archive: None, .. } | ImportSource::Registry { .. } => None,
+    };
+    let Ok(turn) = ctx.imports.turns.clone().acquire_owned().await else { return Err(ImageError::Stopped.into()) };
+    blocking(move || import(&ctx, new, archive, stop, &reports, turn)).await
 }
 
 fn import(
     ctx: &Context,
     new: ImportImage,
+    archive: Option<File>,
     stop: Stop,
     reports: &mpsc::Sender<ImportReport>,
     _turn: OwnedSemaphorePermit,
@@ -199,25 +227,44 @@ fn import(
         }
     };
     step(BuildPhase::Executing);
-    check_reference(&new.image_ref).map_err(ImageError::from)?;
-    let name = canonical(&new.name)?;
-    if is_managed(name) {
-        return Err(ImageError::Managed { name: name.to_owned() }.into());
-    }
+    let name = check_name(&new.name)?;
     ctx.faults.point("import: open")?;
     let store = Store::open(&ctx.images.store)?;
-    let request = ImportRequest {
-        source: new.image_ref.clone(),
-        name: Some(name.to_owned()),
-        docker_auths: new.registry_credentials_json.as_ref().map(|text| DockerAuths::new(text.reveal().to_owned())),
-        private: !new.public,
-        stop,
-        ..ImportRequest::default()
-    };
+    let mut request =
+        ImportRequest { name: Some(name.to_owned()), private: !new.public, stop, ..ImportRequest::default() };
+    match &new.source {
+        ImportSource::Registry { image_ref, registry_credentials_json } => {
+            check_reference(image_ref).map_err(ImageError::from)?;
+            request.source.clone_from(image_ref);
+            request.docker_auths =
+                registry_credentials_json.as_ref().map(|text| DockerAuths::new(text.reveal().to_owned()));
+        }
+        ImportSource::Sandbox { config_digest, .. } => match &archive {
+            Some(archive) => {
+                // The file has no name but this one, and lives as long as we hold it.
+                request.source = format!("docker-archive:/proc/self/fd/{}", archive.as_raw_fd());
+                request.origin = Some("dockerfile".to_owned());
+            }
+            None => {
+                let image = reimport(&store, &request, name, config_digest)?.ok_or(FailedImport::Absent)?;
+                ctx.images.tidy(&ctx.storage);
+                return Ok(info(&Named { name: new.name, public: new.public, image }));
+            }
+        },
+    }
     ctx.faults.point("import: import")?;
     let built = ctx.imports.run(&store, &request, &mut |progress| step(phase(&progress)))?;
     ctx.images.tidy(&ctx.storage);
     Ok(info(&Named { name: new.name, public: new.public, image: built.image }))
+}
+
+/// The canonical form of a name that an image of a client may have.
+pub(crate) fn check_name(name: &str) -> Result<&str, ImageError> {
+    let name = canonical(name)?;
+    if is_managed(name) {
+        return Err(ImageError::Managed { name: name.to_owned() });
+    }
+    Ok(name)
 }
 
 impl Imports {

@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex};
 use belljar_api::{
     build::BuildPhase,
     image::ImageInfo,
-    node::{ImportImage, ImportReport, StoppedImport},
+    node::{ImportImage, ImportReport, ImportSource, StoppedImport},
 };
 use belljar_image::{BuiltImage, ImageError, ImportProgress, ImportRequest, Store};
 use tokio::sync::mpsc::Receiver;
@@ -52,9 +52,8 @@ fn new(build_id: &str, name: &str, image_ref: &str) -> ImportImage {
     ImportImage {
         build_id: build_id.into(),
         name: name.into(),
-        image_ref: image_ref.into(),
         public: true,
-        registry_credentials_json: None,
+        source: ImportSource::Registry { image_ref: image_ref.into(), registry_credentials_json: None },
     }
 }
 

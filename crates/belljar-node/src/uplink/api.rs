@@ -11,7 +11,7 @@ use axum::{
 };
 use belljar_api::{
     error::{ErrorBody, code},
-    node::{Command, Credentials, DeletedImage, ImportImage, LogQuery, NewImage, NodeHello, Report},
+    node::{Command, Credentials, DeletedImage, GiveImage, ImportImage, LogQuery, NewImage, NodeHello, Report},
     sandbox::NetworkConfig,
 };
 use belljar_image::{ImageError, Which};
@@ -24,7 +24,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use super::tunnel;
 use crate::{
     Context, account, blocking, chain,
-    images::{self, ImportError, NewImageError, is_not_found},
+    images::{self, ImportError, NewImageError, SandboxFileError, is_not_found},
     limits::{COMMAND_MAX, CREDENTIALS_MAX},
     logs, network,
     registry::{ApplyError, Changed},
@@ -39,6 +39,8 @@ pub(super) fn router(ctx: Arc<Context>) -> Router {
         .route("/v1/reports", get(reports))
         .route("/v1/images", get(images).delete(delete_image))
         .route("/v1/images/from-snapshot", post(image_from_snapshot))
+        .route("/v1/images/name", get(check_image_name))
+        .route("/v1/images/give", post(give_image))
         .route("/v1/images/import", post(import_image))
         .route("/v1/images/import/{id}/stop", post(stop_import))
         .route("/v1/storage", get(usage))
@@ -201,6 +203,26 @@ async fn image_from_snapshot(State(ctx): State<Arc<Context>>, Json(new): Json<Ne
             failure(StatusCode::SERVICE_UNAVAILABLE, code::SANDBOX_UNREACHABLE, error.to_string())
         }
         Err(error @ (NewImageError::Snapshot(_) | NewImageError::Storage(_))) => internal(&error),
+    }
+}
+
+/// Whether a build may make an image of this name.
+async fn check_image_name(Query(query): Query<ImageQuery>) -> Response {
+    match images::check_name(query.name.as_deref().unwrap_or_default()) {
+        Ok(name) => Json(serde_json::json!({ "name": name })).into_response(),
+        Err(error @ ImageError::Managed { .. }) => failure(StatusCode::FORBIDDEN, code::FORBIDDEN, error.to_string()),
+        Err(error) => failure(StatusCode::BAD_REQUEST, code::INVALID_ARGUMENT, error.to_string()),
+    }
+}
+
+async fn give_image(State(ctx): State<Arc<Context>>, Json(give): Json<GiveImage>) -> Response {
+    match images::give(&ctx, give).await {
+        Ok(()) => Json(serde_json::json!({})).into_response(),
+        Err(error @ SandboxFileError::NotHere(_)) => {
+            failure(StatusCode::NOT_FOUND, code::SANDBOX_NOT_FOUND, error.to_string())
+        }
+        Err(SandboxFileError::Image(error)) => image_failure(&error),
+        Err(error) => internal(&error),
     }
 }
 

@@ -16,7 +16,10 @@ pub(crate) mod ssh_key;
 pub(crate) mod storage;
 pub(crate) mod tree;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use belljar_api::{id::is_id, sandbox::TerminationReason, ssh_key::SshGateway};
 use tokio::sync::{Notify, watch};
@@ -40,6 +43,8 @@ pub(crate) struct App {
     pub(crate) live: Arc<Live>,
     pub(crate) urls: Urls,
     pub(crate) default_image: String,
+    /// Where contexts of image builds lie.
+    pub(crate) contexts: PathBuf,
     pub(crate) ingress_domain: Option<String>,
     /// Proxies whose word on a client's address counts.
     pub(crate) trusted_proxies: Vec<ipnet::IpNet>,

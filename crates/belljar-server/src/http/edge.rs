@@ -16,7 +16,7 @@ use tower::ServiceExt;
 
 use super::{KeyId, input};
 use crate::{
-    app::App,
+    app::{App, build::context},
     error::{ApiError, InternalError, json},
     ingress::{self, Outside},
     node_link,
@@ -88,6 +88,11 @@ impl Edge {
                 return Ok(json(StatusCode::OK, &serde_json::json!({ "healthy": true })));
             }
             CONNECT_PATH => return node_link::accept(&self.app, self.outside.peer.is_here, request),
+            path if *request.method() == Method::PUT => {
+                if let Some(id) = context::of_path(path).map(str::to_owned) {
+                    return context::receive(&self.app, &id, request).await.map(IntoResponse::into_response);
+                }
+            }
             _ => {}
         }
         let (mut parts, body) = request.into_parts();

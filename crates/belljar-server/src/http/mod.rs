@@ -160,9 +160,10 @@ fn handler(op: Op, method: MethodFilter) -> Option<MethodRouter<Arc<App>>> {
         Op::StartBuild => call(method, build::start),
         Op::GetBuild => call(method, build::get),
         Op::CancelBuild => call(method, build::cancel),
+        Op::SealContext => call(method, build::seal),
         Op::NotYet(words) => call(method, move |_: Call| async move { Err::<Response, _>(not_implemented(words)) }),
         // Answered before the router, or by the guest.
-        Op::Health | Op::ConnectNode | Op::Guest => return None,
+        Op::Health | Op::ConnectNode | Op::PutContext | Op::Guest => return None,
     })
 }
 

@@ -12,7 +12,10 @@ use belljar_api::{
     image::ImageInfo,
     log::{LogPage, LogProcessList},
     network::NetworkUse,
-    node::{Command, CommandAck, Credentials, DeletedImage, ImportImage, LogQuery, NewImage, NodeHello, StoppedImport},
+    node::{
+        Command, CommandAck, Credentials, DeletedImage, GiveImage, ImportImage, LogQuery, NewImage, NodeHello,
+        StoppedImport,
+    },
     sandbox::NetworkConfig,
     snapshot::{Collected, SnapshotDiff, StorageUse},
 };
@@ -236,6 +239,17 @@ impl NodeLink {
     /// Lets it make an image of a snapshot.
     pub(crate) async fn image_from_snapshot(&self, new: &NewImage) -> Result<ImageInfo, NodeError> {
         self.caller.patient().post("/v1/images/from-snapshot", new).await
+    }
+
+    /// Whether a build may make an image of this name; a refusal says why not.
+    pub(crate) async fn check_image_name(&self, name: &str) -> Result<(), NodeError> {
+        let name: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();
+        self.caller.get::<serde_json::Value>(&format!("/v1/images/name?name={name}")).await.map(drop)
+    }
+
+    /// Lets it put an image into a sandbox. It stops when this is dropped.
+    pub(crate) async fn give_image(&self, give: &GiveImage) -> Result<(), NodeError> {
+        self.caller.patient().post::<serde_json::Value>("/v1/images/give", give).await.map(drop)
     }
 
     /// Lets it import an image. Its lines are [`belljar_api::node::ImportReport`]s; the import is stopped when they are dropped.

@@ -1,6 +1,6 @@
 //! Keys, images, the server itself.
 
-use super::{Answers, Auth, HEALTH_PATH, Op, Route, Verb, route};
+use super::{Answers, Auth, BYTES, HEALTH_PATH, Op, Route, Verb, route};
 
 const GONE: Answers = &[
     (204, "", "It is gone."),
@@ -148,17 +148,44 @@ pub(super) static ROUTES: &[Route] = &[
         Verb::Post,
         "/images/v4/builds",
         Op::StartBuild,
-        "Start to import an image of a registry; with an `Idempotency-Key`, the same request again finds the same build",
+        "Start to build an image of a Dockerfile, or to import one of a registry; with an `Idempotency-Key`, the same request \
+         again finds the same build",
         &[
-            (201, "BuildInfo", "It has begun, or had: poll it."),
+            (201, "StartedBuild", "It has begun, or had: upload the context where one is wanted, and poll it."),
             (400, "ErrorBody", "A value is missing or wrong."),
+            (403, "ErrorBody", "The name is one of those that come with the server (`belljar/…`)."),
             (409, "BuildInProgress", "Another build makes an image of this name, or the key was used with another body."),
             (429, "ErrorBody", "Too many builds are under way."),
-            (422, "ErrorBody", "It is of a kind that a later release brings: a Dockerfile."),
             (503, "ErrorBody", "No node is connected."),
         ],
     )
     .body("StartBuild"),
+    route(
+        Verb::Put,
+        "/images/v4/builds/{id}/context",
+        Op::PutContext,
+        "Upload the context of a Dockerfile, a tar archive; to the whole URL that the build's start answered no key is needed",
+        &[
+            (200, "", "It is there; seal it."),
+            (404, "ErrorBody", "No build waits for a context under this URL."),
+            (409, "ErrorBody", "It is being uploaded, or sealed."),
+            (413, "ErrorBody", "It is too large."),
+        ],
+    )
+    .query(&[("token", "What the URL has.")])
+    .body(BYTES),
+    route(
+        Verb::Post,
+        "/images/v4/builds/{id}/context/seal",
+        Op::SealContext,
+        "Say that the context of a Dockerfile is complete; the build then goes on",
+        &[
+            (200, "BuildInfo", "It goes on."),
+            (400, "ErrorBody", "What was uploaded has another digest."),
+            (409, "ErrorBody", "Nothing whole was uploaded, or the build waits for none."),
+        ],
+    )
+    .body("SealContext"),
     route(
         Verb::Get,
         "/images/v4/builds/{id}",

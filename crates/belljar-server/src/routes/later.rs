@@ -3,16 +3,14 @@
 use super::{Route, Verb, later, later_lifecycle};
 
 const MOUNT: &str = "file systems come in a later release; copy files in and out of the sandbox";
-/// Images from Dockerfiles; also what a build of that kind is told.
-pub(crate) const BUILD: &str = "images from Dockerfiles come in a later release; start a build with \"kind\":\"import\" \
-                                for an image of a registry, or use `belljar image build` on the node";
+const BUILD: &str = "builds that the client itself drives come in a later release; POST /images/v4/builds builds from a \
+                     Dockerfile, which newer clients do";
 const ORGANIZATION: &str = "organizations come in a later release; there is one, with one project";
 
 /// See the module.
 pub(super) static ROUTES: &[Route] = &[
     later_lifecycle(Verb::Post, "/sandboxes/{ref}/file_systems", MOUNT),
     later_lifecycle(Verb::Delete, "/sandboxes/{ref}/file_systems", MOUNT),
-    later(Verb::Post, "/images/v4/builds/{id}/context/seal", BUILD),
     later(Verb::Get, "/platform/v1/sandbox-templates", BUILD),
     later(Verb::Post, "/platform/v1/sandbox-templates", BUILD),
     later(Verb::Post, "/platform/v1/sandbox-template-builds", BUILD),

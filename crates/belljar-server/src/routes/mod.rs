@@ -6,8 +6,6 @@ mod host;
 mod later;
 mod lifecycle;
 
-pub(crate) use self::later::BUILD as BUILD_LATER;
-
 use axum::routing::MethodFilter;
 
 /// Answers without a key, for load balancers and service managers.
@@ -104,6 +102,8 @@ pub(crate) enum Op {
     StartBuild,
     GetBuild,
     CancelBuild,
+    PutContext,
+    SealContext,
     Health,
     ConnectNode,
     /// Answered by the guest agent, through the ingress.

@@ -1,11 +1,11 @@
 //! What every store must do about image builds.
 
-use belljar_api::build::{BuildPhase, BuildStatus};
+use belljar_api::build::{BuildKind, BuildPhase, BuildStatus};
 
 use super::*;
 use crate::{
     build::{
-        Standing,
+        BuildCache, Standing,
         tests::{build, done},
     },
     limits::{BUILD_TTL, BUILDS_KEPT_MAX, BUILDS_MAX},
@@ -124,5 +124,51 @@ async fn there_are_only_so_many_under_way() {
         let row_3 = fixture.store.build("build 3").await.expect("read").expect("row");
         assert_eq!((row_3.standing, row_3.updated_at), (Standing::Failed("gone".into()), 7));
         assert_eq!(fixture.begin(&row(BUILDS_MAX)).await, Admission::New);
+    }
+}
+
+#[tokio::test]
+async fn a_builder_is_known_until_it_has_ended() {
+    for fixture in stores() {
+        let kind = BuildKind::Dockerfile;
+        let new = BuildRow { kind, image_ref: String::new(), deadline: Some(99), ..build(1, "made") };
+        fixture.begin(&new).await;
+        assert_eq!(fixture.store.build(&new.id).await, Ok(Some(new.clone())));
+        let sandbox = fixture.placed().await;
+        for (at, event) in [
+            (2, Event::Step(BuildPhase::AwaitingContext)),
+            (3, Event::Step(BuildPhase::StartingBuilder)),
+            (4, Event::Builder(sandbox.id.clone())),
+            (5, Event::Step(BuildPhase::Executing)),
+            (6, Event::Failed("words".into())),
+        ] {
+            let after = fixture.happens(&new.id, event, at).await;
+            assert_eq!(fixture.store.build(&new.id).await, Ok(Some(after)));
+        }
+        assert_eq!(fixture.store.builders().await, Ok(vec![sandbox.id.clone()]));
+        fixture.store.terminate_sandbox(&sandbox.id, ending(7)).await.expect("ended");
+        assert_eq!(fixture.store.builders().await, Ok(Vec::new()));
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_has_one_build_cache() {
+    for fixture in stores() {
+        let cache = |id: &str| BuildCache { snapshot_id: id.into(), builder_image: "image_1".into() };
+        let set = async |namespace: &str, new: Option<&str>| {
+            fixture
+                .store
+                .set_build_cache(namespace, new.map(cache))
+                .await
+                .expect("set")
+                .map(|before| before.snapshot_id)
+        };
+        assert_eq!(set("default", Some("a")).await, None);
+        assert_eq!(set("other", Some("b")).await, None);
+        assert_eq!(set("default", Some("c")).await.as_deref(), Some("a"));
+        assert_eq!(fixture.store.build_cache("default").await, Ok(Some(cache("c"))));
+        assert_eq!(set("default", None).await.as_deref(), Some("c"));
+        assert_eq!(fixture.store.build_cache("default").await, Ok(None));
+        assert_eq!(fixture.store.build_cache("other").await, Ok(Some(cache("b"))));
     }
 }

@@ -20,7 +20,7 @@ use belljar_api::{
 pub use self::sqlite::OpenError;
 pub(crate) use self::sqlite::SqliteStore;
 use crate::{
-    build::{Admission, BuildRow, Event},
+    build::{Admission, BuildCache, BuildRow, Event},
     life::{Change, Ending, Order, Refusal, SandboxRow, Spec},
     pool::PoolRow,
     snapshot::SnapshotRow,
@@ -401,6 +401,19 @@ pub(crate) trait Store: Send + Sync {
 
     /// Fails every image build that is under way; how many there were.
     async fn fail_builds(&self, words: &'static str, at: i64) -> Result<usize, StoreError>;
+
+    /// Sandboxes that images were built in and that have not ended.
+    async fn builders(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Where the layers of earlier builds in a namespace are.
+    async fn build_cache(&self, namespace: &str) -> Result<Option<BuildCache>, StoreError>;
+
+    /// Replaces that, and gives what it was.
+    async fn set_build_cache(
+        &self,
+        namespace: &str,
+        cache: Option<BuildCache>,
+    ) -> Result<Option<BuildCache>, StoreError>;
 
     /// Saves a new pool.
     async fn create_pool(&self, row: PoolRow) -> Result<(), StoreError>;

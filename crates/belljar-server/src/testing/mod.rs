@@ -4,6 +4,7 @@ mod acme;
 mod auth;
 mod build;
 mod copy;
+mod dockerfile;
 mod guest;
 mod hostile;
 mod http2;

@@ -262,6 +262,12 @@ impl FakeNode {
             (&Method::POST, path) if path.starts_with("/v1/images/import/") => {
                 self.imports.stop(path.split('/').nth(4).expect("a build"))
             }
+            (_, "/v1/images/name") => match request.uri().query() {
+                Some("name=belljar%2Fdebian") => {
+                    json(StatusCode::FORBIDDEN, &ErrorBody::new(code::FORBIDDEN, "is ours"))
+                }
+                _ => json(StatusCode::OK, &serde_json::json!({})),
+            },
             (_, "/v1/images") => self.images(request.uri().query()),
             (_, "/v1/logs") => json(StatusCode::OK, &logs()),
             (&Method::GET, "/v1/storage") => json(StatusCode::OK, &storage()),

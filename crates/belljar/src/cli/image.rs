@@ -102,18 +102,85 @@ pub struct StoreArgs {
     pub image_store: Option<PathBuf>,
 }
 
+/// `belljar build`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+CONTEXT is the directory whose files COPY and ADD see; what its .dockerignore names is not sent. The server builds in a sandbox of \
+its own, and keeps the layers for the next build. FROM takes the server's images (belljar image ls) \
+and those of registries; the former need no network.
+
+For example: belljar build -t team/tool . && belljar run --image team/tool -- tool --version")]
+pub struct BuildArgs {
+    /// Name to give the image; if it stands for another one, no longer for that
+    #[arg(short, long, value_name = "NAME", value_parser = value::image)]
+    pub tag: String,
+    /// The Dockerfile [default: CONTEXT/Dockerfile]
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Value of an ARG; without =VALUE that of the environment. Seen in the image's history; may be repeated
+    #[arg(long, value_name = "NAME[=VALUE]", value_parser = value::build_arg)]
+    pub build_arg: Vec<(String, String)>,
+    /// Stage to build [default: the last one]
+    #[arg(long, value_name = "STAGE")]
+    pub target: Option<String>,
+    /// What RUN --mount=type=secret,id=ID sees: a file, or a variable of the environment; may be repeated
+    #[arg(long, value_name = "id=ID[,src=FILE|,env=NAME]", value_parser = value::build_secret)]
+    pub secret: Vec<BuildSecret>,
+    /// Run every step, also where nothing has changed
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Ask registries whether they have newer images than those that earlier builds fetched
+    #[arg(long)]
+    pub pull: bool,
+    /// Docker's config.json with what registries are told
+    #[arg(long, value_name = "FILE")]
+    pub registry_auth: Option<PathBuf>,
+    /// Show the image to every project
+    #[arg(long)]
+    pub public: bool,
+    /// Processors of the builder [default: 2]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<f64>,
+    /// Memory of the builder in MiB, or with a unit [default: 4096]
+    #[arg(short, long, value_name = "SIZE", value_parser = value::megabytes)]
+    pub memory: Option<u64>,
+    /// Disk of the builder in MiB, or with a unit; it holds the layers of earlier builds, too [default: 20480]
+    #[arg(long, value_name = "SIZE", value_parser = value::megabytes)]
+    pub disk: Option<u64>,
+    /// Directory with the files
+    pub context: PathBuf,
+}
+
+/// A secret of a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildSecret {
+    /// Its id.
+    pub id: String,
+    /// Where its value is.
+    pub from: SecretSource,
+}
+
+/// Where the value of a secret is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// In a file.
+    File(PathBuf),
+    /// In a variable of the environment.
+    Env(String),
+}
+
 /// `belljar image build`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Builds on this machine, into its own store; a server elsewhere does not see it. Needs root, mmdebstrap and e2fsprogs. \
 The same package versions give the same image, which is then not built again.")]
 pub struct ImageBuildArgs {
-    /// Name to give it
-    #[arg(default_value = belljar_image::DEFAULT_IMAGE, value_parser = value::image)]
-    pub name: String,
-    /// Debian suite
-    #[arg(long, default_value = belljar_image::SUITES[0], value_parser = belljar_image::SUITES)]
-    pub suite: String,
+    /// Name to give it [default: belljar/debian]; belljar/builder is what Dockerfiles are built in
+    #[arg(value_parser = value::image)]
+    pub name: Option<String>,
+    /// Debian suite [default: bookworm; trixie for belljar/builder]
+    #[arg(long, value_parser = belljar_image::SUITES)]
+    pub suite: Option<String>,
     /// Size of its file system in MiB, or with a unit; a sandbox grows it to its disk [default: chosen by the build]
     #[arg(long, value_name = "SIZE", value_parser = value::megabytes)]
     pub size: Option<u64>,

@@ -16,7 +16,10 @@ use clap::{
 };
 
 pub use self::{
-    image::{CommitArgs, ImageBuildArgs, ImageCommand, ImageExportArgs, ImageImportArgs, StoreArgs},
+    image::{
+        BuildArgs, BuildSecret, CommitArgs, ImageBuildArgs, ImageCommand, ImageExportArgs, ImageImportArgs,
+        SecretSource, StoreArgs,
+    },
     local::{DownArgs, KeyCommand, SecretCommand, SecretSetArgs, UpArgs, VmmCommand, VmmInstallArgs},
     sandbox::{
         CpArgs, CreateArgs, ExecArgs, KillArgs, LifeArgs, LogsArgs, LsArgs, MachineArgs, ProgramArgs, RmArgs, RunArgs,
@@ -133,6 +136,8 @@ pub enum Command {
     Snapshot(SnapshotCommand),
     /// Make an image of the files of a running sandbox, which goes on
     Commit(CommitArgs),
+    /// Build an image from a Dockerfile, in a sandbox
+    Build(BuildArgs),
     /// Make a sandbox from a snapshot and print its id
     Restore(RestoreArgs),
     /// Copy a running sandbox, memory and all, and print the ids of the copies

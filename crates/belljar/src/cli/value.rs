@@ -8,6 +8,8 @@ use belljar_api::{
 };
 use serde::Deserialize;
 
+use super::{BuildSecret, SecretSource};
+
 /// Where `belljar up` listens for SSH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -58,6 +60,35 @@ pub fn name(text: &str) -> Result<String, String> {
 /// Name of an image.
 pub fn image(text: &str) -> Result<String, String> {
     belljar_image::canonical(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// `NAME=VALUE`, or `NAME` for a variable of the environment.
+pub fn build_arg(text: &str) -> Result<(String, String), String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, value.to_owned()),
+        None => (text, std::env::var(text).map_err(|_| format!("the environment has no {text}; write {text}=VALUE"))?),
+    };
+    if name.is_empty() {
+        return Err("write it like NAME=VALUE".to_owned());
+    }
+    Ok((name.to_owned(), value))
+}
+
+/// `id=ID`, with `src=FILE` or `env=NAME`; without either, the variable that is called like the id.
+pub fn build_secret(text: &str) -> Result<BuildSecret, String> {
+    let (mut id, mut from) = (None, None);
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("id", value)) if !value.is_empty() => id = Some(value.to_owned()),
+            Some(("src" | "source", value)) => from = Some(SecretSource::File(value.into())),
+            Some(("env", value)) => from = Some(SecretSource::Env(value.to_owned())),
+            Some(("type", "file" | "env")) => {}
+            _ => return Err(format!("{part:?} is none of id=ID, src=FILE and env=NAME")),
+        }
+    }
+    let id = id.ok_or("it needs an id: id=ID,src=FILE")?;
+    let from = from.unwrap_or_else(|| SecretSource::Env(id.clone()));
+    Ok(BuildSecret { id, from })
 }
 
 /// Where a tunnel begins in a sandbox and, for a reverse one, where it ends.

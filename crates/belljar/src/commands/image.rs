@@ -5,7 +5,8 @@ mod show;
 
 use belljar_api::image::{ImageList, Pagination};
 use belljar_image::{
-    BuildRequest, BuiltImage, ImportProgress, ImportRequest, LayerProgress, Login, Progress, Removed, Store,
+    BUILDER_IMAGE, BuildRequest, BuiltImage, ImportProgress, ImportRequest, LayerProgress, Login, Progress, Removed,
+    Store,
 };
 use indicatif::ProgressBar;
 
@@ -59,10 +60,12 @@ async fn ls(ctx: &Context) -> anyhow::Result<ExitStatus> {
 
 fn build(ctx: &Context, args: ImageBuildArgs) -> anyhow::Result<ExitStatus> {
     let store = open(ctx, &args.store)?;
-    let default = BuildRequest::new(ctx.settings.cache_dir.join(PACKAGE_LISTS));
+    let lists = ctx.settings.cache_dir.join(PACKAGE_LISTS);
+    let is_builder = args.name.as_deref() == Some(BUILDER_IMAGE);
+    let default = if is_builder { BuildRequest::for_builder(lists) } else { BuildRequest::new(lists) };
     let request = BuildRequest {
-        name: args.name,
-        suite: args.suite,
+        name: args.name.unwrap_or(default.name),
+        suite: args.suite.unwrap_or(default.suite),
         size_mib: args.size.unwrap_or(default.size_mib),
         mirror: args.mirror,
         extra_packages: args.package,

@@ -2,6 +2,7 @@
 //! program ends; errors travel up and are reported once, in [`crate::main`].
 
 mod attached;
+mod build;
 mod commit;
 mod completion;
 mod cp;
@@ -89,6 +90,7 @@ pub fn dispatch(ctx: Context, command: Command) -> anyhow::Result<ExitStatus> {
         Command::Rollback { sandbox, snapshot } => block_on(state::rollback(&ctx, &sandbox, &snapshot)),
         Command::Snapshot(command) => block_on(snapshot::snapshot(&ctx, command)),
         Command::Commit(args) => block_on(commit::commit(&ctx, &args)),
+        Command::Build(args) => block_on(build::build(&ctx, &args)),
         Command::Restore(args) => block_on(restore::restore(&ctx, args)),
         Command::Fork(args) => block_on(fork::fork(&ctx, &args)),
         Command::Tree => block_on(tree::tree(&ctx)),

@@ -16,6 +16,16 @@ pub(super) type Skipped = Vec<PathBuf>;
 
 /// Packs everything below `root`, with names relative to it.
 pub(super) fn directory(archive: &mut Builder<impl Write>, root: &Path) -> io::Result<Skipped> {
+    directory_where(archive, root, &mut |_, _| true)
+}
+
+/// The same, but for what `wanted` says `false` to: it is told the name, and whether that is a directory. Nothing in one
+/// that is not wanted is looked at.
+pub(super) fn directory_where(
+    archive: &mut Builder<impl Write>,
+    root: &Path,
+    wanted: &mut dyn FnMut(&Path, bool) -> bool,
+) -> io::Result<Skipped> {
     let mut skipped = Vec::new();
     let mut pending = vec![PathBuf::new()];
     while let Some(directory) = pending.pop() {
@@ -23,6 +33,9 @@ pub(super) fn directory(archive: &mut Builder<impl Write>, root: &Path) -> io::R
         for listed in fs::read_dir(&at).map_err(|error| named(&at, &error))? {
             let listed = listed.map_err(|error| named(&at, &error))?;
             let name = directory.join(listed.file_name());
+            if !wanted(&name, listed.file_type()?.is_dir()) {
+                continue;
+            }
             if !entry(archive, &listed.path(), &name)? {
                 skipped.push(name);
             } else if listed.file_type()?.is_dir() {

@@ -1,6 +1,9 @@
 //! Image builds.
 
-use belljar_api::{build::BuildPhase, image::ImageInfo};
+use belljar_api::{
+    build::{BuildKind, BuildPhase},
+    image::ImageInfo,
+};
 use rusqlite::{Connection, OptionalExtension, Row, params, types::Type};
 
 use super::{
@@ -8,12 +11,12 @@ use super::{
     int,
 };
 use crate::{
-    build::{Admission, BuildRow, Event, Standing, admit},
+    build::{Admission, BuildCache, BuildRow, Event, Standing, admit},
     limits::{BUILD_TTL, BUILDS_KEPT_MAX, BUILDS_MAX},
 };
 
-const COLUMNS: &str =
-    "id, request_id, fingerprint, name, image_ref, node_id, status, phase, result, error, created_at, updated_at";
+const COLUMNS: &str = "id, request_id, fingerprint, name, image_ref, node_id, status, phase, result, error, created_at, \
+                       updated_at, kind, builder_sandbox_id, deadline";
 
 /// The index on these is what makes a name one build's at a time.
 const UNDER_WAY: &str = "status IN ('pending', 'running')";
@@ -34,8 +37,16 @@ fn columns(standing: &Standing) -> Result<Columns, StoreError> {
     })
 }
 
+fn kind_word(kind: BuildKind) -> &'static str {
+    match kind {
+        BuildKind::Dockerfile => "dockerfile",
+        BuildKind::Import => "import",
+    }
+}
+
 fn word(phase: BuildPhase) -> &'static str {
     match phase {
+        BuildPhase::AwaitingContext => "awaiting_context",
         BuildPhase::StartingBuilder => "starting_builder",
         BuildPhase::Executing => "executing",
         BuildPhase::Snapshotting => "snapshotting",
@@ -49,6 +60,8 @@ fn read(row: &Row<'_>) -> rusqlite::Result<BuildRow> {
     let standing = match row.get_ref(6)?.as_str()? {
         "pending" => Standing::Pending,
         "running" => Standing::Running(match row.get_ref(7)?.as_str()? {
+            "awaiting_context" => BuildPhase::AwaitingContext,
+            "starting_builder" => BuildPhase::StartingBuilder,
             "snapshotting" => BuildPhase::Snapshotting,
             "publishing" => BuildPhase::Publishing,
             _ => BuildPhase::Executing,
@@ -64,12 +77,15 @@ fn read(row: &Row<'_>) -> rusqlite::Result<BuildRow> {
     };
     Ok(BuildRow {
         id: row.get(0)?,
+        kind: if row.get_ref(12)?.as_str()? == "dockerfile" { BuildKind::Dockerfile } else { BuildKind::Import },
         request_id: row.get(1)?,
         fingerprint: row.get(2)?,
         name: row.get(3)?,
         image_ref: row.get(4)?,
         node_id: row.get(5)?,
         standing,
+        builder_sandbox_id: row.get(13)?,
+        deadline: row.get(14)?,
         created_at: row.get(10)?,
         updated_at: row.get(11)?,
     })
@@ -103,7 +119,7 @@ pub(super) fn create(db: &Connection, changes: &mut Vec<Committed>, row: &BuildR
     }
     let (status, phase, result, error) = columns(&row.standing)?;
     db.prepare_cached(&format!(
-        "INSERT INTO builds ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+        "INSERT INTO builds ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
     ))?
     .execute(params![
         row.id,
@@ -117,7 +133,10 @@ pub(super) fn create(db: &Connection, changes: &mut Vec<Committed>, row: &BuildR
         result,
         error,
         row.created_at,
-        row.updated_at
+        row.updated_at,
+        kind_word(row.kind),
+        row.builder_sandbox_id,
+        row.deadline
     ])?;
     changes.push(Committed::Builds);
     Ok(admission)
@@ -147,8 +166,10 @@ pub(super) fn change(
     let Some(row) = get(db, id)? else { return Ok(None) };
     let Some(next) = row.after(event, at) else { return Ok(Some(row)) };
     let (status, phase, result, error) = columns(&next.standing)?;
-    let sql = "UPDATE builds SET status = ?2, phase = ?3, result = ?4, error = ?5, updated_at = ?6 WHERE id = ?1";
-    db.prepare_cached(sql)?.execute(params![id, status, phase, result, error, next.updated_at])?;
+    let sql = "UPDATE builds SET status = ?2, phase = ?3, result = ?4, error = ?5, updated_at = ?6, \
+               builder_sandbox_id = ?7 WHERE id = ?1";
+    let builder = &next.builder_sandbox_id;
+    db.prepare_cached(sql)?.execute(params![id, status, phase, result, error, next.updated_at, builder])?;
     changes.push(Committed::Builds);
     Ok(Some(next))
 }
@@ -166,4 +187,38 @@ pub(super) fn fail_all(
         change(db, changes, id, Event::Failed(words.to_owned()), at)?;
     }
     Ok(ids.len())
+}
+
+/// Sandboxes of builds that have not ended.
+pub(super) fn builders(db: &Connection) -> Result<Vec<String>, StoreError> {
+    let sql = "SELECT sandboxes.id FROM builds JOIN sandboxes ON sandboxes.id = builds.builder_sandbox_id
+               WHERE sandboxes.phase <> 'ended'";
+    let mut query = db.prepare(sql)?;
+    Ok(query.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+}
+
+/// Where the layers of earlier builds are.
+pub(super) fn cache(db: &Connection, namespace: &str) -> Result<Option<BuildCache>, StoreError> {
+    let mut query = db.prepare_cached("SELECT snapshot_id, builder_image FROM build_caches WHERE namespace = ?1")?;
+    let read = |row: &Row<'_>| Ok(BuildCache { snapshot_id: row.get(0)?, builder_image: row.get(1)? });
+    Ok(query.query_row([namespace], read).optional()?)
+}
+
+/// Replaces that, and gives what it was.
+pub(super) fn set_cache(
+    db: &Connection,
+    namespace: &str,
+    new: Option<&BuildCache>,
+) -> Result<Option<BuildCache>, StoreError> {
+    let before = cache(db, namespace)?;
+    match new {
+        Some(new) => {
+            let sql = "INSERT OR REPLACE INTO build_caches (namespace, snapshot_id, builder_image) VALUES (?1, ?2, ?3)";
+            db.prepare_cached(sql)?.execute(params![namespace, new.snapshot_id, new.builder_image])?;
+        }
+        None => {
+            db.prepare_cached("DELETE FROM build_caches WHERE namespace = ?1")?.execute([namespace])?;
+        }
+    }
+    Ok(before)
 }

@@ -31,7 +31,7 @@ use super::{
     SecretChange, SecretRow, SshKeyRow, Start, Store, StoreError,
 };
 use crate::{
-    build::{Admission, BuildRow, Event},
+    build::{Admission, BuildCache, BuildRow, Event},
     life::{Change, Ending, Order, SandboxRow},
     pool::PoolRow,
     snapshot::SnapshotRow,
@@ -168,6 +168,24 @@ impl Store for SqliteStore {
 
     async fn fail_builds(&self, words: &'static str, at: i64) -> Result<usize, StoreError> {
         self.writer.run(move |db, changes| build::fail_all(db, changes, words, at)).await
+    }
+
+    async fn builders(&self) -> Result<Vec<String>, StoreError> {
+        self.reader.run(|db, _| build::builders(db)).await
+    }
+
+    async fn build_cache(&self, namespace: &str) -> Result<Option<BuildCache>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.reader.run(move |db, _| build::cache(db, &namespace)).await
+    }
+
+    async fn set_build_cache(
+        &self,
+        namespace: &str,
+        cache: Option<BuildCache>,
+    ) -> Result<Option<BuildCache>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.writer.run(move |db, _| build::set_cache(db, &namespace, cache.as_ref())).await
     }
 
     async fn create_pool(&self, row: PoolRow) -> Result<(), StoreError> {

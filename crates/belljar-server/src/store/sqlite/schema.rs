@@ -220,6 +220,15 @@ const MIGRATIONS: &[&str] = &[
      ) STRICT;
      CREATE UNIQUE INDEX builds_name ON builds (name) WHERE status IN ('pending', 'running');
      CREATE INDEX builds_age ON builds (updated_at, id);",
+    // 6: builds of Dockerfiles, and the layers that are kept for the next one.
+    "ALTER TABLE builds ADD COLUMN kind TEXT NOT NULL DEFAULT 'import' CHECK (kind IN ('import', 'dockerfile'));
+     ALTER TABLE builds ADD COLUMN builder_sandbox_id TEXT;
+     ALTER TABLE builds ADD COLUMN deadline INTEGER;
+     CREATE TABLE build_caches (
+         namespace TEXT PRIMARY KEY,
+         snapshot_id TEXT NOT NULL,
+         builder_image TEXT NOT NULL
+     ) STRICT;",
 ];
 
 /// The schema version of this release.

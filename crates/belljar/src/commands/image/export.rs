@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use belljar_image::{Exported, Store};
+use belljar_image::{Exported, Packing, Store};
 
 use super::Context;
 use crate::{
@@ -29,7 +29,7 @@ pub(super) fn export(ctx: &Context, store: &Store, args: &ImageExportArgs) -> an
             let failure = Failure::new("an archive is nothing for a terminal");
             return Err(failure.hint("name a file, or pipe it: belljar image export NAME - | skopeo …").into());
         }
-        store.export(&args.name, &mut Out(ctx.printer), &mut progress).map_err(anyhow::Error::from)
+        store.export(&args.name, Packing::Gzip, &mut Out(ctx.printer), &mut progress).map_err(anyhow::Error::from)
     } else {
         to_file(store, args, &mut progress)
     };
@@ -61,7 +61,7 @@ fn to_file(store: &Store, args: &ImageExportArgs, progress: &mut dyn FnMut(u64))
         .permissions(std::fs::Permissions::from_mode(0o666))
         .tempfile_in(dir)
         .with_context(|| format!("cannot create a file in {}", dir.display()))?;
-    let exported = store.export(&args.name, &mut new, progress)?;
+    let exported = store.export(&args.name, Packing::Gzip, &mut new, progress)?;
     new.as_file().sync_all().with_context(|| format!("cannot write {}", args.file.display()))?;
     new.persist(&args.file).with_context(|| format!("cannot write {}", args.file.display()))?;
     Ok(exported)

@@ -2,29 +2,43 @@
 //!
 //! ```text
 //! start ──► task: row ──► node: import, its steps come back ──► the row's end
+//!              │              ▲
+//!              └─ Dockerfile ─┘  context ─► builder sandbox ─► archive
 //! cancel ──(token)──────────► node: stop ─────────────────────────┘
 //! ```
+//! - [`import`]: what both kinds end with. [`dockerfile`]: the way there. [`context`]: from the client. [`builder`] and
+//!   [`guest`]: the sandbox. [`cache`]: what is kept of it for the next build.
+//!
 //! One task speaks for each build, from before there is a row until that is over, and it alone has the credentials.
 //! Handlers wait for what it commits, so one whose client has gone leaves nothing half done. A task ends with the server;
 //! the import ends with the task, since the node makes it for as long as it is asked for. A row that a crash left behind is
 //! failed by the next start: nobody speaks for it any more. Called by `http/build.rs`.
 
+mod builder;
+mod cache;
+pub(crate) mod context;
+mod dockerfile;
+mod guest;
+mod import;
+
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
 use belljar_api::{
-    build::{BuildKind, CancelBuild, CancelOutcome, CancelledBuild, StartBuild},
+    build::{BuildKind, CancelBuild, CancelOutcome, CancelledBuild, ContextUpload, SealContext, StartBuild},
     error::code,
     id::new_id,
-    node::{ImportImage, ImportReport},
+    node::{ImportImage, ImportSource},
     secret::SecretValue,
 };
 use http::StatusCode;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::context::Context;
 use super::App;
 use crate::{
     auth,
@@ -32,11 +46,10 @@ use crate::{
     clock::now_ms,
     error::ApiError,
     limits::{
-        BUILD_END_RETRY_FIRST, BUILD_END_RETRY_MAX, CANCEL_WAIT, COMMAND_RETRY, IMAGE_NAME_MAX, IMAGE_REF_MAX,
-        NODE_WAIT, REGISTRY_CREDENTIALS_MAX,
+        BUILD_END_RETRY_FIRST, BUILD_END_RETRY_MAX, CANCEL_WAIT, IMAGE_NAME_MAX, IMAGE_REF_MAX, NODE_WAIT,
+        REGISTRY_CREDENTIALS_MAX,
     },
-    node_link::{NodeError, NodeLink},
-    routes::BUILD_LATER,
+    node_link::NodeLink,
     store::StoreError,
 };
 
@@ -60,21 +73,39 @@ pub(crate) enum Started {
 /// Builds that a task speaks for.
 #[derive(Debug, Default)]
 pub(crate) struct Builds {
-    under_way: Mutex<HashMap<String, CancellationToken>>,
+    under_way: Mutex<HashMap<String, UnderWay>>,
     /// Rings when a build was made or changed.
     pub(crate) changed: watch::Sender<()>,
+    /// Bytes of all contexts that are there.
+    context_bytes: Arc<AtomicU64>,
+}
+
+/// How a build under way is reached.
+#[derive(Debug, Clone)]
+struct UnderWay {
+    cancel: CancellationToken,
+    context: Option<Arc<Context>>,
 }
 
 impl Builds {
-    fn under_way(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<String, UnderWay>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the task of a build to stop it.
     fn cancel(&self, id: &str) {
-        if let Some(cancel) = self.under_way().get(id) {
-            cancel.cancel();
+        if let Some(build) = self.under_way().get(id) {
+            build.cancel.cancel();
         }
+    }
+
+    fn new_context(&self, directory: &Path, id: &str) -> Context {
+        Context::new(directory, id, Arc::clone(&self.context_bytes))
+    }
+
+    /// The context that a build waits for, or has.
+    fn context(&self, id: &str) -> Option<Arc<Context>> {
+        self.under_way().get(id)?.context.clone()
     }
 }
 
@@ -86,9 +117,9 @@ struct Spoken {
 }
 
 impl Spoken {
-    fn begin(app: &Arc<App>, id: &str) -> Self {
+    fn begin(app: &Arc<App>, id: &str, context: Option<Arc<Context>>) -> Self {
         let cancel = CancellationToken::new();
-        app.live.builds.under_way().insert(id.to_owned(), cancel.clone());
+        app.live.builds.under_way().insert(id.to_owned(), UnderWay { cancel: cancel.clone(), context });
         Self { app: Arc::clone(app), id: id.to_owned(), cancel }
     }
 }
@@ -106,21 +137,25 @@ impl App {
         start: StartBuild,
         request_id: Option<String>,
     ) -> Result<Started, ApiError> {
-        let (mut row, wanted) = new_build(start, request_id)?;
+        let (mut row, work) = self.new_build(start, request_id)?;
         let link = self.live.nodes.wait_any(NODE_WAIT).await.ok_or_else(|| {
             let words = "no node is connected that could build an image; try again";
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::SANDBOX_UNREACHABLE, words)
         })?;
         link.id().clone_into(&mut row.node_id);
+        if row.kind == BuildKind::Dockerfile {
+            // Before anything is uploaded and built for it. An import finds out at once by itself.
+            link.check_image_name(&row.name).await?;
+        }
         let (tell, told) = oneshot::channel();
-        let spoken = Spoken::begin(self, &row.id);
+        let spoken = Spoken::begin(self, &row.id, work.context());
         self.sessions.spawn(async move {
             let admission = spoken.app.store.create_build(row.clone()).await;
             let is_new = matches!(admission, Ok(Admission::New));
             // Whoever asked may have gone; the build goes on, and the same request finds it again.
             let _ = tell.send(admission.map(|admission| (admission, row)));
             if is_new {
-                build(&spoken, &link, wanted).await;
+                build(&spoken, &link, work).await;
             }
         });
         match told.await.unwrap_or(Err(StoreError::Closed))? {
@@ -131,6 +166,26 @@ impl App {
                 Err(ApiError::new(StatusCode::CONFLICT, code::CLIENT_REQUEST_ID_MISMATCH, words))
             }
         }
+    }
+
+    /// Where the context of a build goes that waits for one.
+    pub(crate) fn context_upload(&self, id: &str) -> Option<ContextUpload> {
+        self.live.builds.context(id)?.upload(&self.urls.own(), id)
+    }
+
+    /// Says that the context of a build is complete.
+    pub(crate) async fn seal_context(&self, id: &str, seal: SealContext) -> Result<BuildRow, ApiError> {
+        let row = self.find_build(id).await?;
+        match self.live.builds.context(id) {
+            Some(context) => context.seal(&seal.digest)?,
+            // Who asks again may come late.
+            None if row.kind == BuildKind::Dockerfile && row.builder_sandbox_id.is_some() => {}
+            None => {
+                let words = format!("build {id} waits for no context");
+                return Err(ApiError::new(StatusCode::CONFLICT, code::CONFLICT, words));
+            }
+        }
+        Ok(row)
     }
 
     /// One build.
@@ -173,59 +228,103 @@ impl App {
     }
 }
 
-/// What is kept of a request, and what the node is told.
-fn new_build(start: StartBuild, request_id: Option<String>) -> Result<(BuildRow, ImportImage), ApiError> {
-    if start.kind == BuildKind::Dockerfile {
-        // No 501: the published clients take that for a fault of the moment, and try for minutes.
-        return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code::NOT_IMPLEMENTED, BUILD_LATER));
+/// What a build does.
+enum Work {
+    Import(ImportImage),
+    Dockerfile(Box<dockerfile::Job>),
+}
+
+impl Work {
+    fn context(&self) -> Option<Arc<Context>> {
+        match self {
+            Self::Import(_) => None,
+            Self::Dockerfile(job) => Some(Arc::clone(&job.context)),
+        }
     }
-    let bounded = |what: &str, text: &str, max: usize| match text.len() {
+}
+
+impl App {
+    /// What is kept of a request, and what is to be done.
+    fn new_build(&self, start: StartBuild, request_id: Option<String>) -> Result<(BuildRow, Work), ApiError> {
+        let name = start.name.to_lowercase();
+        bounded("name", &name, IMAGE_NAME_MAX)?;
+        let public = match start.image_scope.as_deref() {
+            None | Some("project") => false,
+            Some("global") => true,
+            Some(_) => return Err(ApiError::invalid("image_scope: use \"global\" or leave it out")),
+        };
+        let secret = start.registry_credentials_json.clone().filter(|text| !text.reveal().is_empty());
+        if let Some(text) = &secret {
+            bounded("registry_credentials_json", text.reveal(), REGISTRY_CREDENTIALS_MAX)?;
+        }
+        let (id, now) = (format!("build_{}", new_id()), now_ms());
+        let mut row = BuildRow {
+            id: id.clone(),
+            kind: start.kind,
+            request_id,
+            fingerprint: fingerprint(start.clone())?,
+            name: name.clone(),
+            image_ref: String::new(),
+            node_id: String::new(),
+            standing: Standing::Pending,
+            builder_sandbox_id: None,
+            deadline: None,
+            created_at: now,
+            updated_at: now,
+        };
+        let work = match start.kind {
+            BuildKind::Import => {
+                row.image_ref = start.image_ref.unwrap_or_default();
+                bounded("image_ref", &row.image_ref, IMAGE_REF_MAX)?;
+                let source =
+                    ImportSource::Registry { image_ref: row.image_ref.clone(), registry_credentials_json: secret };
+                Work::Import(ImportImage { build_id: id, name, public, source })
+            }
+            BuildKind::Dockerfile => {
+                let job = dockerfile::Job::new(start, public, self.live.builds.new_context(&self.contexts, &id))?;
+                row.deadline = Some(job.deadline);
+                Work::Dockerfile(Box::new(job))
+            }
+        };
+        Ok((row, work))
+    }
+}
+
+fn bounded(what: &str, text: &str, max: usize) -> Result<(), ApiError> {
+    match text.len() {
         0 => Err(ApiError::invalid(format!("{what}: it is missing or empty"))),
         len if len > max => Err(ApiError::invalid(format!("{what}: it has {len} bytes; {max} are the most"))),
         _ => Ok(()),
-    };
-    let name = start.name.to_lowercase();
-    bounded("name", &name, IMAGE_NAME_MAX)?;
-    let image_ref = start.image_ref.clone().unwrap_or_default();
-    bounded("image_ref", &image_ref, IMAGE_REF_MAX)?;
-    let public = match start.image_scope.as_deref() {
-        None | Some("project") => false,
-        Some("global") => true,
-        Some(_) => return Err(ApiError::invalid("image_scope: use \"global\" or leave it out")),
-    };
-    let secret = start.registry_credentials_json.clone().filter(|text| !text.reveal().is_empty());
-    if let Some(text) = &secret {
-        bounded("registry_credentials_json", text.reveal(), REGISTRY_CREDENTIALS_MAX)?;
     }
-    let row = BuildRow {
-        id: format!("build_{}", new_id()),
-        request_id,
-        fingerprint: fingerprint(start)?,
-        name: name.clone(),
-        image_ref: image_ref.clone(),
-        node_id: String::new(),
-        standing: Standing::Pending,
-        created_at: now_ms(),
-        updated_at: now_ms(),
-    };
-    let wanted = ImportImage { build_id: row.id.clone(), name, image_ref, public, registry_credentials_json: secret };
-    Ok((row, wanted))
 }
 
-/// What makes two requests the same. Not the credentials: what is kept of them could be tried out.
+/// What makes two requests the same. Not the credentials and secrets: what is kept of them could be tried out.
 fn fingerprint(start: StartBuild) -> Result<[u8; 32], ApiError> {
-    let start = StartBuild { registry_credentials_json: None::<SecretValue>, name: start.name.to_lowercase(), ..start };
+    let start = StartBuild {
+        registry_credentials_json: None::<SecretValue>,
+        secrets: BTreeMap::new(),
+        name: start.name.to_lowercase(),
+        ..start
+    };
     let text = serde_json::to_string(&start).map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(auth::hash(&text))
 }
 
 /// Speaks for a build until it is over, and notes how it ended.
-async fn build(spoken: &Spoken, link: &NodeLink, wanted: ImportImage) {
+async fn build(spoken: &Spoken, link: &NodeLink, work: Work) {
     let (app, id) = (&spoken.app, &spoken.id);
-    tracing::info!(build = id, node = link.id(), image = wanted.name, from = wanted.image_ref, "an image build begins");
-    let end = tokio::select! {
-        end = follow(spoken, link, wanted) => end,
-        () = app.stopping.cancelled() => Event::Failed(STOPPED.to_owned()),
+    let end = match work {
+        Work::Import(wanted) => {
+            tracing::info!(build = id, node = link.id(), image = wanted.name, "an image is imported");
+            tokio::select! {
+                end = import::follow(spoken, link, wanted) => end.unwrap_or_else(import::absent),
+                () = app.stopping.cancelled() => Event::Failed(STOPPED.to_owned()),
+            }
+        }
+        Work::Dockerfile(job) => {
+            tracing::info!(build = id, image = job.start.name, "an image is built of a Dockerfile");
+            dockerfile::follow(spoken, link, *job).await
+        }
     };
     let mut pause = BUILD_END_RETRY_FIRST;
     loop {
@@ -241,75 +340,6 @@ async fn build(spoken: &Spoken, link: &NodeLink, wanted: ImportImage) {
         tokio::select! {
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(BUILD_END_RETRY_MAX),
             () = app.stopping.cancelled() => return,
-        }
-    }
-}
-
-/// Has the node do it, and gives the end of it.
-async fn follow(spoken: &Spoken, link: &NodeLink, wanted: ImportImage) -> Event {
-    let (app, id) = (&spoken.app, &spoken.id);
-    let mut reports = match link.import_image(&wanted).await {
-        Ok(reports) => reports,
-        Err(NodeError::Answer { body, .. }) => return Event::Failed(body.error),
-        Err(error @ NodeError::Transport(_)) => {
-            return Event::Failed(format!("{error}; start the build again"));
-        }
-    };
-    let mut asked = false;
-    loop {
-        let report = tokio::select! {
-            // First: what is over need not be stopped.
-            biased;
-            report = reports.next() => report,
-            () = spoken.cancel.cancelled(), if !asked => match stop(link, id).await {
-                Stopping::Done => return Event::Stopped,
-                Stopping::TooLate => {
-                    asked = true;
-                    continue;
-                }
-                // If it cannot be reached any more, its reports end, too.
-                Stopping::Unknown => continue,
-            },
-        };
-        match report {
-            Ok(ImportReport::Step { phase }) => {
-                // Only told on the way: the next one says more, and the end is what counts.
-                if let Err(error) = app.store.change_build(id, Event::Step(phase), now_ms()).await {
-                    tracing::warn!(build = id, %error, "cannot note how far an image build is");
-                }
-            }
-            Ok(ImportReport::Done { image }) => return Event::Done(Box::new(image)),
-            Ok(ImportReport::Failed { error }) => return Event::Failed(error),
-            Ok(ImportReport::Stopped) => return Event::Stopped,
-            Err(error) => {
-                return Event::Failed(format!(
-                    "node {} went, or was lost, while it built this ({error}); start the build again, unless GET \
-                     /images/v4/images shows that the image was made in the last moment",
-                    link.id()
-                ));
-            }
-        }
-    }
-}
-
-/// What a node says to a cancellation.
-enum Stopping {
-    /// There will be no image.
-    Done,
-    /// It is being named, or over: its last report says what came of it.
-    TooLate,
-    /// Nothing that helps; it has to be asked again.
-    Unknown,
-}
-
-async fn stop(link: &NodeLink, id: &str) -> Stopping {
-    match link.stop_import(id).await {
-        Ok(answer) if answer.stopped => Stopping::Done,
-        Ok(_) | Err(NodeError::Answer { status: StatusCode::NOT_FOUND, .. }) => Stopping::TooLate,
-        Err(error) => {
-            tracing::warn!(build = id, node = link.id(), %error, "cannot cancel an image build yet");
-            tokio::time::sleep(COMMAND_RETRY).await;
-            Stopping::Unknown
         }
     }
 }

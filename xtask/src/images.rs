@@ -1,4 +1,5 @@
-//! Builds the default image into the image store, as a user would: with `belljar image build`.
+//! Builds the default image, and the one that Dockerfiles are built in, into the image store, as a user would: with `belljar
+//! image build`.
 
 use std::{path::Path, process::Command};
 
@@ -6,19 +7,21 @@ use anyhow::Result;
 
 use crate::{artifacts, cargo, paths, run};
 
-/// The image of a sandbox that names none.
-const DEFAULT_IMAGE: &str = "belljar/debian";
+/// The image of a sandbox that names none, and the one that Dockerfiles are built in.
+const IMAGES: [&str; 2] = ["belljar/debian", "belljar/builder"];
 
-/// Builds the binary, then the image.
+/// Builds the binary, then the images.
 pub(crate) fn run() -> Result<()> {
     build(&cargo::build_belljar(false)?)
 }
 
-/// Builds the image with this binary; a second or two when its packages have not changed.
+/// Builds the images with this binary; a second or two when their packages have not changed.
 pub(crate) fn build(belljar: &Path) -> Result<()> {
     let store = paths::image_store()?;
-    let mut build = Command::new(belljar);
-    build.args(["image", "build", DEFAULT_IMAGE]).env("BELLJAR_IMAGE_STORE", &store);
-    run::step("image: build the default image", &mut build)?;
+    for name in IMAGES {
+        let mut build = Command::new(belljar);
+        build.args(["image", "build", name]).env("BELLJAR_IMAGE_STORE", &store);
+        run::step(&format!("image: build {name}"), &mut build)?;
+    }
     artifacts::make_current("image_store", &store)
 }

@@ -32,7 +32,7 @@ enum Probe {
 }
 
 /// Everything that is needed, with what has it.
-const NEEDED: [(Probe, &str); 26] = [
+const NEEDED: [(Probe, &str); 27] = [
     (Probe::Qemu, QEMU),
     (Probe::Program("mmdebstrap"), "mmdebstrap"),
     (Probe::File("/usr/share/keyrings/debian-archive-keyring.gpg"), "debian-archive-keyring"),
@@ -47,6 +47,7 @@ const NEEDED: [(Probe, &str); 26] = [
     (Probe::Program("pebble"), "pebble"),
     (Probe::Program("skopeo"), "skopeo"),
     (Probe::Program("umoci"), "umoci"),
+    (Probe::Program("busybox"), "busybox-static"),
     (Probe::Program("gcc"), "gcc"),
     (Probe::File("/usr/lib/x86_64-linux-gnu/libc.a"), "libc6-dev"),
     (Probe::Program("strip"), "binutils"),

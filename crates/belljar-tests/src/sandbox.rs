@@ -81,6 +81,12 @@ impl<'w> Sandbox<'w> {
         server
     }
 
+    /// Its processes; `None` while its agent does not answer.
+    pub fn processes(&self) -> Option<Value> {
+        let answer = self.http().get("/api/v1/processes");
+        (answer.status == 200).then_some(answer.json)
+    }
+
     /// Follows a process's output to its end; answers the lines.
     pub fn follow(&self, process: &str) -> Vec<String> {
         let events = self.http().events("GET", &format!("/api/v1/processes/{process}/output/follow"), &Value::Null);

@@ -67,3 +67,8 @@ fn sleep() {
 fn fork() {
     check(&["fork"]);
 }
+
+#[test]
+fn build() {
+    check(&["build"]);
+}

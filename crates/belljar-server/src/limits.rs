@@ -262,8 +262,9 @@ pub(crate) const CLIENT_BODY_STALL: Duration =
     if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(60) };
 /// Answers of the kind "not yet" (1xx) that a guest may send to one request.
 pub(crate) const INTERIM_ANSWERS_MAX: usize = 16;
-/// How long opening a connection to a guest port may take.
-pub(crate) const GUEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long opening a connection to a guest port may take: longer than a node lets it wait for a sandbox that wakes (15 s), and
+/// for its agent after that, or nobody would hear why it did not.
+pub(crate) const GUEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(25);
 /// Buffer of each direction of a spliced connection, bytes.
 pub(crate) const SPLICE_BUFFER: usize = 64 * 1024;
 

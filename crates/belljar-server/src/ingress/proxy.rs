@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{body::Body, response::IntoResponse};
 use belljar_api::{
-    error::{ErrorBody, code},
+    error::code,
     id::is_id,
     limits::AGENT_PORT,
     tunnel::{REVERSE_PATH, TCP_PATH},
@@ -28,7 +28,7 @@ use crate::{
     error::ApiError,
     life::{Phase, Reported, SandboxRow},
     limits::{NODE_WAIT, READY_WAIT},
-    node_link::{BodyStream, NodeError, NodeLink},
+    node_link::{BodyStream, NodeLink},
     serve::Busy,
 };
 
@@ -121,10 +121,7 @@ pub(crate) async fn listen(app: &App, sandbox: &str, port: u16) -> Result<GuestL
 }
 
 pub(super) async fn connect(link: &NodeLink, sandbox_id: &str, port: u16) -> Result<BodyStream, ApiError> {
-    link.connect(sandbox_id, port).await.map_err(|error| match error {
-        NodeError::Transport(_) => ApiError::unreachable(link.id()),
-        NodeError::Answer { status, body: ErrorBody { error, code } } => ApiError::new(status, &code, error),
-    })
+    Ok(link.connect(sandbox_id, port).await?)
 }
 
 /// Whether a port answers without a key.

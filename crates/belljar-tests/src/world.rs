@@ -315,3 +315,13 @@ pub fn prepared(name: &str) -> PathBuf {
     assert!(Path::new(&path).exists(), "{name} names a missing file");
     path.into()
 }
+
+/// A copy of the prepared image store in `dir`, for a world that makes images; as a setting of that.
+pub fn own_store(dir: &Path) -> (&'static str, String) {
+    const NAME: &str = "BELLJAR_IMAGE_STORE";
+    let to = dir.join("store");
+    let copy = ["--archive", "--sparse=always", "--reflink=auto"];
+    let copied = Command::new("cp").args(copy).arg(prepared(NAME)).arg(&to).status().expect("cp");
+    assert!(copied.success(), "the image store cannot be copied");
+    (NAME, to.display().to_string())
+}

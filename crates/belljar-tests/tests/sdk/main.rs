@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use belljar_tests::World;
+use belljar_tests::{World, world::own_store};
 
 /// The version that the wire format was taken from.
 const SDK: &str = "tensorlake==0.5.163";
@@ -33,7 +33,10 @@ fn run(command: &mut Command) -> String {
 
 /// Runs areas of the smoke script; every step has to pass.
 fn check(areas: &[&str]) {
-    let world = World::start();
+    check_in(&World::start(), areas);
+}
+
+fn check_in(world: &World, areas: &[&str]) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/smoke.py");
     let text = run(Command::new(python())
         .arg(script)
@@ -70,5 +73,6 @@ fn fork() {
 
 #[test]
 fn build() {
-    check(&["build"]);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    check_in(&World::start_with(&[own_store(dir.path())]), &["build"]);
 }

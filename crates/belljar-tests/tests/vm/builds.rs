@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use belljar_tests::{World, wait_while, world::prepared};
+use belljar_tests::{World, wait_while, world::own_store};
 use serde_json::{Value, json};
 
 /// What the image is made of: links are as good as programs.
@@ -34,17 +34,15 @@ impl Builds {
         for name in APPLETS {
             std::os::unix::fs::symlink("busybox", at.join("root/bin").join(name)).unwrap();
         }
-        let store = prepared("BELLJAR_IMAGE_STORE").display().to_string();
         for words in [
             "umoci init --layout layout",
             "umoci new --image layout:v1",
             "umoci insert --image layout:v1 root /",
             "umoci config --image layout:v1 --config.env PATH=/bin",
-            &format!("cp --archive --sparse=always --reflink=auto {store} store"),
         ] {
             run(at, words);
         }
-        let world = World::start_with(&[("BELLJAR_IMAGE_STORE", at.join("store").display().to_string())]);
+        let world = World::start_with(&[own_store(at)]);
         world.ok(&["image", "import", &format!("oci:{}:v1", at.join("layout").display()), "--name", "tiny"]);
         Self { world, dir }
     }

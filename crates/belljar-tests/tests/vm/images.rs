@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use belljar_tests::{World, world::prepared};
+use belljar_tests::{World, world::own_store};
 use serde_json::{Value, json};
 
 /// All that is in the image.
@@ -49,9 +49,7 @@ fn an_oci_image_runs_as_its_configuration_says() {
 
 /// A world with a store of its own, in which the default image is.
 fn with_own_store(dir: &Path) -> World {
-    let from = prepared("BELLJAR_IMAGE_STORE").display().to_string();
-    run(dir, &format!("cp --archive --sparse=always --reflink=auto {from} store"));
-    World::start_with(&[("BELLJAR_IMAGE_STORE", dir.join("store").display().to_string())])
+    World::start_with(&[own_store(dir)])
 }
 
 fn names(world: &World) -> Vec<String> {

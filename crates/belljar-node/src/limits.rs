@@ -23,6 +23,14 @@ pub(crate) const CHANGES_MAX: u64 = 32 << 20;
 pub(crate) const PAGE: usize = 4096;
 /// Golden snapshots on a node; the one that was not used for the longest time goes first.
 pub(crate) const TEMPLATES_MAX: usize = 8;
+/// How long the guest of a golden snapshot is watched at once, before it is frozen.
+pub(crate) const REST_WINDOW: Duration = Duration::from_millis(500);
+/// The part of a processor that a guest at rest uses less than, one in so many; emulated ones use 3 % for their clock.
+pub(crate) const REST_SHARE: u32 = 12;
+/// A guest that reports free memory begins with that after two seconds.
+pub(crate) const REST_REPORTING_WINDOWS: u32 = 6;
+/// One that does not come to rest is frozen as it is.
+pub(crate) const REST_WINDOWS_MAX: u32 = 30;
 /// VMs that are kept ready for one golden snapshot. Each holds about 40 MiB, most of them the VMM's own.
 pub(crate) const SPARES_PER_TEMPLATE: usize = 2;
 /// VMs that are kept ready in all.

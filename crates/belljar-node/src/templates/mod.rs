@@ -20,7 +20,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use belljar_api::sandbox::{Resources, ResourcesRequest};
@@ -32,7 +32,7 @@ pub(crate) use self::spares::{Claimed, Unclaimed};
 use crate::{
     Context, blocking, chain, guest,
     images::LocalImage,
-    limits::{BOOT_TIMEOUT, TEMPLATES_MAX},
+    limits::{BOOT_TIMEOUT, REST_REPORTING_WINDOWS, REST_SHARE, REST_WINDOW, REST_WINDOWS_MAX, TEMPLATES_MAX},
     network,
     sandbox::{
         boot::{self, BootError, vm_spec},
@@ -49,6 +49,8 @@ const FORMAT: &str = "1";
 const KEY_DIGITS: usize = 32;
 /// What a template's VM has.
 const RESOURCES: &str = "resources.json";
+/// Of `/proc`: the same on all architectures (`USER_HZ`).
+const TICKS_PER_SECOND: u64 = 100;
 /// Where a template is made.
 const BUILDING: &str = ".building";
 
@@ -247,6 +249,7 @@ async fn build_in(ctx: &Arc<Context>, home: &Path, image: &LocalImage, resources
     let kept = async {
         let (link, session) = linked.await?;
         drop((link, session));
+        come_to_rest(&*vm, ctx.driver.capabilities().takes_back_memory).await;
         vm.pause().await?;
         vm.save_devices(&home.join(frozen::DEVICES)).await?;
         Still::of(home, vm.clone()).finish(ctx, true).await?;
@@ -257,6 +260,32 @@ async fn build_in(ctx: &Arc<Context>, home: &Path, image: &LocalImage, resources
     let (this, home) = (ctx.clone(), home.to_owned());
     blocking(move || network::unplug(&this.network, &home)).await?;
     kept
+}
+
+/// Waits until a guest has nothing left to do, as far as that can be seen from outside: what is still to be done when it is frozen,
+/// every sandbox would have to do first. `reports`: it tells the host which memory is free, two seconds after it became so.
+async fn come_to_rest(vm: &dyn Vm, reports: bool) {
+    let least = if reports { REST_REPORTING_WINDOWS } else { 1 };
+    let mut before = processor_time(vm.pid());
+    for window in 1..=REST_WINDOWS_MAX {
+        // Nobody tells when there is nothing to tell.
+        tokio::time::sleep(REST_WINDOW).await;
+        let now = processor_time(vm.pid());
+        let used = before.zip(now).map_or(Duration::ZERO, |(before, now)| now.saturating_sub(before));
+        if window >= least && used <= REST_WINDOW / REST_SHARE {
+            return;
+        }
+        before = now;
+    }
+    tracing::debug!("the guest of a golden snapshot does not come to rest");
+}
+
+/// Processor time that a process has used: `utime` and `stime` of `/proc/PID/stat`. `None`: it is gone.
+fn processor_time(pid: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(") ")?;
+    let ticks: u64 = after_name.split(' ').skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
+    Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
 /// What the VM of a finished template has.
@@ -309,7 +338,6 @@ fn beyond(mut all: Vec<(SystemTime, PathBuf)>, keep: usize) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use super::*;
 

@@ -197,6 +197,8 @@ pub struct Capabilities {
     pub passes_through: bool,
     /// [`Driver::prepare`] works.
     pub prepares: bool,
+    /// [`VmSpec::changes`] works.
+    pub takes_changes: bool,
     /// Memory that a guest frees goes back to the host while it runs.
     pub takes_back_memory: bool,
     /// `vcpus` and `memory_mib` are enforced.

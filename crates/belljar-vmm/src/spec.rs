@@ -65,6 +65,9 @@ pub(crate) fn validate(spec: &VmSpec, capabilities: &Capabilities) -> Result<(),
             return bad(field, format!("`{}` must be an absolute path in UTF-8", path.display()));
         }
     }
+    if spec.changes.is_some() && !capabilities.takes_changes {
+        return bad("changes", "cannot be put into the memory of this driver's guests".to_owned());
+    }
     if spec.changes.is_some() && (spec.devices.is_none() || spec.memory.is_none()) {
         return bad(
             "changes",

@@ -197,9 +197,9 @@ impl Still {
         Self { into: into.to_owned(), pages: Pages::InVm(vm), base: None }
     }
 
-    /// Notes in what it differs from the file that its VM has mapped.
-    pub(super) fn beyond(self, base: PathBuf) -> Self {
-        Self { base: Some(base), ..self }
+    /// Notes in what it differs from the file that its VM has mapped, if that is of use.
+    pub(super) fn beyond(self, base: Option<PathBuf>) -> Self {
+        Self { base, ..self }
     }
 
     /// Writes the pages, after which the directory is complete; with `durable` it also survives a crash of the host.

@@ -71,7 +71,8 @@ impl Task {
         self.ctx.faults.point("sleep: clear")?;
         remove(&new).await?;
         let still = frozen::stop(&self.ctx, booted, &self.dir, &new, Parts::All, Meanwhile::StandsStill).await?;
-        still.beyond(self.dir.join(frozen::MEMORY)).finish(&self.ctx, true).await?;
+        let base = self.ctx.driver.capabilities().takes_changes.then(|| self.dir.join(frozen::MEMORY));
+        still.beyond(base).finish(&self.ctx, true).await?;
         self.ctx.faults.point("sleep: rename")?;
         let (to, dir) = (self.dir.join(SLEEP), self.dir.clone());
         blocking(move || {

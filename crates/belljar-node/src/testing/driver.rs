@@ -163,6 +163,7 @@ impl Driver for FakeDriver {
             hides_features: true,
             passes_through: false,
             prepares: self.0.prepares.load(Ordering::SeqCst),
+            takes_changes: true,
             takes_back_memory: false,
             snapshots: true,
             saving_ends_link: self.0.saving_ends_link.load(Ordering::SeqCst),

@@ -3,6 +3,8 @@
 //! - Guest memory is one zone, a private view of its file, for a guest that boots as for a restored one.
 //! - Its taps are open ones, passed over its socket.
 //! - It would boot a guest that resets again. Its kernel is gone by then, and so is its memory file, so it ends.
+//! - It has no use for [`VmSpec::changes`]: a guest whose memory is changed after its devices were restored finds its clock behind by
+//!   all that it had lived, and stands still for so long.
 //! - What it saves is its configuration and its state, in two files ([`state`]).
 
 mod requests;
@@ -64,6 +66,7 @@ impl Api for CloudHypervisor {
             hides_features: false,
             passes_through: true,
             prepares: true,
+            takes_changes: false,
             takes_back_memory: false,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,

@@ -55,6 +55,7 @@ impl Api for Firecracker {
             hides_features: true,
             passes_through: false,
             prepares: true,
+            takes_changes: true,
             takes_back_memory: true,
             limits_resources: true,
             max_vcpus: MAX_FIRECRACKER_VCPUS,

@@ -125,6 +125,7 @@ impl Driver for ProcessDriver {
             hides_features: false,
             passes_through: false,
             prepares: false,
+            takes_changes: false,
             takes_back_memory: false,
             limits_resources: false,
             max_vcpus: MAX_VCPUS,

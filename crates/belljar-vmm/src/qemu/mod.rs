@@ -245,6 +245,7 @@ impl Driver for QemuDriver {
             hides_features: true,
             passes_through: false,
             prepares: false,
+            takes_changes: true,
             takes_back_memory: false,
             limits_resources: true,
             max_vcpus: MAX_VCPUS,

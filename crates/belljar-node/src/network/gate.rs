@@ -330,11 +330,6 @@ fn generation() -> u32 {
     rand::random::<u32>().max(1)
 }
 
-/// A hardware address as it is written.
-pub(crate) fn words(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 /// The rules of a network, for the resolver to open and to close.
 struct Rules {
     nft: Arc<Nft>,

@@ -42,8 +42,10 @@ use belljar_vmm::{Capabilities, NetworkSpec};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use crate::egress::ruleset::words;
+
 pub(crate) use self::{
-    gate::{Gate, GateError, check, lay_rules, words},
+    gate::{Gate, GateError, check, lay_rules},
     host::mtu,
     slot::Owner,
 };

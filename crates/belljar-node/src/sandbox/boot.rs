@@ -23,6 +23,7 @@ use belljar_vmm::{MemoryChanges, NetworkSpec, PciDevice, Vm, VmExit, VmSpec, Vmm
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    changes,
     frozen::{self, Steps},
     linked::{Linked, linked},
 };
@@ -254,10 +255,10 @@ impl Plan {
         let changes = blocking(move || {
             this.make_run_dir()?;
             this.ctx.faults.point("revive: bring in")?;
-            match with_changes {
-                true => frozen::bring_in_with_changes(&this.ctx.storage, &from, &this.dir),
-                false => frozen::bring_in(&this.ctx.storage, &from, &this.dir).map(|()| None),
-            }
+            let changes = if with_changes { changes::open(&from)? } else { None };
+            let memory = if changes.is_some() { changes::BASE } else { frozen::MEMORY };
+            frozen::bring_in(&this.ctx.storage, &from, memory, &this.dir)?;
+            Ok::<_, StorageError>(changes)
         })
         .await?;
         steps.done("files");
@@ -333,6 +334,8 @@ impl Plan {
         {
             match self.launch_in(ready, saved.clone()).await {
                 Ok(launched) => return Ok(launched),
+                // They would not fit into another process either.
+                Err(error @ BootError::Vmm(VmmError::Changes { .. })) => return Err(error),
                 Err(error) => {
                     let error = chain(&error);
                     tracing::warn!(sandbox = self.id, error, "a VM process that was kept ready cannot be used");

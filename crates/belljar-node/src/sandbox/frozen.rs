@@ -23,11 +23,11 @@ use std::{
     time::Instant,
 };
 
-use belljar_vmm::{DirtyMemory, MemoryChanges, Vm, VmmError};
+use belljar_vmm::{DirtyMemory, Vm, VmmError};
 
 use super::{
     boot::{self, Booted},
-    changes::{self, BASE},
+    changes,
 };
 use crate::{
     Context, blocking,
@@ -313,23 +313,8 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StorageError> {
 }
 
 /// Brings the files of a standstill into a sandbox's directory: memory by link, disk by clone, and what its resolver knew.
-/// What lay there is replaced. Gives what is still to be changed in the memory.
-pub(super) fn bring_in_with_changes(
-    storage: &Storage,
-    from: &Path,
-    home: &Path,
-) -> Result<Option<MemoryChanges>, StorageError> {
-    let changes = changes::open(from)?;
-    bring_in_memory(storage, from, if changes.is_some() { BASE } else { MEMORY }, home)?;
-    Ok(changes)
-}
-
-/// The same with all of its memory.
-pub(crate) fn bring_in(storage: &Storage, from: &Path, home: &Path) -> Result<(), StorageError> {
-    bring_in_memory(storage, from, MEMORY, home)
-}
-
-fn bring_in_memory(storage: &Storage, from: &Path, memory: &str, home: &Path) -> Result<(), StorageError> {
+/// What lay there is replaced. `memory`: [`MEMORY`], or [`super::changes::BASE`] where changes are still to be made.
+pub(crate) fn bring_in(storage: &Storage, from: &Path, memory: &str, home: &Path) -> Result<(), StorageError> {
     let (memory_to, disk_to) = (home.join(MEMORY), home.join(boot::DISK));
     for old in [&memory_to, &disk_to] {
         remove_file(old)?;

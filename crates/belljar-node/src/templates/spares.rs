@@ -193,7 +193,7 @@ async fn make(ctx: &Arc<Context>, key: &Key, dir: &Path) -> Result<(Arc<dyn Vm>,
         this.faults.point("spare: prepare")?;
         this.storage.check_free()?;
         boot::make_run_dir(&to.join(boot::RUN))?;
-        frozen::bring_in(&this.storage, &from, &to)?;
+        frozen::bring_in(&this.storage, &from, frozen::MEMORY, &to)?;
         super::resources(&from)
     })
     .await?;

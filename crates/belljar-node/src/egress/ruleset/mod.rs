@@ -115,13 +115,18 @@ pub(crate) fn compile(policy: &Policy, resolved: &Resolved, wiring: &Wiring<'_>)
 
 /// The script that makes a namespace, which has rules, the network of the guest with this hardware address alone.
 pub(crate) fn settle(mac: [u8; 6]) -> String {
-    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mac = words(mac);
     let mut script = String::new();
     for family in ["inet", "arp"] {
         line(&mut script, format_args!("flush set {family} belljar {GUEST}"));
         line(&mut script, format_args!("add element {family} belljar {GUEST} {{ {mac} }}"));
     }
     script
+}
+
+/// A hardware address as it is written.
+pub(crate) fn words(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// The script that opens addresses of permitted names for the given times from now, whatever they had before.

@@ -24,8 +24,17 @@ pub(crate) struct Note {
     pub version: String,
     #[serde(flatten)]
     pub shape: Shape,
-    /// CRC-32 of what follows.
+    /// The host's end of the link that its guest will still take for open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<u32>,
+    /// CRC-32 of what follows, and of `link`.
     crc: u32,
+}
+
+impl Note {
+    pub(crate) fn new(program: impl ToString, version: &str, shape: Shape, link: Option<u32>) -> Self {
+        Self { program: program.to_string(), version: version.to_owned(), shape, link, crc: 0 }
+    }
 }
 
 /// Why a state cannot be gone on with.
@@ -44,13 +53,19 @@ enum SavedError {
 }
 
 /// Writes a new state file; on error there is none.
-pub(crate) fn write(to: &Path, program: &str, version: &str, shape: Shape, devices: &[u8]) -> io::Result<()> {
-    let crc = crc32fast::hash(devices);
-    let note = Note { program: program.to_owned(), version: version.to_owned(), shape, crc };
+pub(crate) fn write(to: &Path, note: Note, devices: &[u8]) -> io::Result<()> {
+    let note = Note { crc: checksum(devices, note.link), ..note };
     let line = format!("{MAGIC}{}\n", serde_json::to_string(&note)?);
     let mut file = File::create_new(to)?;
     let written = file.write_all(line.as_bytes()).and_then(|()| file.write_all(devices));
     written.inspect_err(|_| drop(std::fs::remove_file(to)))
+}
+
+fn checksum(devices: &[u8], link: Option<u32>) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(devices);
+    sum.update(link.map(u32::to_le_bytes).as_ref().map_or(&[], <[u8; 4]>::as_slice));
+    sum.finalize()
 }
 
 fn check<'a>(state: &'a [u8], program: &str, wanted: Shape) -> Result<(Note, &'a [u8]), SavedError> {
@@ -62,7 +77,7 @@ fn check<'a>(state: &'a [u8], program: &str, wanted: Shape) -> Result<(Note, &'a
     if note.program != program {
         return Err(SavedError::OtherProgram { found: note.program, wanted: program.to_owned() });
     }
-    if crc32fast::hash(devices) != note.crc {
+    if checksum(devices, note.link) != note.crc {
         return Err(SavedError::Damaged);
     }
     note.shape.must_be(wanted)?;
@@ -78,6 +93,8 @@ pub(crate) struct Saved {
     pub devices: Vec<u8>,
     /// What its guest was told of its processor.
     pub processor: Option<Processor>,
+    /// See [`Note::link`].
+    pub link: Option<u32>,
 }
 
 impl Saved {
@@ -94,8 +111,8 @@ impl Saved {
             read().map_err(|source| VmmError::File { id: spec.id.clone(), what, path: path.clone(), source })?;
         match check(&state, program, Shape::of(spec, None)) {
             Ok((note, devices)) => {
-                let (version, processor) = (note.version, note.shape.processor);
-                Ok(Some(Self { version, devices: devices.to_vec(), processor }))
+                let Note { version, shape, link, .. } = note;
+                Ok(Some(Self { version, devices: devices.to_vec(), processor: shape.processor, link }))
             }
             Err(error) => Err(VmmError::Restore { id: spec.id.clone(), path: path.clone(), reason: error.to_string() }),
         }
@@ -113,11 +130,12 @@ mod tests {
     fn every_flipped_bit_and_every_cut_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("devices");
-        write(&path, "vmm", "1.2.3", SHAPE, b"some devices").unwrap();
-        write(&path, "vmm", "1.2.3", SHAPE, b"others").unwrap_err();
+        let note = Note::new("vmm", "1.2.3", SHAPE, Some(7));
+        write(&path, note.clone(), b"some devices").unwrap();
+        write(&path, note, b"others").unwrap_err();
         let good = std::fs::read(&path).unwrap();
         let (note, devices) = check(&good, "vmm", SHAPE).unwrap();
-        assert_eq!((note.version.as_str(), devices), ("1.2.3", &b"some devices"[..]));
+        assert_eq!((note.version.as_str(), note.link, devices), ("1.2.3", Some(7), &b"some devices"[..]));
         for at in 0..good.len() {
             assert!(check(&good[..at], "vmm", SHAPE).is_err(), "cut at {at}");
             let mut bad = good.clone();

@@ -259,6 +259,7 @@ impl<A: Api> ApiDriver<A> {
         let (files, started) = (Files::of(&dir), Started::of(process));
         let process = started.process.clone();
         let Checked { saved, mut guest } = checked;
+        let link = link.of_saved(saved.as_ref().and_then(|saved| saved.link));
         let attempt = async {
             let lock = DiskLock::of(&spec.id, spec.disk.as_deref())?;
             self.record(spec, &dir, &process, guest)?;

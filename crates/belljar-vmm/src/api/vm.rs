@@ -11,7 +11,7 @@ use crate::log::Log;
 use crate::memory::MemoryUse;
 use crate::rest::{Rest, RestError};
 use crate::run_dir::{DISK, Guest, RunDir};
-use crate::saved;
+use crate::saved::{self, Note};
 use crate::shape::Shape;
 use crate::spec::DiskLock;
 use async_trait::async_trait;
@@ -136,9 +136,10 @@ impl<A: Api> Vm for ApiVm<A> {
         }
         let _one_at_a_time = self.saving.lock().await;
         let devices = A::save(pid, &self.parts.rest, &self.parts.dir).await?;
-        let written =
-            saved::write(to, &A::KIND.to_string(), &self.parts.version, Shape::of_guest(self.parts.guest), &devices);
-        written.map_err(|source| VmmError::Save { pid, path: to.to_owned(), source })
+        let parts = &*self.parts;
+        let link = if A::capabilities().saving_ends_link { None } else { parts.link.port() };
+        let note = Note::new(A::KIND, &parts.version, Shape::of_guest(parts.guest), link);
+        saved::write(to, note, &devices).map_err(|source| VmmError::Save { pid, path: to.to_owned(), source })
     }
 
     fn room_for_dirty(&self) -> Result<Vec<u8>, VmmError> {

@@ -3,8 +3,8 @@
 //! - Guest memory is one zone, a private view of its file, for a guest that boots as for a restored one.
 //! - Its taps are open ones, passed over its socket.
 //! - It would boot a guest that resets again. Its kernel is gone by then, and so is its memory file, so it ends.
-//! - It has no use for [`VmSpec::changes`]: a guest whose memory is changed after its devices were restored finds its clock behind by
-//!   all that it had lived, and stands still for so long.
+//! - It has no use for [`VmSpec::changes`]: it brings memory and devices back in one go, and reads from memory how far each device's
+//!   queues were used (`virtio-devices/src/transport/pci_device.rs`). Changes that come after that come too late.
 //! - What it saves is its configuration and its state, in two files ([`state`]).
 
 mod requests;

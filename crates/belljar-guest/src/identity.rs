@@ -18,6 +18,8 @@ use crate::{paths::Owner, random, setup::warn};
 const TOKEN_DIRECTORY: &str = "/run/belljar";
 const TOKEN: &str = "identity-token";
 const MACHINE_ID: &str = "/etc/machine-id";
+/// Mode of what every program may read.
+const READABLE: u32 = 0o644;
 /// A copy of it in images that did not make it a link.
 const MACHINE_ID_COPY: &str = "/var/lib/dbus/machine-id";
 
@@ -84,17 +86,33 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Replaces a file, and a link by a file: `/etc/resolv.conf` often points into a `/run` that is not there.
+/// Replaces what is in a file, and a link by a file: `/etc/resolv.conf` often points into a `/run` that is not there.
+///
+/// In place, while nobody reads it: a file that is emptied and written again is one that ext4 puts on the disk at once.
 pub(crate) fn write_file(path: impl AsRef<Path>, text: &str) -> io::Result<()> {
     let path = path.as_ref();
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false).mode(READABLE).custom_flags(libc::O_NOFOLLOW);
+    let mut file = match options.open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            fs::remove_file(path)?;
+            options.open(path)?
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            options.open(path)?
+        }
+        opened => opened?,
+    };
+    file.write_all(text.as_bytes())?;
+    let metadata = file.metadata()?;
+    if metadata.len() != text.len() as u64 {
+        file.set_len(text.len() as u64)?;
     }
-    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
-        fs::remove_file(path)?;
+    if metadata.permissions().mode() & 0o7777 != READABLE {
+        file.set_permissions(fs::Permissions::from_mode(READABLE))?;
     }
-    fs::write(path, text)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -107,6 +125,30 @@ mod tests {
         assert_eq!(first, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tone\n");
         assert_eq!(hosts_with(&first, "two"), first.replace("one", "two"));
         assert_eq!(hosts_with("127.0.0.1 localhost\n1.2.3.4 x", "a"), "127.0.0.1 localhost\n1.2.3.4 x\n127.0.1.1\ta\n");
+    }
+
+    #[test]
+    fn a_file_is_what_was_written_last() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let check = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            write_file(&path, text).expect("written");
+            let metadata = fs::symlink_metadata(&path).expect("the file");
+            assert!(metadata.is_file() && metadata.permissions().mode() & 0o7777 == READABLE, "{name}: {metadata:?}");
+            assert_eq!(fs::read_to_string(&path).expect("the file"), text);
+        };
+        for text in ["one\n", "longer than that\n", "two\n", "", "three\n"] {
+            check("file", text);
+        }
+        check("no/such/directory/file", "text");
+        fs::write(directory.path().join("target"), "another's").expect("a file");
+        std::os::unix::fs::symlink("target", directory.path().join("link")).expect("a link");
+        std::os::unix::fs::symlink("nothing", directory.path().join("dead")).expect("a link");
+        check("link", "own");
+        check("dead", "own");
+        assert_eq!(fs::read_to_string(directory.path().join("target")).expect("the file"), "another's");
+        fs::set_permissions(directory.path().join("file"), fs::Permissions::from_mode(0o600)).expect("private");
+        check("file", "four\n");
     }
 
     #[test]

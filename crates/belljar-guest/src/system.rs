@@ -121,6 +121,10 @@ async fn become_sandbox(agent: Arc<Agent>, mut wanted: Configure, arrived: Insta
     if wanted.rehearsal {
         agent.set_rehearsed(wanted);
         settle::warm_up(&agent).await;
+        if let Place::Machine = agent.place {
+            // Else every sandbox made of this would write it, before anything else.
+            blocking(freeze::sync_root).await??;
+        }
         return Ok(answer);
     }
     let is_first = previous.is_none();

@@ -6,6 +6,7 @@
 pub mod http;
 pub mod internet;
 mod leftovers;
+pub mod python;
 pub mod sandbox;
 pub mod terminal;
 pub mod world;

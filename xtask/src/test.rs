@@ -55,7 +55,7 @@ struct Check {
 /// The tier of `--nested`.
 pub(crate) const NESTED: &str = "nested";
 
-const TIERS: [Tier; 8] = [
+const TIERS: [Tier; 9] = [
     Tier {
         name: "tidy",
         about: "format, lints, rules of the repository",
@@ -73,6 +73,13 @@ const TIERS: [Tier; 8] = [
     },
     Tier { name: "vm", about: "the whole system with real VMs", boots: Boots::Debug, by_name: None, checks: vm },
     Tier { name: "sdk", about: "the vendor's published Python SDK", boots: Boots::Debug, by_name: None, checks: sdk },
+    Tier {
+        name: "examples",
+        about: "the examples, with real VMs",
+        boots: Boots::Debug,
+        by_name: None,
+        checks: examples,
+    },
     Tier {
         name: NESTED,
         about: "VM programs on working KVM, in an emulated machine",
@@ -147,6 +154,10 @@ fn vm() -> Result<Vec<Check>> {
 
 fn sdk() -> Result<Vec<Check>> {
     Ok(vec![tests("sdk: tests", &["--package", "belljar-tests", "--features", "e2e", "--test", "sdk"])])
+}
+
+fn examples() -> Result<Vec<Check>> {
+    Ok(vec![tests("examples: tests", &["--package", "belljar-tests", "--features", "e2e", "--test", "examples"])])
 }
 
 /// For every VM program that is here, in a machine each: one suite for all drivers, and the jail's.

@@ -67,6 +67,11 @@ impl Change<'_> {
         self.before.is_some_and(|before| before.life != self.wanted.life)
     }
 
+    /// Whether there was a sandbox before, with programs of its own: a rehearsal has none.
+    fn had_programs(&self) -> bool {
+        self.before.is_some_and(|before| !before.rehearsal)
+    }
+
     /// Whether a value is another than before, or is the first.
     fn is_new<T: PartialEq>(&self, of: impl Fn(&Configure) -> &T) -> bool {
         self.before.is_none_or(|before| of(before) != of(self.wanted))
@@ -87,7 +92,7 @@ impl Change<'_> {
             warn("authority to trust", trust::install(certificate));
         }
         self.set_network(mac)?;
-        if self.is_restored() {
+        if self.is_restored() && self.had_programs() {
             match sockets::end_connections() {
                 Ok(0) => {}
                 Ok(count) => tracing::info!("{count} connections of the former life ended"),

@@ -37,6 +37,9 @@ pub(crate) trait Alone {
     /// Restores it; the time from the start of the program until its guest has answered.
     fn restore(&self) -> Duration;
 
+    /// The same by somebody at a shell, with `curl` for its API. `None`: its API is not one for that.
+    fn restore_with_curl(&self) -> Option<Duration>;
+
     /// Freezes one that was restored, and restores it from that: the time until its memory and devices are in files, and the
     /// time as for [`Alone::restore`].
     fn freeze_and_thaw(&self) -> [Duration; 2];
@@ -53,6 +56,14 @@ pub(crate) enum Program {
 pub(crate) struct ByHand {
     program: Program,
     dir: tempfile::TempDir,
+}
+
+/// Who talks to its API.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Client {
+    /// This program, which costs next to nothing.
+    Here,
+    Curl,
 }
 
 /// When memory comes out of its file; Firecracker knows one way only.
@@ -169,7 +180,7 @@ impl ByHand {
     }
 
     /// Lets one go on from the files.
-    fn restored(&self, dir: &str, pages: Pages) -> Vm {
+    fn restored(&self, dir: &str, pages: Pages, client: Client) -> Vm {
         let vm = self.start();
         match self.program {
             Program::Firecracker => {
@@ -178,13 +189,13 @@ impl ByHand {
                     "mem_backend": {"backend_type": "File", "backend_path": format!("{dir}/memory")},
                     "resume_vm": true,
                 });
-                vm.call("PUT", "/snapshot/load", &load);
+                vm.call_by(client, "PUT", "/snapshot/load", &load);
             }
             Program::CloudHypervisor => {
                 let from = format!("file://{}", self.dir.path().join(dir).display());
                 let mode = if pages == Pages::WhenTouched { "OnDemand" } else { "Copy" };
                 let load = json!({"source_url": from, "memory_restore_mode": mode, "resume": true});
-                vm.call("PUT", "/api/v1/vm.restore", &load);
+                vm.call_by(client, "PUT", "/api/v1/vm.restore", &load);
             }
         }
         // That it is nobody's sandbox yet is an answer too.
@@ -193,9 +204,9 @@ impl ByHand {
         vm
     }
 
-    fn timed(&self, dir: &str) -> Duration {
+    fn timed(&self, dir: &str, client: Client) -> Duration {
         let begun = Instant::now();
-        let vm = self.restored(dir, Pages::WhenTouched);
+        let vm = self.restored(dir, Pages::WhenTouched, client);
         let took = begun.elapsed();
         drop(vm);
         took
@@ -204,19 +215,23 @@ impl ByHand {
 
 impl Alone for ByHand {
     fn restore(&self) -> Duration {
-        self.timed("frozen")
+        self.timed("frozen", Client::Here)
+    }
+
+    fn restore_with_curl(&self) -> Option<Duration> {
+        Some(self.timed("frozen", Client::Curl))
     }
 
     fn freeze_and_thaw(&self) -> [Duration; 2] {
         // Cloud Hypervisor does not save a guest whose pages are still to come.
-        let vm = self.restored("frozen", Pages::All);
+        let vm = self.restored("frozen", Pages::All, Client::Here);
         let again = self.dir.path().join("again");
         fs::create_dir(&again).expect("a directory");
         let begun = Instant::now();
         self.save(&vm, "again");
         let frozen = begun.elapsed();
         drop(vm);
-        let thawed = self.timed("again");
+        let thawed = self.timed("again", Client::Here);
         fs::remove_dir_all(&again).expect("it is removed");
         [frozen, thawed]
     }
@@ -281,7 +296,27 @@ impl Vm {
         }
     }
 
-    /// As `curl` would. A floor has nothing but the socket's appearance to wait for, so it looks as fast as it can.
+    fn call_by(&self, client: Client, method: &str, path: &str, body: &Value) {
+        match client {
+            Client::Here => self.call(method, path, body),
+            Client::Curl => self.call_with_curl(method, path, body),
+        }
+    }
+
+    fn call_with_curl(&self, method: &str, path: &str, body: &Value) {
+        drop(crate::restore::connect(&self.api));
+        let arguments = ["--silent", "--show-error", "--fail-with-body", "--header", "Content-Type: application/json"];
+        let output = Command::new("curl")
+            .args(arguments)
+            .args(["--request", method, "--data", &body.to_string(), "--unix-socket"])
+            .arg(&self.api)
+            .arg(format!("http://vm{path}"))
+            .output()
+            .expect("curl runs");
+        assert!(output.status.success(), "{method} {path}: {output:?}");
+    }
+
+    /// A floor has nothing but the socket's appearance to wait for, so it looks as fast as it can.
     fn call(&self, method: &str, path: &str, body: &Value) {
         let mut stream = crate::restore::connect(&self.api);
         let body = if body.is_null() { String::new() } else { body.to_string() };

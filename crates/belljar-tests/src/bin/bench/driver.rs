@@ -44,7 +44,7 @@ pub(crate) fn run(table: &mut Table) {
     let driver = std::env::var("BELLJAR_DRIVER").expect("BELLJAR_DRIVER names the driver: firecracker");
     progress(&format!("{driver} alone: boot and freeze"));
     let alone = alone(&driver);
-    let [mut restore, mut freeze, mut thaw] = [Samples::default(), Samples::default(), Samples::default()];
+    let [mut restore, mut with_curl, mut freeze, mut thaw] = std::array::from_fn(|_| Samples::default());
     let ready = World::golden_with(&[("BELLJAR_RESIDENT_SECS", "0".to_owned()), ("BELLJAR_SPARES", "1".to_owned())]);
     let mut kept = Life::default();
     let mut cold = Life::default();
@@ -58,18 +58,28 @@ pub(crate) fn run(table: &mut Table) {
     ]);
     rounds(&world, 0, &mut cold, || {
         restore.add(alone.restore());
+        alone.restore_with_curl().into_iter().for_each(|took| with_curl.add(took));
         let [frozen, thawed] = alone.freeze_and_thaw();
         freeze.add(frozen);
         thaw.add(thawed);
     });
     table.samples(&format!("{driver} alone: load and resume, to first answer"), &restore, "floor");
+    // The limit of a create is said of the program as somebody at a shell drives it.
+    let at_a_shell = match with_curl.is_empty() {
+        true => restore.p50(),
+        false => {
+            table.samples("the same, its API called with curl", &with_curl, "floor with curl");
+            with_curl.p50()
+        }
+    };
     table.samples("the same: pause, and all of its memory to a file", &freeze, "floor");
     table.samples("the same: load and resume of what that wrote, to first answer", &thaw, "floor");
     let both = thaw.p50() + freeze.p50();
     let row = |table: &mut Table, name: &str, samples: &Samples, floor: f64, limit: &str| {
         table.samples(name, samples, &format!("{:.2} x floor{limit}", samples.p50() / floor));
     };
-    row(table, "create from golden -> running", &cold.created, restore.p50(), ", <= 1.5");
+    let limit = format!("; {:.2} x with curl, <= 1.5", cold.created.p50() / at_a_shell);
+    row(table, "create from golden -> running", &cold.created, restore.p50(), &limit);
     row(table, "create from golden -> first run answered", &cold.answered, restore.p50(), "");
     row(table, "with a VM kept ready -> running", &kept.created, restore.p50(), "");
     row(table, "with a VM kept ready -> first run answered", &kept.answered, restore.p50(), "");

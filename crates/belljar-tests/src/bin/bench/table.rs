@@ -29,6 +29,10 @@ impl Samples {
         Self(all)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Median, milliseconds.
     pub(crate) fn p50(&self) -> f64 {
         self.quantile(50)

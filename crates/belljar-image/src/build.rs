@@ -20,9 +20,9 @@ use crate::{
     error::ImageError,
     ext4,
     limits::{DEFAULT_SIZE_MIB, MAX_CONFIG_BYTES, MAX_EXTRA_PACKAGES, MAX_SIZE_MIB, MIN_SIZE_MIB},
-    name::{self, BUILDER_IMAGE, DEFAULT_IMAGE},
+    name::{self, BUILDER_IMAGE, DEFAULT_IMAGE, SYSTEMD_IMAGE},
     packages::{self, Resolved},
-    recipe,
+    recipe::{self, Purpose},
     record::{Image, ROOTFS, RuntimeConfig, disk_bytes, read_bounded},
     sources::{Mirrors, SUITES},
     store::Store,
@@ -44,8 +44,8 @@ pub struct BuildRequest {
     pub mirror: Option<String>,
     /// Debian packages beside the usual ones.
     pub extra_packages: Vec<String>,
-    /// Whether the usual ones are those of a builder, in place of those of a sandbox.
-    pub builder: bool,
+    /// What it is for, which decides what the usual ones are.
+    pub purpose: Purpose,
     /// Whether the certificates that the administrator of this host trusts are trusted in the image too.
     pub extra_ca: bool,
     /// Build even when the same packages gave an image before.
@@ -63,17 +63,25 @@ impl BuildRequest {
             cache_dir,
             mirror: None,
             extra_packages: Vec::new(),
-            builder: false,
+            purpose: Purpose::Sandbox,
             extra_ca: true,
             force: false,
         }
     }
 
-    /// The image that Dockerfiles are built in.
+    /// What is usual for an image of this name.
     #[must_use]
-    pub fn for_builder(cache_dir: PathBuf) -> Self {
-        let suite = recipe::BUILDER_SUITE.to_owned();
-        Self { name: BUILDER_IMAGE.to_owned(), suite, builder: true, ..Self::new(cache_dir) }
+    pub fn of(name: &str, cache_dir: PathBuf) -> Self {
+        let purpose = match name::canonical(name) {
+            Ok(BUILDER_IMAGE) => Purpose::Builder,
+            Ok(SYSTEMD_IMAGE) => Purpose::Systemd,
+            _ => Purpose::Sandbox,
+        };
+        let suite = match purpose {
+            Purpose::Sandbox => SUITES[0],
+            Purpose::Systemd | Purpose::Builder => recipe::NEWER_SUITE,
+        };
+        Self { name: name.to_owned(), suite: suite.to_owned(), purpose, ..Self::new(cache_dir) }
     }
 
     fn check(&self) -> Result<(), ImageError> {
@@ -190,17 +198,17 @@ fn build_in(stage: &Path, store: &Store, request: &BuildRequest, at: &mut Report
     at(2, None);
     let started = SystemTime::now();
     let root = stage.join("root");
-    install(&root, stage, &plan, &request.suite, &mut |line| at(2, Some(line)))?;
+    install(&root, stage, &plan, request, &mut |line| at(2, Some(line)))?;
     at(3, None);
     let packages = installed_packages(&root)?;
-    let time = tree::finish(&root, &plan.sources_in_image, started)?;
+    let time = tree::finish(&root, &plan.sources_in_image, request.purpose.files(), started)?;
     at(4, None);
     let out = stage.join("image");
     fs::create_dir(&out).map_err(ImageError::io("create", &out))?;
     let rootfs = out.join(ROOTFS);
     ext4::pack(&root, &rootfs, request.size_mib, time)?;
     at(5, None);
-    let image = describe(&rootfs, &request.suite, packages, &plan)?;
+    let image = describe(&rootfs, request, packages, &plan)?;
     image.write(&out)?;
     let image = store.commit(&out, &image, &name, Some(&plan.key), true)?;
     Ok(BuiltImage { name, image, cached: false })
@@ -221,8 +229,7 @@ struct Plan {
 impl Plan {
     fn new(request: &BuildRequest, mirrors: &Mirrors) -> Result<Self, ImageError> {
         let sources = mirrors.sources(&request.suite);
-        let usual: &[&str] = if request.builder { &recipe::BUILDER_PACKAGES } else { &recipe::PACKAGES };
-        let mut packages: Vec<String> = usual.iter().map(|&name| name.to_owned()).collect();
+        let mut packages: Vec<String> = request.purpose.packages().into_iter().map(str::to_owned).collect();
         packages.extend(request.extra_packages.iter().cloned());
         packages.sort();
         packages.dedup();
@@ -254,6 +261,13 @@ fn key(request: &BuildRequest, sources: &str, certificates: &BTreeMap<String, Ve
         part(name.as_bytes());
         part(version.as_bytes());
     }
+    for hook in request.purpose.hooks() {
+        part(hook.as_bytes());
+    }
+    for (path, text) in request.purpose.files() {
+        part(path.as_bytes());
+        part(text.as_bytes());
+    }
     hasher.finalize().to_hex().to_string()
 }
 
@@ -279,7 +293,7 @@ fn install(
     root: &Path,
     stage: &Path,
     plan: &Plan,
-    suite: &str,
+    request: &BuildRequest,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<(), ImageError> {
     let sources = stage.join("debian.sources");
@@ -307,7 +321,8 @@ fn install(
     command.arg(format!(
         "--customize-hook=chroot \"$1\" useradd --create-home --uid {id} --user-group --shell /bin/bash {user}"
     ));
-    command.arg(suite).arg(root).arg(&sources);
+    command.args(request.purpose.hooks().iter().map(|hook| format!("--customize-hook={hook}")));
+    command.arg(&request.suite).arg(root).arg(&sources);
     tool::run(&mut command, on_line)?;
     Ok(())
 }
@@ -328,9 +343,14 @@ fn installed_packages(root: &Path) -> Result<BTreeMap<String, String>, ImageErro
     Ok(list.lines().filter_map(pair).collect())
 }
 
-fn describe(rootfs: &Path, suite: &str, packages: BTreeMap<String, String>, plan: &Plan) -> Result<Image, ImageError> {
-    let config = recipe::runtime_config(!plan.certificates.is_empty());
-    Ok(Image { suite: suite.to_owned(), packages, ..seal(rootfs, config)? })
+fn describe(
+    rootfs: &Path,
+    request: &BuildRequest,
+    packages: BTreeMap<String, String>,
+    plan: &Plan,
+) -> Result<Image, ImageError> {
+    let config = recipe::runtime_config(request.purpose, !plan.certificates.is_empty());
+    Ok(Image { suite: request.suite.clone(), packages, ..seal(rootfs, config)? })
 }
 
 /// Writes a root file system out, protects it and describes it.

@@ -29,6 +29,23 @@ fn requests() {
 }
 
 #[test]
+fn what_is_usual_for_a_name() {
+    let check = |name: &str, purpose: Purpose, suite: &str, has: &str| {
+        let request = BuildRequest::of(name, PathBuf::from("/nonexistent"));
+        assert_eq!((request.name.as_str(), request.purpose, request.suite.as_str()), (name, purpose, suite));
+        assert!(request.purpose.packages().contains(&has), "{name}");
+    };
+    check("belljar/debian", Purpose::Sandbox, "bookworm", "nodejs");
+    check("team/own", Purpose::Sandbox, "bookworm", "nodejs");
+    check("belljar/builder", Purpose::Builder, "trixie", "buildah");
+    check("belljar/debian-systemd", Purpose::Systemd, "trixie", "docker-compose");
+    check("tensorlake/ubuntu-systemd", Purpose::Systemd, "trixie", "nodejs");
+    let of = |purpose| recipe::runtime_config(purpose, false).labels;
+    assert_eq!(of(Purpose::Systemd).get("belljar.init").map(String::as_str), Some("systemd"));
+    assert!(of(Purpose::Sandbox).is_empty() && of(Purpose::Builder).is_empty());
+}
+
+#[test]
 fn a_key_for_everything_that_matters() {
     let resolved = Resolved { packages: BTreeMap::from([("a".to_owned(), "1".to_owned())]), released: 5 };
     let no_certificates = BTreeMap::new();
@@ -36,6 +53,7 @@ fn a_key_for_everything_that_matters() {
     assert_eq!(keys[0], key(&request(), "s", &no_certificates, &resolved));
     keys.push(key(&BuildRequest { size_mib: 1024, ..request() }, "s", &no_certificates, &resolved));
     keys.push(key(&request(), "t", &no_certificates, &resolved));
+    keys.push(key(&BuildRequest { purpose: Purpose::Systemd, ..request() }, "s", &no_certificates, &resolved));
     keys.push(key(&request(), "s", &BTreeMap::from([("a".into(), b"1".to_vec())]), &resolved));
     keys.push(key(&request(), "s", &no_certificates, &Resolved { released: 6, ..resolved.clone() }));
     let newer = Resolved { packages: BTreeMap::from([("a".into(), "2".into())]), ..resolved };

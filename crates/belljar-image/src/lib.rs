@@ -33,12 +33,13 @@ pub use build::{BuildRequest, BuiltImage, Progress, build};
 pub use draft::{About, Draft, Sealed};
 pub use error::ImageError;
 pub use export::{ExportError, Exported, Packing};
-pub use name::{BUILDER_IMAGE, DEFAULT_IMAGE, canonical, is_managed};
+pub use name::{BUILDER_IMAGE, DEFAULT_IMAGE, SYSTEMD_IMAGE, canonical, is_managed};
 pub use oci::{
     DockerAuths, ImportProgress, ImportRequest, LayerProgress, Login, OciError, check_reference, import, reimport,
 };
 pub use prune::{Pruned, Removed};
-pub use record::{HistoryEntry, Image, RuntimeConfig};
+pub use recipe::Purpose;
+pub use record::{HistoryEntry, INIT_LABEL, INIT_SYSTEMD, Image, RuntimeConfig};
 pub use sources::SUITES;
 pub use stop::Stop;
 pub use store::{Named, Store, Which};

@@ -8,12 +8,15 @@ pub const DEFAULT_IMAGE: &str = "belljar/debian";
 /// The image that Dockerfiles are built in.
 pub const BUILDER_IMAGE: &str = "belljar/builder";
 
+/// The image whose machines boot systemd and have Docker.
+pub const SYSTEMD_IMAGE: &str = "belljar/debian-systemd";
+
 /// Names of the hosted service that its clients and examples use, and another one of ours, and what stands behind them.
 const ALIASES: [(&str, &str); 5] = [
     ("belljar/debian-minimal", DEFAULT_IMAGE),
     ("tensorlake/ubuntu-minimal", DEFAULT_IMAGE),
     ("tensorlake/debian-minimal", DEFAULT_IMAGE),
-    ("tensorlake/ubuntu-systemd", "belljar/systemd"),
+    ("tensorlake/ubuntu-systemd", SYSTEMD_IMAGE),
     ("tensorlake/ubuntu-vnc", "belljar/desktop"),
 ];
 

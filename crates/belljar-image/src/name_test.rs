@@ -18,7 +18,7 @@ fn names_and_aliases() {
     check("tensorlake/ubuntu-minimal", "belljar/debian");
     check("tensorlake/ubuntu-minimal:latest", "belljar/debian");
     check("tensorlake/debian-minimal", "belljar/debian");
-    check("tensorlake/ubuntu-systemd", "belljar/systemd");
+    check("tensorlake/ubuntu-systemd", "belljar/debian-systemd");
     check("tensorlake/ubuntu-vnc", "belljar/desktop");
     check("team/tool:v2.1_B", "team/tool:v2.1_B");
     check("9", "9");

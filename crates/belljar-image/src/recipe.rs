@@ -5,7 +5,54 @@
 
 use std::collections::BTreeMap;
 
-use crate::record::RuntimeConfig;
+use crate::record::{INIT_LABEL, INIT_SYSTEMD, RuntimeConfig};
+
+/// What an image is for: which packages it has, and what is done with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Sandboxes.
+    Sandbox,
+    /// Sandboxes that boot systemd.
+    Systemd,
+    /// Building Dockerfiles.
+    Builder,
+}
+
+impl Purpose {
+    /// Packages beside Debian's essential and required ones.
+    pub(crate) fn packages(self) -> Vec<&'static str> {
+        match self {
+            Self::Sandbox => PACKAGES.to_vec(),
+            Self::Systemd => [&PACKAGES[..], &SYSTEMD_PACKAGES[..]].concat(),
+            Self::Builder => BUILDER_PACKAGES.to_vec(),
+        }
+    }
+
+    /// Shell commands that complete the tree at `$1`, with the user there.
+    pub(crate) fn hooks(self) -> Vec<String> {
+        match self {
+            Self::Sandbox | Self::Builder => Vec::new(),
+            // The sandbox's user is root when it wants to be; so Docker and the journal may as well be its own.
+            Self::Systemd => vec![format!("chroot \"$1\" usermod --append --groups docker,systemd-journal {USER}")],
+        }
+    }
+
+    /// Files that it has beside those of every image.
+    pub(crate) fn files(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Sandbox | Self::Builder => &[],
+            // As systemd leaves them where everything is done that an update of the packages asks for, which they did themselves.
+            Self::Systemd => &[("etc/.updated", ""), ("var/.updated", "")],
+        }
+    }
+
+    fn labels(self) -> BTreeMap<String, String> {
+        match self {
+            Self::Sandbox | Self::Builder => BTreeMap::new(),
+            Self::Systemd => BTreeMap::from([(INIT_LABEL.to_owned(), INIT_SYSTEMD.to_owned())]),
+        }
+    }
+}
 
 /// Part of every build's key. Raise it with every change here, in `tree.rs` or in `ext4.rs` that changes an image.
 pub(crate) const VERSION: u32 = 1;
@@ -29,8 +76,13 @@ pub(crate) const PACKAGES: [&str; 11] = [
 /// without (`netavark`), `git` for `ADD` of a repository, and what every sandbox's agent relies on.
 pub(crate) const BUILDER_PACKAGES: [&str; 7] =
     ["buildah", "ca-certificates", "crun", "git", "iproute2", "netavark", "sudo"];
-/// The first suite whose `buildah` knows here-documents.
-pub(crate) const BUILDER_SUITE: &str = "trixie";
+/// The first suite whose `buildah` knows here-documents, and whose Compose is version 2.
+pub(crate) const NEWER_SUITE: &str = "trixie";
+
+/// Packages that the systemd image has beside [`PACKAGES`]: the init system with its bus, and Docker. Its Docker and its Compose, which
+/// is the plug-in of `docker compose`, are newer than bookworm's, where Compose is version 1 and no plug-in.
+pub(crate) const SYSTEMD_PACKAGES: [&str; 6] =
+    ["dbus", "docker-cli", "docker-compose", "docker.io", "systemd", "systemd-sysv"];
 
 /// The user of every process that names none.
 pub(crate) const USER: &str = "tl-user";
@@ -52,7 +104,7 @@ pub(crate) const DPKG_OPTIONS: [&str; 7] = [
 pub(crate) const OWN_CERTIFICATES: &str = "/usr/local/share/ca-certificates";
 
 /// What a sandbox takes over from the image.
-pub(crate) fn runtime_config(own_certificates: bool) -> RuntimeConfig {
+pub(crate) fn runtime_config(purpose: Purpose, own_certificates: bool) -> RuntimeConfig {
     /// All certificates the image trusts, as `update-ca-certificates` writes them.
     const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
     let mut env = BTreeMap::from([
@@ -69,6 +121,7 @@ pub(crate) fn runtime_config(own_certificates: bool) -> RuntimeConfig {
     }
     RuntimeConfig {
         env: env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        labels: purpose.labels(),
         ..RuntimeConfig::default()
     }
 }

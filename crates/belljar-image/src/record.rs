@@ -29,6 +29,12 @@ pub(crate) const ROOTFS: &str = "rootfs.ext4";
 /// Name of the record in an image's directory.
 pub(crate) const RECORD: &str = "image.json";
 
+/// The label that says what a machine of the image has as its process 1; without it that is the agent. It goes along wherever an
+/// image's configuration goes: into images that are built on top of it, and through registries.
+pub const INIT_LABEL: &str = "belljar.init";
+/// The value of [`INIT_LABEL`] of an image whose `/sbin/init` is systemd.
+pub const INIT_SYSTEMD: &str = "systemd";
+
 /// What a sandbox takes over from its image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -35,13 +35,21 @@ const TRACES: [&str; 16] = [
     "tmp/*",
 ];
 
-/// Completes the tree at `root`. Gives the time of its newest package file, seconds since 1970: later ones are from
+/// Completes the tree at `root`, with these files beside those of every image. Gives the time of its newest package file, seconds since 1970: later ones are from
 /// this build, and now have that time.
-pub(crate) fn finish(root: &Path, sources: &str, started: SystemTime) -> Result<i64, ImageError> {
+pub(crate) fn finish(
+    root: &Path,
+    sources: &str,
+    files: &[(&str, &str)],
+    started: SystemTime,
+) -> Result<i64, ImageError> {
     for trace in TRACES {
         remove_trace(root, trace)?;
     }
     add_files(root, sources)?;
+    for (path, text) in files {
+        put(&root.join(path), text, 0o644)?;
+    }
     let started = started
         .duration_since(SystemTime::UNIX_EPOCH)
         .ok()
@@ -208,7 +216,7 @@ mod tests {
             return;
         }
         let started = SystemTime::now() - Duration::from_secs(3600);
-        let newest = finish(dir.path(), "Types: deb\n", started).unwrap();
+        let newest = finish(dir.path(), "Types: deb\n", &[], started).unwrap();
         assert_eq!(newest, 1000);
         walk(dir.path(), &mut |path| {
             assert_eq!(lstat(path)?.mtime(), 1000, "{}", path.display());

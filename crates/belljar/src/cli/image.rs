@@ -175,10 +175,10 @@ pub enum SecretSource {
 Builds on this machine, into its own store; a server elsewhere does not see it. Needs root, mmdebstrap and e2fsprogs. \
 The same package versions give the same image, which is then not built again.")]
 pub struct ImageBuildArgs {
-    /// Name to give it [default: belljar/debian]; belljar/builder is what Dockerfiles are built in
+    /// Name to give it [default: belljar/debian]; belljar/builder is what Dockerfiles are built in, belljar/debian-systemd has systemd and Docker
     #[arg(value_parser = value::image)]
     pub name: Option<String>,
-    /// Debian suite [default: bookworm; trixie for belljar/builder]
+    /// Debian suite [default: bookworm; trixie for belljar/builder and belljar/debian-systemd]
     #[arg(long, value_parser = belljar_image::SUITES)]
     pub suite: Option<String>,
     /// Size of its file system in MiB, or with a unit; a sandbox grows it to its disk [default: chosen by the build]

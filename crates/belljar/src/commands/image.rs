@@ -5,8 +5,7 @@ mod show;
 
 use belljar_api::image::{ImageList, Pagination};
 use belljar_image::{
-    BUILDER_IMAGE, BuildRequest, BuiltImage, ImportProgress, ImportRequest, LayerProgress, Login, Progress, Removed,
-    Store,
+    BuildRequest, BuiltImage, ImportProgress, ImportRequest, LayerProgress, Login, Progress, Removed, Store,
 };
 use indicatif::ProgressBar;
 
@@ -61,10 +60,11 @@ async fn ls(ctx: &Context) -> anyhow::Result<ExitStatus> {
 fn build(ctx: &Context, args: ImageBuildArgs) -> anyhow::Result<ExitStatus> {
     let store = open(ctx, &args.store)?;
     let lists = ctx.settings.cache_dir.join(PACKAGE_LISTS);
-    let is_builder = args.name.as_deref() == Some(BUILDER_IMAGE);
-    let default = if is_builder { BuildRequest::for_builder(lists) } else { BuildRequest::new(lists) };
+    let default = match &args.name {
+        Some(name) => BuildRequest::of(name, lists),
+        None => BuildRequest::new(lists),
+    };
     let request = BuildRequest {
-        name: args.name.unwrap_or(default.name),
         suite: args.suite.unwrap_or(default.suite),
         size_mib: args.size.unwrap_or(default.size_mib),
         mirror: args.mirror,

@@ -21,6 +21,8 @@ use crate::{image::RuntimeConfig, process::OutputStream};
 pub const SYSTEM_PORT: u16 = 0;
 /// Name of the virtio-serial port that carries the link.
 pub const LINK_PORT_NAME: &str = "belljar.link";
+/// Word of the kernel's command line that tells a machine of [`Init::Systemd`](crate::image::Init).
+pub const BOOT_SYSTEMD: &str = "belljar.init=systemd";
 /// Version of the system API; the agent answers it in [`Configured`].
 pub const PROTOCOL: u32 = 2;
 

@@ -5,6 +5,17 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// What is process 1 of a machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// The agent.
+    #[default]
+    Agent,
+    /// The image's systemd, of which the agent is a service.
+    Systemd,
+}
+
 /// What a sandbox takes over from its image. Holds in every process, terminal and entrypoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
@@ -19,6 +30,8 @@ pub struct RuntimeConfig {
     pub entrypoint: Vec<String>,
     /// Its arguments.
     pub cmd: Vec<String>,
+    /// What boots the machine.
+    pub init: Init,
 }
 
 /// An image record. Timestamps are strings: the published clients refuse numbers here.

@@ -5,9 +5,10 @@
 //!                          └──────(not all stopped in time)──────┘► going on
 //! ```
 //!
-//! The agent itself is in the root cgroup and never stops. It stops whatever stands directly below that, not only its
-//! own cgroup: a container engine in the sandbox makes cgroups beside it. What the sandbox's root has frozen itself is
-//! left alone both ways.
+//! The agent itself never stops: whatever is not in its own cgroup or around that does. As process 1 it is in the root cgroup, so
+//! that is all that stands directly below, not only its own: a container engine in the sandbox makes cgroups beside it. As a
+//! service of systemd it is two levels below, and systemd itself stops like its services. What the sandbox's root has frozen itself
+//! is left alone both ways.
 //!
 //! A child that joins a frozen cgroup stops before it executes, and with it the thread of ours that waits for that (see
 //! [`crate::spawn`]). So [`crate::reaper::Reaper::hold`] comes first: from then on nothing is started, and requests are
@@ -27,7 +28,10 @@ use nix::{
     unistd::syncfs,
 };
 
-use crate::{cgroup::MOUNT, limits::STUCK_NAMED_MAX};
+use crate::{
+    cgroup::{self, MOUNT},
+    limits::STUCK_NAMED_MAX,
+};
 
 /// Why the processes go on.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +64,9 @@ pub(crate) fn stop_all(patience: Duration) -> Result<Frozen, FreezeError> {
 
 fn stop(frozen: &mut Frozen, patience: Duration) -> Result<(), FreezeError> {
     let deadline = Instant::now() + patience;
-    for path in below(Path::new(MOUNT)).map_err(failed(Path::new(MOUNT)))? {
+    let mount = Path::new(MOUNT);
+    let own = cgroup::own().map_err(failed(mount))?;
+    for path in beside(mount, &own).map_err(failed(mount))? {
         if fs::read(path.join("cgroup.freeze")).is_ok_and(|state| state.starts_with(b"1")) {
             continue;
         }
@@ -90,6 +96,20 @@ impl Frozen {
 fn failed(path: &Path) -> impl Fn(io::Error) -> FreezeError {
     let path = path.to_owned();
     move |source| FreezeError::Cgroup { path: path.clone(), source }
+}
+
+/// The cgroups below `root` that are neither `own` nor around it nor below another one of these.
+fn beside(root: &Path, own: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut at = root.to_owned();
+    loop {
+        let (around, others): (Vec<_>, Vec<_>) = below(&at)?.into_iter().partition(|path| own.starts_with(path));
+        found.extend(others);
+        match around.into_iter().next() {
+            Some(next) => at = next,
+            None => return Ok(found),
+        }
+    }
 }
 
 fn below(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -165,6 +185,23 @@ mod tests {
         for not_yet in [b"populated 1\nfrozen 0\n".as_slice(), b"frozen 10\n", b""] {
             assert!(!says_frozen(not_yet));
         }
+    }
+
+    #[test]
+    fn all_but_the_own_cgroup_and_those_around_it_stop() {
+        let root = tempfile::tempdir().expect("a directory");
+        for path in ["init.scope", "system.slice/a.service", "agent.service/agent", "agent.service/p1/deeper"] {
+            fs::create_dir_all(root.path().join(path)).expect("made");
+        }
+        let check = |own: &str, expected: &[&str]| {
+            let mut found = beside(root.path(), &root.path().join(own)).expect("listed");
+            found.sort();
+            let expected: Vec<_> = expected.iter().map(|path| root.path().join(path)).collect();
+            assert_eq!(found, expected, "{own}");
+        };
+        check("", &["agent.service", "init.scope", "system.slice"]);
+        check("agent.service/agent", &["agent.service/p1", "init.scope", "system.slice"]);
+        check("agent.service", &["agent.service/agent", "agent.service/p1", "init.scope", "system.slice"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! initramfs: /dev /proc /sys ─► root device ─► mount ─► move over, chroot
 //! root fs:   /dev/pts /dev/shm /run cgroups ─► loopback, limits ─► link ─► agent, for ever
+//!                                            └► systemd ([`crate::systemd`]) ─► limits ─► link ─► agent
 //! ```
 //!
 //! Every step either works or the machine ends: [`crate::run`] prints the reason on the console and reboots, which the
@@ -17,10 +18,14 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use belljar_api::guest::LINK_PORT_NAME;
+use belljar_api::{
+    guest::{BOOT_SYSTEMD, LINK_PORT_NAME},
+    image::Init,
+};
 use nix::{
     mount::{MsFlags, mount},
     sys::{
+        prctl::set_child_subreaper,
         reboot::set_cad_enabled,
         resource::{Resource, setrlimit},
     },
@@ -35,7 +40,7 @@ use crate::{
     limits::{DEVICE_PATIENCE, OPEN_FILES_HARD, OPEN_FILES_SOFT},
     port::Port,
     serve::Service,
-    uevent, vsock,
+    systemd, uevent, vsock,
 };
 
 const NEW_ROOT: &str = "/newroot";
@@ -64,6 +69,7 @@ const SYSCTLS: [(&str, &str); 9] = [
 struct CommandLine {
     root: String,
     link: Link,
+    init: Init,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -79,28 +85,45 @@ pub(crate) fn set_up() -> anyhow::Result<Machine> {
     mount_on("proc", "/proc", "proc", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, "")?;
     mount_on("sysfs", "/sys", "sysfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, "")?;
     let line = parse(&fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?)?;
-    enter_root(&line.root)?;
-    mount_rest()?;
+    enter_root(&line)?;
+    mount_rest(line.init)?;
     for (name, value) in SYSCTLS {
         warn(name, fs::write(Path::new("/proc/sys").join(name), value));
     }
+    if line.init == Init::Systemd {
+        match systemd::hand_over()? {}
+    }
     warn("loopback", ioctl::loopback_up());
-    warn("oom_score_adj", fs::write("/proc/self/oom_score_adj", "-1000"));
-    warn("open files", setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_SOFT, OPEN_FILES_HARD).map_err(io::Error::from));
+    set_limits();
     // Ctrl-Alt-Del becomes a signal, and PID 1 has no handler for it: nothing happens.
     warn("ctrl-alt-del", set_cad_enabled(false).map_err(io::Error::from));
-    Ok(Machine { link: line.link })
+    Ok(Machine { link: line.link, init: line.init })
+}
+
+/// The same for a service of systemd, which has made the machine.
+pub(crate) fn join() -> anyhow::Result<Machine> {
+    let line = parse(&fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?)?;
+    // Those whose parent dies would become systemd's children, and nobody would tell us of their end.
+    set_child_subreaper(true).context("cannot adopt orphans")?;
+    set_limits();
+    Ok(Machine { link: line.link, init: Init::Systemd })
+}
+
+fn set_limits() {
+    warn("oom_score_adj", fs::write("/proc/self/oom_score_adj", "-1000"));
+    warn("open files", setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_SOFT, OPEN_FILES_HARD).map_err(io::Error::from));
 }
 
 /// A machine that is ready for the agent.
 pub(crate) struct Machine {
     link: Link,
+    init: Init,
 }
 
 impl Machine {
     /// Serves the link; returns only when that cannot go on.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let agent = Agent::new(Place::Machine, Cgroups::set_up())?;
+        let agent = Agent::new(Place::Machine { init: self.init }, Cgroups::set_up(self.init))?;
         let service = Service::new(&agent);
         tokio::spawn(async {
             if let Err(error) = uevent::watch_disks(grow::grow_root_or_warn).await {
@@ -142,7 +165,8 @@ fn parse(line: &str) -> anyhow::Result<CommandLine> {
             None => bail!("kernel command line: belljar.link={other}: write `virtio` or `vsock:PORT`"),
         },
     };
-    Ok(CommandLine { root: value("belljar.root=").unwrap_or("/dev/vda").to_owned(), link })
+    let init = if line.split_whitespace().any(|word| word == BOOT_SYSTEMD) { Init::Systemd } else { Init::Agent };
+    Ok(CommandLine { root: value("belljar.root=").unwrap_or("/dev/vda").to_owned(), link, init })
 }
 
 fn mount_on(source: &str, target: &str, kind: &str, flags: MsFlags, data: &str) -> anyhow::Result<()> {
@@ -160,7 +184,8 @@ const ROOT_OPTIONS: &str = "noinit_itable";
 
 /// Mounts the root file system and makes it `/`. What is left of the initramfs is this program, which lies under the
 /// new root where nobody sees it.
-fn enter_root(device: &str) -> anyhow::Result<()> {
+fn enter_root(line: &CommandLine) -> anyhow::Result<()> {
+    let device = line.root.as_str();
     uevent::wait_for(device, DEVICE_PATIENCE, || Path::new(device).exists().then_some(()))?;
     fs::create_dir_all(NEW_ROOT).context(NEW_ROOT)?;
     mount(Some(device), NEW_ROOT, Some("ext4"), MsFlags::MS_NOATIME, Some(ROOT_OPTIONS))
@@ -171,15 +196,17 @@ fn enter_root(device: &str) -> anyhow::Result<()> {
         mount(Some(moved), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
             .with_context(|| format!("move {moved} to {target}"))?;
     }
-    // Gives its memory back as far as it is not the running program.
-    warn("/init", fs::remove_file("/init"));
+    if line.init == Init::Agent {
+        // Gives its memory back as far as it is not the running program.
+        warn("/init", fs::remove_file("/init"));
+    }
     chdir(NEW_ROOT).context(NEW_ROOT)?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("move the root")?;
     chroot(".").context("chroot")?;
     chdir("/").context("chdir")
 }
 
-fn mount_rest() -> anyhow::Result<()> {
+fn mount_rest(init: Init) -> anyhow::Result<()> {
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let strict = plain | MsFlags::MS_NOEXEC;
     let no_devices = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
@@ -188,7 +215,12 @@ fn mount_rest() -> anyhow::Result<()> {
     mount_on("tmpfs", "/run", "tmpfs", plain, "mode=755")?;
     // Every process that we start moves into its cgroup. Unless told that this happens often, the kernel waits each time
     // for all processors to have come by: 25 ms and more of the 40 that a small program takes.
-    mount_on("cgroup2", "/sys/fs/cgroup", "cgroup2", strict, "favordynmods")
+    let options = match init {
+        Init::Agent => "favordynmods",
+        // Those that systemd would mount it with.
+        Init::Systemd => "favordynmods,nsdelegate,memory_recursiveprot",
+    };
+    mount_on("cgroup2", "/sys/fs/cgroup", "cgroup2", strict, options)
         .or_else(|_| mount_on("cgroup2", "/sys/fs/cgroup", "cgroup2", strict, ""))?;
     if let Err(error) = mount_on("mqueue", "/dev/mqueue", "mqueue", strict, "") {
         tracing::warn!("{error:#}");
@@ -217,15 +249,16 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(line: &str, root: &str, link: Link) {
-        assert_eq!(parse(line).expect(line), CommandLine { root: root.to_owned(), link });
+    fn check(line: &str, root: &str, link: Link, init: Init) {
+        assert_eq!(parse(line).expect(line), CommandLine { root: root.to_owned(), link, init });
     }
 
     #[test]
     fn the_command_line_has_defaults_and_the_last_word_counts() {
-        check("console=ttyS0 quiet", "/dev/vda", Link::Virtio);
-        check("belljar.link=virtio belljar.root=/dev/vdb", "/dev/vdb", Link::Virtio);
-        check("belljar.link=virtio belljar.link=vsock:52\n", "/dev/vda", Link::Vsock { port: 52 });
+        check("console=ttyS0 quiet", "/dev/vda", Link::Virtio, Init::Agent);
+        check("belljar.init=systemd quiet", "/dev/vda", Link::Virtio, Init::Systemd);
+        check("belljar.link=virtio belljar.root=/dev/vdb", "/dev/vdb", Link::Virtio, Init::Agent);
+        check("belljar.link=virtio belljar.link=vsock:52\n", "/dev/vda", Link::Vsock { port: 52 }, Init::Agent);
         assert!(parse("belljar.link=carrier-pigeon").is_err());
         assert!(parse("belljar.link=vsock:x").is_err());
     }

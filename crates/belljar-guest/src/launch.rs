@@ -10,7 +10,11 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use belljar_api::{image::RuntimeConfig, limits::WORDS_MAX, process::UserSpec};
+use belljar_api::{
+    image::{Init, RuntimeConfig},
+    limits::WORDS_MAX,
+    process::UserSpec,
+};
 
 use crate::{
     cgroup::Cgroup,
@@ -43,8 +47,11 @@ pub(crate) enum LaunchError {
 /// Where the agent lives: what differs between a VM and a plain directory.
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
-    /// PID 1 of a VM; the root file system is ours.
-    Machine,
+    /// A VM; the root file system is ours.
+    Machine {
+        /// Whose process 1 it has: ours, or the image's.
+        init: Init,
+    },
     /// A plain process on a host, working in this directory, that must leave the host as it is.
     Hosted { home: PathBuf, may_switch_user: bool },
 }
@@ -95,7 +102,7 @@ impl Settings {
             None => accounts.default_user(self.runtime.user.as_deref()),
         };
         match &self.place {
-            Place::Machine => found.map(Some),
+            Place::Machine { .. } => found.map(Some),
             // The host's users are not the image's: whoever is missing is played by the agent's own user.
             Place::Hosted { may_switch_user: false, .. } => Ok(None),
             Place::Hosted { .. } => Ok(found.ok().filter(|identity| identity.uid != 0)),
@@ -106,9 +113,9 @@ impl Settings {
     pub(crate) fn directory(&self, identity: Option<&Identity>) -> PathBuf {
         match (&self.place, &self.runtime.workdir, identity) {
             (Place::Hosted { home, .. }, _, _) => home.clone(),
-            (Place::Machine, Some(workdir), _) if !workdir.is_empty() => Path::new("/").join(workdir),
-            (Place::Machine, _, Some(identity)) => identity.home.clone(),
-            (Place::Machine, _, None) => PathBuf::from("/"),
+            (Place::Machine { .. }, Some(workdir), _) if !workdir.is_empty() => Path::new("/").join(workdir),
+            (Place::Machine { .. }, _, Some(identity)) => identity.home.clone(),
+            (Place::Machine { .. }, _, None) => PathBuf::from("/"),
         }
     }
 
@@ -121,7 +128,7 @@ impl Settings {
         let mut env = BTreeMap::new();
         let mut set = |name: &str, value: &str| drop(env.insert(name.to_owned(), value.to_owned()));
         match &self.place {
-            Place::Machine => set("PATH", DEFAULT_PATH),
+            Place::Machine { .. } => set("PATH", DEFAULT_PATH),
             Place::Hosted { .. } => set("PATH", &std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned())),
         }
         if let Some(identity) = identity {

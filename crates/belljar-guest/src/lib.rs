@@ -1,4 +1,4 @@
-//! The guest agent: PID 1 of every VM, and the only thing in it that the node talks to.
+//! The guest agent: PID 1 of a VM, or a service of its systemd, and the only thing in it that the node talks to.
 //!
 //! ```text
 //! node ══ link (virtio-serial, vsock, Unix socket) ══► serve ─┬─ port 0     system: configure, freeze, settle, logs
@@ -7,12 +7,13 @@
 //! ```
 //!
 //! It comes in two modes (`Config`): *init*, from the kernel to a running machine, and *hosted*, a plain process for
-//! tests. Both serve the same APIs; what differs is in `launch::Place`, and stays out of the handlers.
+//! tests. Both serve the same APIs; what differs is in `launch::Place`, and stays out of the handlers. Where the image has systemd,
+//! *init* ends with that as process 1, and goes on as a *service* of it.
 //!
 //! It knows nothing of tenants, TLS or network policy: whoever reaches the link may do everything here, and reaching it
 //! is the node's to guard. It protects nothing from the sandbox's own root, and it trusts the node.
 //!
-//! Modules, from the outside in: `init` and `hosted` make the place, `port`, `vsock` and `serve` the
+//! Modules, from the outside in: `init`, `systemd` and `hosted` make the place, `port`, `vsock` and `serve` the
 //! connection; `system`, `process_api`, `pty_api`, `exec`, `files`, `archive` and `reverse` answer;
 //! `process`, `managed` and `pty` hold what runs; `launch`, `spawn`, `reaper` and `cgroup` start and end it;
 //! `sftp` is a program of its own in the same file;
@@ -56,6 +57,7 @@ mod spawn;
 mod sse;
 mod sync;
 mod system;
+mod systemd;
 mod trust;
 mod uevent;
 mod upload;
@@ -76,6 +78,8 @@ pub enum Config {
     /// As PID 1 of a VM; everything else stands on the kernel command line: `belljar.root=DEVICE`
     /// (`/dev/vda`), `belljar.link=virtio|vsock:PORT` (`virtio`).
     Init,
+    /// As a service of the VM's systemd, with the same command line.
+    Service,
     /// As a plain process on a host.
     Hosted {
         /// Unix socket on which links are accepted, one at a time; a new one takes over.
@@ -100,6 +104,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             nix::unistd::sync();
             reboot(RebootMode::RB_AUTOBOOT).context("reboot")?;
             Ok(())
+        }
+        Config::Service => {
+            log_to_stderr();
+            let machine = init::join()?;
+            runtime()?.block_on(machine.run())
         }
         Config::Hosted { listen, root } => {
             log_to_stderr();

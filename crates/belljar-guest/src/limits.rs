@@ -62,6 +62,8 @@ pub(crate) const SETTLE_MARGIN: u64 = 48 * 1024 * 1024;
 pub(crate) const SETTLE_STEP: usize = 16 * 1024 * 1024;
 /// How long zeroing may take in all. Of a large memory most was never used, and is zeros already.
 pub(crate) const SETTLE_ZERO_MAX: Duration = Duration::from_secs(10);
+/// How long systemd and all that it starts may take before a golden snapshot; half a minute in software emulation.
+pub(crate) const SYSTEM_UP_MAX: Duration = Duration::from_secs(180);
 /// How long the program that warms the guest may take.
 pub(crate) const WARM_UP_MAX: Duration = Duration::from_secs(5);
 

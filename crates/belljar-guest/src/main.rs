@@ -1,4 +1,4 @@
-//! `belljar-guest`: see the library. As PID 1 it takes no arguments; `--hosted` is for tests.
+//! `belljar-guest`: see the library. As PID 1 it takes no arguments, as a service of systemd `--service`; `--hosted` is for tests.
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -27,6 +27,9 @@ fn parse(mut words: impl Iterator<Item = OsString>) -> anyhow::Result<Config> {
     let mut words = words.by_ref().peekable();
     if words.peek().is_some_and(|word| word == SFTP_OPTION) {
         return Ok(Config::Sftp);
+    }
+    if words.peek().is_some_and(|word| word == "--service") {
+        return Ok(Config::Service);
     }
     let (mut is_hosted, mut listen, mut root) = (false, None, None);
     while let Some(word) = words.next() {

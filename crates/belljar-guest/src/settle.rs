@@ -4,7 +4,14 @@
 //! caches go; and last the memory that is free is zeroed, so that the snapshot need not keep what was in it. What every
 //! sandbox needs first comes back with a rehearsal ([`Configure::rehearsal`](belljar_api::guest::Configure::rehearsal)).
 
-use std::{fs, fs::File, io, num::NonZeroUsize, sync::Arc, time::Instant};
+use std::{
+    fs,
+    fs::File,
+    io,
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use belljar_api::{guest::Settled, image::RuntimeConfig};
 use nix::{
@@ -46,22 +53,23 @@ fn tidy_disk() -> u64 {
     trimmed
 }
 
-/// As a client's first `run` would, in a table of its own: it leaves no record, and the sandbox's handles begin at 1.
+/// As a client's first `run` would.
 pub(crate) async fn warm_up(agent: &Agent) {
-    let settings = Settings { place: agent.place.clone(), runtime: RuntimeConfig::default() };
     let request = Request { command: WARM_UP.to_owned(), ..Request::default() };
-    let table = Arc::new(Table::new(Arc::clone(&agent.reaper), Arc::clone(&agent.cgroups), Arc::new(Logs::default())));
-    let started = Launch::prepare(&settings, request).map_err(|error| error.to_string()).and_then(|launch| {
-        let plan = Plan { timeout: Some(WARM_UP_MAX), ..Plan::new(launch) };
-        table.start(&plan, table.new_output(), None).map_err(|error| error.to_string())
-    });
-    match started {
-        Ok(process) => {
-            // However it ends.
-            let _ = timeout(2 * WARM_UP_MAX, process.ended()).await;
-        }
-        Err(error) => tracing::info!("not warmed up: {error}"),
+    if let Err(error) = run_once(agent, request, WARM_UP_MAX).await {
+        tracing::info!("not warmed up: {error}");
     }
+}
+
+/// Runs a program to its end, however that is, in a table of its own: it leaves no record, and the sandbox's handles begin
+/// at 1.
+pub(crate) async fn run_once(agent: &Agent, request: Request, limit: Duration) -> Result<(), String> {
+    let settings = Settings { place: agent.place.clone(), runtime: RuntimeConfig::default() };
+    let table = Arc::new(Table::new(Arc::clone(&agent.reaper), Arc::clone(&agent.cgroups), Arc::new(Logs::default())));
+    let launch = Launch::prepare(&settings, request).map_err(|error| error.to_string())?;
+    let plan = Plan { timeout: Some(limit), ..Plan::new(launch) };
+    let process = table.start(&plan, table.new_output(), None).map_err(|error| error.to_string())?;
+    timeout(limit + WARM_UP_MAX, process.ended()).await.map(drop).map_err(|late| late.to_string())
 }
 
 /// Takes what is free and gives it back: the kernel hands out zeros.

@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use belljar_api::guest::{Configure, GuestNetwork};
+use belljar_api::{
+    guest::{Configure, GuestNetwork},
+    image::Init,
+};
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_settime},
@@ -23,7 +26,7 @@ use nix::{
 
 use crate::{
     grow, identity, ioctl,
-    launch::Settings,
+    launch::{Place, Settings},
     limits::{CLOCK_DRIFT_MAX, CLOCK_DRIFT_STOPPED_MAX},
     paths::default_owner,
     sockets,
@@ -67,9 +70,10 @@ impl Change<'_> {
         self.before.is_some_and(|before| before.life != self.wanted.life)
     }
 
-    /// Whether there was a sandbox before, with programs of its own: a rehearsal has none.
+    /// Whether there were programs before: those of a sandbox, or of systemd. A rehearsal has none.
     fn had_programs(&self) -> bool {
-        self.before.is_some_and(|before| !before.rehearsal)
+        let has_services = matches!(self.settings.place, Place::Machine { init: Init::Systemd });
+        self.before.is_some_and(|before| has_services || !before.rehearsal)
     }
 
     /// Whether a value is another than before, or is the first.

@@ -17,7 +17,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use belljar_api::guest::{Configure, Configured, Freeze, PROTOCOL, Settled};
+use belljar_api::{
+    guest::{Configure, Configured, Freeze, PROTOCOL, Settled},
+    image::Init,
+};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Deserialize;
@@ -33,7 +36,7 @@ use crate::{
     process::Plan,
     random, settle,
     setup::{Change, SetupError},
-    trust,
+    systemd, trust,
 };
 
 /// Name of the supervisor of the sandbox's entrypoint.
@@ -95,11 +98,11 @@ async fn become_sandbox(agent: Arc<Agent>, mut wanted: Configure, arrived: Insta
     // A node that has just come back may not know it yet; what was trusted is still there.
     wanted.trust = wanted.trust.or_else(|| previous.as_ref().and_then(|previous| previous.wanted.trust.clone()));
     let mut runtime = wanted.runtime.clone();
-    if wanted.trust.is_some() && matches!(agent.place, Place::Machine) {
+    if wanted.trust.is_some() && matches!(agent.place, Place::Machine { .. }) {
         trust::name(&mut runtime.env);
     }
     let settings = Arc::new(Settings { place: agent.place.clone(), runtime });
-    if let Place::Machine = agent.place {
+    if let Place::Machine { .. } = agent.place {
         // What a rehearsal left is like what a parent leaves: another sandbox's.
         let before = previous.as_ref().map(|previous| previous.wanted.clone()).or_else(|| agent.rehearsed());
         let (wanted, settings, is_frozen) = (wanted.clone(), Arc::clone(&settings), frozen.is_some());
@@ -120,8 +123,11 @@ async fn become_sandbox(agent: Arc<Agent>, mut wanted: Configure, arrived: Insta
     };
     if wanted.rehearsal {
         agent.set_rehearsed(wanted);
-        settle::warm_up(&agent).await;
-        if let Place::Machine = agent.place {
+        // Where systemd's services stand still they do that in the golden snapshot already, and it is warm.
+        if !agent.reaper.is_held() {
+            settle::warm_up(&agent).await;
+        }
+        if let Place::Machine { .. } = agent.place {
             // Else every sandbox made of this would write it, before anything else.
             blocking(freeze::sync_root).await??;
         }
@@ -134,6 +140,9 @@ async fn become_sandbox(agent: Arc<Agent>, mut wanted: Configure, arrived: Insta
         answer: answer.clone(),
     });
     go_on(&agent, &mut frozen)?;
+    if let Place::Machine { init: Init::Systemd } = agent.place {
+        systemd::go_ahead();
+    }
     if is_first {
         start_entrypoint(&agent, &settings, &wanted);
     }
@@ -166,7 +175,7 @@ async fn freeze(
 }
 
 async fn stand_still(agent: &Agent, frozen: &mut Option<Frozen>, sync: bool) -> Result<(), ApiError> {
-    let is_machine = matches!(agent.place, Place::Machine);
+    let is_machine = matches!(agent.place, Place::Machine { .. });
     if sync && is_machine && frozen.is_none() {
         // What takes long is written while everything still runs; what comes meanwhile is little.
         blocking(freeze::sync_root).await??;
@@ -189,7 +198,13 @@ async fn settle(State(agent): State<Arc<Agent>>) -> Result<Json<Settled>, ApiErr
         let _one_at_a_time = agent.frozen.lock().await;
         match agent.place {
             _ if agent.configuration().is_some() => Err(ApiError::invalid("settle: this guest is a sandbox already")),
-            Place::Machine => blocking(settle::settle).await,
+            Place::Machine { init } => {
+                if init == Init::Systemd {
+                    systemd::go_ahead();
+                    systemd::up(&agent).await;
+                }
+                blocking(settle::settle).await
+            }
             Place::Hosted { .. } => Ok(Settled::default()),
         }
     };

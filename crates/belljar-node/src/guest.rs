@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 
-use crate::limits::{FREEZE_TIMEOUT, SETTLE_TIMEOUT, SYSTEM_ANSWER_MAX};
+use crate::limits::{FREEZE_TIMEOUT, SYSTEM_ANSWER_MAX};
 
 /// The agent did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +49,9 @@ pub(crate) async fn freeze(link: &Connector, sync: bool) -> Result<(), GuestErro
     within(FREEZE_TIMEOUT, post(link, "/v1/freeze", &serde_json::json!({ "sync": sync }))).await.map(drop)
 }
 
-/// Makes the machine small and quiet, before it is anybody's.
-pub(crate) async fn settle(link: &Connector) -> Result<(), GuestError> {
-    within(SETTLE_TIMEOUT, post(link, "/v1/settle", &serde_json::json!({}))).await.map(drop)
+/// Makes the machine small and quiet, before it is anybody's, when all of it has started.
+pub(crate) async fn settle(link: &Connector, limit: Duration) -> Result<(), GuestError> {
+    within(limit, post(link, "/v1/settle", &serde_json::json!({}))).await.map(drop)
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, GuestError>>) -> Result<T, GuestError> {

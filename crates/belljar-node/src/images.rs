@@ -9,15 +9,15 @@ mod import;
 mod sandbox_file;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use belljar_api::image::{ImageInfo, RuntimeConfig};
-use belljar_image::{Image, ImageError, Named, Sealed, Store, Which};
+use belljar_api::image::{ImageInfo, Init, RuntimeConfig};
+use belljar_image::{INIT_LABEL, INIT_SYSTEMD, Image, ImageError, Named, Sealed, Store, Which};
 
 pub(crate) use self::{
     from_snapshot::{NewImageError, publish},
@@ -204,6 +204,23 @@ fn runtime(image: &Image) -> RuntimeConfig {
         user: config.user,
         entrypoint: config.entrypoint,
         cmd: config.cmd,
+        init: init(&config.labels),
+    }
+}
+
+/// What boots a machine, by the labels of its image. A value that this version does not know says nothing.
+fn init(labels: &BTreeMap<String, String>) -> Init {
+    match labels.get(INIT_LABEL).map(String::as_str) {
+        Some(INIT_SYSTEMD) => Init::Systemd,
+        _ => Init::Agent,
+    }
+}
+
+/// The labels of an image that is made of a machine which was booted so.
+fn labels(init: Init) -> BTreeMap<String, String> {
+    match init {
+        Init::Agent => BTreeMap::new(),
+        Init::Systemd => BTreeMap::from([(INIT_LABEL.to_owned(), INIT_SYSTEMD.to_owned())]),
     }
 }
 
@@ -229,4 +246,17 @@ fn import(
         let _ = storage::remove_dir(&new);
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_boots_a_machine_is_said_by_a_label() {
+        for by in [Init::Agent, Init::Systemd] {
+            assert_eq!(init(&labels(by)), by);
+        }
+        assert_eq!(init(&[(INIT_LABEL.to_owned(), "openrc".to_owned())].into()), Init::Agent);
+    }
 }

@@ -13,6 +13,8 @@ pub(crate) const RESTORE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const FREEZE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a guest may take to become small before a golden snapshot; 2 s are usual in software emulation.
 pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same for one with systemd, whose agent first waits for what starts with it: three minutes at most.
+pub(crate) const SYSTEM_SETTLE_TIMEOUT: Duration = Duration::from_secs(240);
 /// How long a sleeping sandbox's memory is held for a quick wake, unless the configuration says otherwise.
 pub(crate) const RESIDENT: Duration = Duration::from_secs(30);
 /// Host memory that stays available; below it sleeping sandboxes give theirs back at once, MiB.

@@ -135,7 +135,7 @@ async fn make(ctx: &Arc<Context>, home: &Path, resources: &Resources) -> Result<
     })
     .await?;
     let network = network::plug(ctx, home).await?;
-    let spec = vm_spec(ctx, "standby", home, resources, None, network.clone());
+    let spec = vm_spec(ctx, "standby", home, resources, network.clone());
     let process = ctx.driver.prepare(&spec).await?;
     network::lay_rules(ctx, home).await?;
     Ok((process, network))

@@ -12,7 +12,7 @@ use belljar_api::{image::ImageInfo, node::NewImage, snapshot::SnapshotType};
 use belljar_image::{About, HistoryEntry, ImageError, Named, RuntimeConfig, Store};
 use tokio::sync::oneshot;
 
-use super::{info, runtime};
+use super::{info, labels, runtime};
 use crate::{
     Context, blocking,
     snapshots::{Meta, SnapshotError},
@@ -107,6 +107,7 @@ fn about(store: &Store, meta: &Meta, new: &NewImage) -> About {
                 user: told.user,
                 entrypoint: told.entrypoint,
                 cmd: told.cmd,
+                labels: labels(told.init),
                 ..RuntimeConfig::default()
             };
             (config, Vec::new())

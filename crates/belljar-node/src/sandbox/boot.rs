@@ -12,8 +12,8 @@ use std::{
 };
 
 use belljar_api::{
-    guest::{Configure, GuestNetwork},
-    image::RuntimeConfig,
+    guest::{BOOT_SYSTEMD, Configure, GuestNetwork},
+    image::{Init, RuntimeConfig},
     node::SandboxSpec,
     sandbox::{Resources, TerminationReason},
 };
@@ -133,6 +133,13 @@ struct Saved {
     changes: Option<MemoryChanges>,
 }
 
+/// How a VM begins.
+#[derive(Debug, Clone)]
+enum Begin {
+    Boot(Init),
+    Restore(Saved),
+}
+
 /// What a boot needs to know.
 #[derive(Clone)]
 pub(super) struct Plan {
@@ -227,7 +234,7 @@ impl Plan {
             frozen::blank_memory(&this.dir, this.spec.resources.memory_mb)
         })
         .await?;
-        let (vm, gate) = self.launch(None).await?;
+        let (vm, gate) = self.launch(Begin::Boot(runtime.init)).await?;
         self.attach(vm, gate, runtime, None, BOOT_TIMEOUT).await
     }
 
@@ -262,7 +269,8 @@ impl Plan {
         })
         .await?;
         steps.done("files");
-        let (vm, gate) = self.launch(Some(Saved { devices: still.join(frozen::DEVICES), changes })).await?;
+        let saved = Saved { devices: still.join(frozen::DEVICES), changes };
+        let (vm, gate) = self.launch(Begin::Restore(saved)).await?;
         steps.done("network, VM process");
         let booted = self.go_on(vm, gate, runtime, None).await?;
         steps.done("agent");
@@ -328,11 +336,11 @@ impl Plan {
         Ok(())
     }
 
-    async fn launch(&self, saved: Option<Saved>) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
-        if saved.is_some()
+    async fn launch(&self, begin: Begin) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
+        if matches!(begin, Begin::Restore(_))
             && let Some(ready) = self.ctx.standby.take(&self.ctx, &self.spec.resources)
         {
-            match self.launch_in(ready, saved.clone()).await {
+            match self.launch_in(ready, begin.clone()).await {
                 Ok(launched) => return Ok(launched),
                 // They would not fit into another process either.
                 Err(error @ BootError::Vmm(VmmError::Changes { .. })) => return Err(error),
@@ -344,27 +352,27 @@ impl Plan {
             }
         }
         let network = network::plug(&self.ctx, &self.dir).await?;
-        let vm_spec = self.vm_spec(saved, network);
+        let vm_spec = self.vm_spec(begin, network);
         // Nothing passes before the rules are there.
         let (gate, vm) = tokio::join!(self.open_gate(), self.ctx.driver.launch(&vm_spec));
         self.launched(gate?, Arc::from(vm?)).await
     }
 
     /// The same, in a process that waits for a guest.
-    async fn launch_in(&self, ready: Taken, saved: Option<Saved>) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
+    async fn launch_in(&self, ready: Taken, begin: Begin) -> Result<(Arc<dyn Vm>, Option<Gate>), BootError> {
         let Taken { home, network, process } = ready;
         self.take_over(home.dir(), &[network::FILE, RUN], "standby: move in").await?;
-        let vm_spec = self.vm_spec(saved, network);
+        let vm_spec = self.vm_spec(begin, network);
         let (gate, vm) = tokio::join!(self.open_gate(), self.ctx.driver.launch_in(process, &vm_spec));
         self.launched(gate?, Arc::from(vm?)).await
     }
 
-    fn vm_spec(&self, saved: Option<Saved>, network: NetworkSpec) -> VmSpec {
-        let (devices, changes) = saved.map(|saved| (saved.devices, saved.changes)).unzip();
-        VmSpec {
-            changes: changes.flatten(),
-            passed_through: self.passed_through.clone(),
-            ..vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, devices, network)
+    fn vm_spec(&self, begin: Begin, network: NetworkSpec) -> VmSpec {
+        let spec = vm_spec(&self.ctx, &self.id, &self.dir, &self.spec.resources, network);
+        let spec = VmSpec { passed_through: self.passed_through.clone(), ..spec };
+        match begin {
+            Begin::Boot(init) => VmSpec { cmdline_extra: command_line(init).to_owned(), ..spec },
+            Begin::Restore(saved) => VmSpec { devices: Some(saved.devices), changes: saved.changes, ..spec },
         }
     }
 
@@ -515,14 +523,7 @@ fn fresh_entropy() -> String {
 }
 
 /// What the VMM is told of a sandbox, or of a template.
-pub(crate) fn vm_spec(
-    ctx: &Context,
-    id: &str,
-    home: &Path,
-    resources: &Resources,
-    devices: Option<PathBuf>,
-    network: NetworkSpec,
-) -> VmSpec {
+pub(crate) fn vm_spec(ctx: &Context, id: &str, home: &Path, resources: &Resources, network: NetworkSpec) -> VmSpec {
     VmSpec {
         id: id.to_owned(),
         run_dir: home.join(RUN),
@@ -533,13 +534,22 @@ pub(crate) fn vm_spec(
         vcpus: vcpus(resources),
         memory_mib: resources.memory_mb,
         memory: Some(home.join(frozen::MEMORY)),
-        devices,
+        devices: None,
         changes: None,
         disk_limits: ctx.disk_limits,
         hidden_features: ctx.hidden_features,
         passed_through: Vec::new(),
         network,
         jail: ctx.jail.clone(),
+    }
+}
+
+/// What the kernel of a guest is told, beside what it always is. The one thing about a sandbox that has to be known before its agent
+/// can be asked.
+pub(crate) fn command_line(init: Init) -> &'static str {
+    match init {
+        Init::Agent => "",
+        Init::Systemd => BOOT_SYSTEMD,
     }
 }
 

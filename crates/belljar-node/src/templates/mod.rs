@@ -23,8 +23,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use belljar_api::sandbox::{Resources, ResourcesRequest};
-use belljar_vmm::Vm;
+use belljar_api::{
+    image::Init,
+    sandbox::{Resources, ResourcesRequest},
+};
+use belljar_vmm::{Vm, VmSpec};
 use tokio::sync::Semaphore;
 
 use self::spares::Spares;
@@ -32,7 +35,10 @@ pub(crate) use self::spares::{Claimed, Unclaimed};
 use crate::{
     Context, blocking, chain, guest,
     images::LocalImage,
-    limits::{BOOT_TIMEOUT, REST_REPORTING_WINDOWS, REST_SHARE, REST_WINDOW, REST_WINDOWS_MAX, TEMPLATES_MAX},
+    limits::{
+        BOOT_TIMEOUT, REST_REPORTING_WINDOWS, REST_SHARE, REST_WINDOW, REST_WINDOWS_MAX, SETTLE_TIMEOUT,
+        SYSTEM_SETTLE_TIMEOUT, TEMPLATES_MAX,
+    },
     network,
     sandbox::{
         boot::{self, BootError, vm_spec},
@@ -123,14 +129,14 @@ impl Templates {
                 self.artifacts.get_or_init(|| hash)
             }
         };
-        let image = image.rootfs.to_string_lossy();
+        let (image, init) = (image.rootfs.to_string_lossy(), boot::command_line(image.runtime.init));
         let vcpus = resources.cpus.ceil().to_string();
         let memory = resources.memory_mb.to_string();
         let driver = ctx.driver.kind().to_string();
         let hidden = ctx.hidden_features.names().collect::<Vec<_>>().join(",");
         let (version, network) = (ctx.driver.version(), ctx.network.kind());
         let mut hasher = blake3::Hasher::new();
-        for part in [FORMAT, artifacts, &image, &vcpus, &memory, &driver, version, network, &hidden] {
+        for part in [FORMAT, artifacts, &image, init, &vcpus, &memory, &driver, version, network, &hidden] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
@@ -238,12 +244,22 @@ async fn build_in(ctx: &Arc<Context>, home: &Path, image: &LocalImage, resources
     })
     .await?;
     let network = network::plug(ctx, home).await?;
-    let vm: Arc<dyn Vm> =
-        Arc::from(ctx.driver.launch(&vm_spec(ctx, "template", home, resources, None, network)).await?);
-    let linked = linked(&*vm, None, BOOT_TIMEOUT, |link| async move {
-        guest::settle(&link).await?;
+    let init = image.runtime.init;
+    let cmdline_extra = boot::command_line(init).to_owned();
+    let spec = VmSpec { cmdline_extra, ..vm_spec(ctx, "template", home, resources, network) };
+    let vm: Arc<dyn Vm> = Arc::from(ctx.driver.launch(&spec).await?);
+    let (settle_timeout, timeout) = match init {
+        Init::Agent => (SETTLE_TIMEOUT, BOOT_TIMEOUT),
+        Init::Systemd => (SYSTEM_SETTLE_TIMEOUT, BOOT_TIMEOUT + SYSTEM_SETTLE_TIMEOUT),
+    };
+    let linked = linked(&*vm, None, timeout, |link| async move {
+        guest::settle(&link, settle_timeout).await?;
         // What a first configuration reads and makes is in its memory then, for every sandbox.
         guest::configure(&link, &boot::rehearsal(ctx)).await?;
+        if init == Init::Systemd {
+            // Services run in there, and must not before they are a sandbox's.
+            guest::freeze(&link, false).await?;
+        }
         Ok(link)
     });
     let kept = async {

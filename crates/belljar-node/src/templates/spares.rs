@@ -12,7 +12,7 @@ use std::{
 };
 
 use belljar_api::{id::new_id, sandbox::Resources};
-use belljar_vmm::Vm;
+use belljar_vmm::{Vm, VmSpec};
 
 use super::Key;
 use crate::{
@@ -200,7 +200,7 @@ async fn make(ctx: &Arc<Context>, key: &Key, dir: &Path) -> Result<(Arc<dyn Vm>,
     let resources: Resources = resources;
     let devices = Some(template.join(frozen::DEVICES));
     let network = network::plug(ctx, dir).await?;
-    let spec = vm_spec(ctx, "spare", dir, &resources, devices, network);
+    let spec = VmSpec { devices, ..vm_spec(ctx, "spare", dir, &resources, network) };
     let vm: Arc<dyn Vm> = Arc::from(ctx.driver.launch(&spec).await?);
     let link = rehearse(ctx, &*vm).await?;
     // What the rehearsal sent is nobody's to be told of.

@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
         return answer(&mut bench);
     }
     let artifacts = quickstart::build(true)?;
-    images::build(&artifacts.belljar)?;
+    images::build(&artifacts.belljar, images::USUAL)?;
     build_bench()?;
     if section("driver") {
         return each_driver(&artifacts, arguments);

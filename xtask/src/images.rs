@@ -1,5 +1,4 @@
-//! Builds the default image, and the one that Dockerfiles are built in, into the image store, as a user would: with `belljar
-//! image build`.
+//! Builds the images that tests use into the image store, as a user would: with `belljar image build`.
 
 use std::{path::Path, process::Command};
 
@@ -7,18 +6,20 @@ use anyhow::Result;
 
 use crate::{artifacts, cargo, paths, run};
 
-/// The image of a sandbox that names none, and the one that Dockerfiles are built in.
-const IMAGES: [&str; 2] = ["belljar/debian", "belljar/builder"];
+/// The image of a sandbox that names none, and the one that Dockerfiles are built in: what everybody begins with.
+pub(crate) const USUAL: &[&str] = &["belljar/debian", "belljar/builder"];
+/// And the one with systemd and Docker, which is three times as large.
+pub(crate) const ALL: &[&str] = &["belljar/debian", "belljar/builder", "belljar/debian-systemd"];
 
 /// Builds the binary, then the images.
 pub(crate) fn run() -> Result<()> {
-    build(&cargo::build_belljar(false)?)
+    build(&cargo::build_belljar(false)?, ALL)
 }
 
-/// Builds the images with this binary; a second or two when their packages have not changed.
-pub(crate) fn build(belljar: &Path) -> Result<()> {
+/// Builds these images with this binary; a second or two when their packages have not changed.
+pub(crate) fn build(belljar: &Path, names: &[&str]) -> Result<()> {
     let store = paths::image_store()?;
-    for name in IMAGES {
+    for &name in names {
         let mut build = Command::new(belljar);
         build.args(["image", "build", name]).env("BELLJAR_IMAGE_STORE", &store);
         run::step(&format!("image: build {name}"), &mut build)?;

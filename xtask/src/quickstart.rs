@@ -23,7 +23,7 @@ pub(crate) fn run() -> Result<()> {
     setup::run()?;
     say("Building (the kernel takes 6-8 minutes the first time)");
     let artifacts = build(true)?;
-    images::build(&artifacts.belljar)?;
+    images::build(&artifacts.belljar, images::USUAL)?;
     say("Starting the server");
     let belljar = |arguments: &[&str]| -> Result<Command> {
         let mut command = Command::new(&artifacts.belljar);

@@ -340,7 +340,7 @@ fn run_check(mut check: Check, artifacts: Option<&Artifacts>) -> Count {
 /// Everything the VM tiers need.
 fn prepare(boots: Boots) -> Result<Artifacts> {
     let artifacts = quickstart::build(boots == Boots::Release)?;
-    images::build(&artifacts.belljar)?;
+    images::build(&artifacts.belljar, images::ALL)?;
     Ok(artifacts)
 }
 

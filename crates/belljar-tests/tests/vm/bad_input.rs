@@ -28,7 +28,7 @@ fn bad_requests_name_what_is_wrong() {
     assert_eq!((unknown.status, &unknown.json["status"]), (422, &json!("failed")), "{unknown:?}");
     assert_eq!(unknown.json["reason"], "ImageNotFound");
     assert!(unknown.json["error_details"]["message"].as_str().unwrap().contains("no/such-image"), "{unknown:?}");
-    let later = http.post("/sandboxes", &json!({"image": "tensorlake/ubuntu-systemd"}));
+    let later = http.post("/sandboxes", &json!({"image": "tensorlake/ubuntu-vnc"}));
     assert_eq!((later.status, &later.json["reason"]), (422, &json!("ImageNotFound")), "{later:?}");
     let huge = http.post("/sandboxes", &json!({"resources": {"cpus": 512}}));
     assert_eq!((huge.status, &huge.json["termination_reason"]), (422, &json!("no_capacity")), "{huge:?}");

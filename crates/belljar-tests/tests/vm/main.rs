@@ -26,3 +26,4 @@ mod sleep;
 mod ssh;
 mod storage;
 mod survival;
+mod systemd;

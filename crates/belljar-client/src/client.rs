@@ -23,6 +23,23 @@ pub struct Client {
     pub(crate) transport: Transport,
 }
 
+/// Which sandboxes and snapshots a list has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Those that clients made.
+    #[default]
+    Clients,
+    /// Those that the server made for itself to build images, too.
+    All,
+}
+
+impl Scope {
+    /// The value of the query's `internal`.
+    pub(crate) fn internal(self) -> bool {
+        self == Self::All
+    }
+}
+
 /// Which lines [`Client::logs`] returns; the default is all of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogFilter {
@@ -105,16 +122,17 @@ impl Client {
     }
 
     /// Every sandbox that has not ended.
-    pub async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
+    pub async fn list(&self, scope: Scope) -> Result<Vec<SandboxInfo>, Error> {
         let mut all = Vec::new();
-        let mut path = format!("{NAMESPACE}/sandboxes");
+        let first = format!("{NAMESPACE}/sandboxes?internal={}", scope.internal());
+        let mut path = first.clone();
         loop {
             let page: SandboxList = self.transport.json(Call::new(Plane::Control, Method::GET, path)).await?;
             let empty = page.sandboxes.is_empty();
             all.extend(page.sandboxes);
             match page.cursor {
                 Some(cursor) if !empty => {
-                    path = format!("{NAMESPACE}/sandboxes?limit=100&cursor={}", query_value(&cursor));
+                    path = format!("{first}&limit=100&cursor={}", query_value(&cursor));
                 }
                 _ => return Ok(all),
             }
@@ -122,11 +140,17 @@ impl Client {
     }
 
     /// A page of the sandboxes that have ended, newest first. `limit` is the server's default when absent.
-    pub async fn archived(&self, limit: Option<usize>, cursor: Option<&str>) -> Result<ArchivedList, Error> {
-        let mut pairs: Vec<String> = limit.iter().map(|limit| format!("limit={limit}")).collect();
+    pub async fn archived(
+        &self,
+        scope: Scope,
+        limit: Option<usize>,
+        cursor: Option<&str>,
+    ) -> Result<ArchivedList, Error> {
+        let mut pairs = vec![format!("internal={}", scope.internal())];
+        pairs.extend(limit.map(|limit| format!("limit={limit}")));
         pairs.extend(cursor.map(|cursor| format!("cursor={}", query_value(cursor))));
         let path = format!("{NAMESPACE}/archived-sandboxes?{}", pairs.join("&"));
-        self.transport.json(Call::new(Plane::Control, Method::GET, path.trim_end_matches('?'))).await
+        self.transport.json(Call::new(Plane::Control, Method::GET, path)).await
     }
 
     /// Changes what may change while a sandbox runs.

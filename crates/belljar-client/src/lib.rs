@@ -46,7 +46,7 @@ mod websocket;
 #[cfg(test)]
 mod wire_test;
 
-pub use client::{Client, LogFilter};
+pub use client::{Client, LogFilter, Scope};
 pub use error::Error;
 pub use events::EventStream;
 pub use files::Download;

@@ -9,7 +9,7 @@ use belljar_api::snapshot::{
 use http::Method;
 
 use crate::{
-    Client, Error,
+    Client, Error, Scope,
     client::{NAMESPACE, sandbox_path},
     limits::{REQUEST_TIMEOUT, STATE_WAIT},
     transport::{Call, Plane, query_value, segment},
@@ -50,18 +50,18 @@ impl Client {
         self.transport.json(Call::new(Plane::Control, Method::GET, snapshot_path(id))).await
     }
 
-    /// Every snapshot, or every one of a sandbox, newest first.
-    pub async fn snapshots(&self, sandbox: Option<&str>) -> Result<Vec<SnapshotInfo>, Error> {
+    /// Every snapshot, or every one of a sandbox, newest first. Of a sandbox that is named, nothing is left out.
+    pub async fn snapshots(&self, scope: Scope, sandbox: Option<&str>) -> Result<Vec<SnapshotInfo>, Error> {
         let first = match sandbox {
-            Some(reference) => format!("{}/snapshots", sandbox_path(reference)),
-            None => format!("{NAMESPACE}/snapshots"),
+            Some(reference) => format!("{}/snapshots?", sandbox_path(reference)),
+            None => format!("{NAMESPACE}/snapshots?internal={}&", scope.internal()),
         };
         let (mut all, mut path) = (Vec::new(), first.clone());
         loop {
             let page: SnapshotList = self.transport.json(Call::new(Plane::Control, Method::GET, path)).await?;
             all.extend(page.snapshots);
             match page.cursor {
-                Some(cursor) => path = format!("{first}?cursor={}", query_value(&cursor)),
+                Some(cursor) => path = format!("{first}cursor={}", query_value(&cursor)),
                 None => return Ok(all),
             }
         }
@@ -79,8 +79,9 @@ impl Client {
     }
 
     /// Which sandbox and snapshot came from which.
-    pub async fn tree(&self) -> Result<Tree, Error> {
-        self.transport.json(Call::new(Plane::Control, Method::GET, format!("{NAMESPACE}/tree"))).await
+    pub async fn tree(&self, scope: Scope) -> Result<Tree, Error> {
+        let path = format!("{NAMESPACE}/tree?internal={}", scope.internal());
+        self.transport.json(Call::new(Plane::Control, Method::GET, path)).await
     }
 
     /// What takes space on each node.

@@ -26,7 +26,7 @@ use tokio::{
 
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::{Client, Error};
+use crate::{Client, Error, Scope};
 
 /// Status, content type, body.
 type Answer = (u16, &'static str, &'static str);
@@ -203,7 +203,7 @@ async fn nobody_there_is_a_connect_error_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     drop(listener);
-    let error = Client::new(&url, None).expect("client").list().await.expect_err("nobody");
+    let error = Client::new(&url, None).expect("client").list(Scope::Clients).await.expect_err("nobody");
     assert!(matches!(&error, Error::Connect { url: at, .. } if *at == url), "{error:?}");
 }
 

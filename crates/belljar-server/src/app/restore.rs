@@ -39,6 +39,7 @@ pub(super) fn spec(request: &CreateSandbox, snapshot: &SnapshotRow) -> Result<Sp
         max_pending_secs: request.max_pending_secs,
         secrets: source.secrets.clone(),
         runtime: request.runtime.clone(),
+        internal: false,
     })
 }
 

@@ -37,6 +37,21 @@ impl App {
     /// Makes a sandbox and gives it to a node, or lets it wait, or ends it at once with the reason.
     pub(crate) async fn create(&self, namespace: &str, request: CreateSandbox) -> Result<Arc<SandboxRow>, ApiError> {
         let plan = self.plan(namespace, request).await?;
+        self.make(namespace, plan).await
+    }
+
+    /// The same for one that the server needs itself.
+    pub(super) async fn create_internal(
+        &self,
+        namespace: &str,
+        request: CreateSandbox,
+    ) -> Result<Arc<SandboxRow>, ApiError> {
+        let mut plan = self.plan(namespace, request).await?;
+        plan.spec.internal = true;
+        self.make(namespace, plan).await
+    }
+
+    async fn make(&self, namespace: &str, plan: Plan) -> Result<Arc<SandboxRow>, ApiError> {
         let decision = place::decision(self, &plan.spec, plan.home.as_deref()).await;
         Ok(self.start(namespace, plan, decision).await?)
     }
@@ -108,6 +123,7 @@ impl App {
             max_pending_secs: request.max_pending_secs,
             secrets: self.secret_refs(request.secret_names.as_deref().unwrap_or_default()).await?,
             runtime: request.runtime.clone(),
+            internal: false,
         };
         check_image(&spec.image)?;
         Ok(spec)
@@ -174,12 +190,13 @@ impl App {
         status: Option<SandboxStatus>,
         mut from: Option<Place>,
         limit: Option<usize>,
+        internal: bool,
     ) -> Result<(Vec<Arc<SandboxRow>>, Option<Place>), ApiError> {
         let is_wanted =
             |row: &Arc<SandboxRow>| status.is_none_or(|wanted| visible::status(row, self.has_node(row)).0 == wanted);
         let mut found = Vec::new();
         loop {
-            let page = Page { from: from.take(), backward: false, limit: PAGE_MAX };
+            let page = Page { from: from.take(), limit: PAGE_MAX, internal, ..Page::default() };
             let rows = self.store.live_sandboxes(namespace, page).await?;
             let last = rows.len() < PAGE_MAX;
             from = rows.last().map(|row| Place { at: row.created_at, id: row.id.clone() });

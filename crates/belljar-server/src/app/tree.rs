@@ -10,8 +10,8 @@ use crate::{error::ApiError, life::SandboxRow, snapshot::SnapshotRow, visible};
 
 impl App {
     /// Every live sandbox and snapshot of a namespace, and the ended sandboxes that they came from, oldest first.
-    pub(crate) async fn tree(&self, namespace: &str) -> Result<Vec<TreeNode>, ApiError> {
-        let family = self.store.family(namespace).await?;
+    pub(crate) async fn tree(&self, namespace: &str, internal: bool) -> Result<Vec<TreeNode>, ApiError> {
+        let family = self.store.family(namespace, internal).await?;
         let sandboxes = family.sandboxes.iter().map(|row| sandbox(row, self.has_node(row)));
         let mut nodes: Vec<_> = sandboxes.chain(family.snapshots.iter().map(snapshot)).collect();
         nodes.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));

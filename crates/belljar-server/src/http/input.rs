@@ -125,6 +125,15 @@ impl Query {
         }
     }
 
+    /// Whether something is wanted.
+    pub(crate) fn flag(&self, key: &str) -> Result<bool, ApiError> {
+        match self.get(key) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(ApiError::invalid(format!("{key}: use true or false"))),
+        }
+    }
+
     /// Most rows of a page.
     pub(crate) fn limit(&self) -> Result<Option<usize>, ApiError> {
         self.number("limit", 1..=PAGE_MAX)

@@ -51,12 +51,12 @@ fn accepted(app: &App, row: &SandboxRow) -> AcceptedSandbox {
 }
 
 pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
-    let (limit, from) = (call.query.limit()?, call.query.cursor()?);
+    let (limit, from, internal) = (call.query.limit()?, call.query.cursor()?, call.query.flag("internal")?);
     let status = match call.query.get("status") {
         None => None,
         Some("pending") => Some(SandboxStatus::Pending),
         Some("running") => Some(SandboxStatus::Running),
-        Some("terminated") => return terminated(call, limit, from).await,
+        Some("terminated") => return terminated(call, limit, from, internal).await,
         Some("suspending") => Some(SandboxStatus::Suspending),
         Some("suspended") => Some(SandboxStatus::Suspended),
         // Words of the wire that nothing is ever shown as here.
@@ -69,15 +69,20 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
             return Err(ApiError::invalid(format!("status: {shown:?} is none; {rule}")));
         }
     };
-    let (rows, next) = call.app.list(&call.namespace, status, from, limit).await?;
+    let (rows, next) = call.app.list(&call.namespace, status, from, limit, internal).await?;
     let sandboxes = rows.iter().map(|row| call.app.info(row)).collect();
     Ok(json(StatusCode::OK, &SandboxList { sandboxes, cursor: next.as_ref().map(input::cursor) }))
 }
 
 /// `?status=terminated`: the archive in the form of a list.
-async fn terminated(call: Call, limit: Option<usize>, from: Option<Place>) -> Result<Response, ApiError> {
+async fn terminated(
+    call: Call,
+    limit: Option<usize>,
+    from: Option<Place>,
+    internal: bool,
+) -> Result<Response, ApiError> {
     let limit = limit.unwrap_or(PAGE_DEFAULT);
-    let page = Page { from, backward: false, limit: limit + 1 };
+    let page = Page { from, limit: limit + 1, internal, ..Page::default() };
     let mut rows = call.app.store.ended_sandboxes(&call.namespace, page).await?;
     let more = rows.len() > limit;
     rows.truncate(limit);
@@ -120,7 +125,7 @@ pub(super) async fn archived(call: Call) -> Result<Response, ApiError> {
     // Backward from nowhere is the first page.
     let backward = backward && from.is_some();
     let has_from = from.is_some();
-    let page = Page { from, backward, limit: limit + 1 };
+    let page = Page { from, backward, limit: limit + 1, internal: call.query.flag("internal")? };
     let mut rows = call.app.store.ended_sandboxes(&call.namespace, page).await?;
     let more = rows.len() > limit;
     if more && backward {

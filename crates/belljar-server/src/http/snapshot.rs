@@ -21,17 +21,18 @@ pub(super) async fn take(mut call: Call) -> Result<Response, ApiError> {
 }
 
 pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
-    page(call, None).await
+    let internal = call.query.flag("internal")?;
+    page(call, None, internal).await
 }
 
 pub(super) async fn list_of_sandbox(call: Call) -> Result<Response, ApiError> {
     let row = call.app.find(&call.namespace, call.param("ref")).await?;
-    page(call, Some(row.id.clone())).await
+    page(call, Some(row.id.clone()), true).await
 }
 
-async fn page(call: Call, sandbox_id: Option<String>) -> Result<Response, ApiError> {
+async fn page(call: Call, sandbox_id: Option<String>, internal: bool) -> Result<Response, ApiError> {
     let (limit, from) = (call.query.limit()?.unwrap_or(PAGE_MAX), call.query.cursor()?);
-    let page = Page { from, backward: false, limit: limit + 1 };
+    let page = Page { from, limit: limit + 1, internal, ..Page::default() };
     let mut rows = call.app.store.snapshots(&call.namespace, sandbox_id.as_deref(), page).await?;
     let more = rows.len() > limit;
     rows.truncate(limit);
@@ -57,6 +58,6 @@ pub(super) async fn diff(call: Call) -> Result<Response, ApiError> {
 }
 
 pub(super) async fn tree(call: Call) -> Result<Response, ApiError> {
-    let nodes = call.app.tree(&call.namespace).await?;
+    let nodes = call.app.tree(&call.namespace, call.query.flag("internal")?).await?;
     Ok(json(StatusCode::OK, &Tree { nodes }))
 }

@@ -211,6 +211,7 @@ fn a_rollback_wakes() {
 fn copies_have_all_but_the_name() {
     let mut source = SandboxRow { generation: 4, ..named(placed(Reported::Running)) };
     source.spec.auto_resume = false;
+    source.spec.internal = true;
     source.pool = Some(Membership { pool_id: "p".into(), claimed: true });
     let (step, copies) = copy(source.clone(), &["a".into(), "b".into()], 50).expect("may");
     assert_eq!((step.row.stage(), step.row.generation), (Some(Reported::Running), 5));
@@ -220,6 +221,7 @@ fn copies_have_all_but_the_name() {
         assert_eq!((&row.id, row.generation), (&sent.sandbox_id, sent.generation));
         assert_eq!((row.held_by(), row.is_up(), row.created_at), (Some("n"), false, 50));
         assert!(!row.suspends() && row.spec.auto_resume && row.spec.image == source.spec.image);
+        assert!(!row.spec.internal, "whoever copies it has the copy");
         assert_eq!(sent.spec, row.sandbox_spec());
     }
     let told = SandboxReport { sandbox_id: "a".into(), ..told(1, NodeState::Running) };

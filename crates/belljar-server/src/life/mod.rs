@@ -90,6 +90,9 @@ pub(crate) struct Spec {
     /// What is to run it; `None`: whatever its node has.
     #[serde(default)]
     pub(crate) runtime: Option<String>,
+    /// The server made it for itself, to build an image in. Lists leave it and its snapshots out unless they are asked.
+    #[serde(default)]
+    pub(crate) internal: bool,
 }
 
 impl Spec {

@@ -171,6 +171,7 @@ pub(crate) fn copy(row: SandboxRow, ids: &[String], at: i64) -> Result<(Step, Ve
         };
         copy.spec.auto_resume = true;
         copy.spec.max_pending_secs = None;
+        copy.spec.internal = false;
         copy
     };
     let copies: Vec<_> = ids.iter().map(copy).collect();

@@ -2,6 +2,7 @@
 
 use super::{Op, PAGE, Route, Verb, lifecycle};
 
+const INTERNAL: &str = "`true`: what the server made for itself to build images, too; default `false`.";
 const WAIT: &[(&str, &str)] = &[("wait_ms", "Wait at most so long, up to 120000 ms; default 0.")];
 
 /// See the module.
@@ -29,6 +30,7 @@ pub(super) static ROUTES: &[Route] = &[
     )
     .query(&[
         ("status", "Only those with this status."),
+        ("internal", INTERNAL),
         ("limit", "Most rows, 1 to 1000."),
         ("cursor", "Begin where an earlier answer's cursor says."),
     ]),
@@ -152,7 +154,11 @@ pub(super) static ROUTES: &[Route] = &[
         "List snapshots, newest first",
         &[(200, "SnapshotList", "One page.")],
     )
-    .query(PAGE),
+    .query(&[
+        ("limit", "Most rows, 1 to 1000."),
+        ("cursor", "Begin where an earlier answer's cursor says."),
+        ("internal", INTERNAL),
+    ]),
     lifecycle(
         Verb::Get,
         "/snapshots/{id}",
@@ -181,7 +187,8 @@ pub(super) static ROUTES: &[Route] = &[
         Op::ShowTree,
         "Show which sandbox and snapshot came from which",
         &[(200, "Tree", "Oldest first.")],
-    ),
+    )
+    .query(&[("internal", INTERNAL)]),
     lifecycle(
         Verb::Get,
         "/archived-sandboxes",
@@ -193,6 +200,7 @@ pub(super) static ROUTES: &[Route] = &[
         ("limit", "Most rows, 1 to 1000; default 100."),
         ("cursor", "Begin where an earlier answer's cursor says."),
         ("direction", "`forward` (older) or `backward` (newer)."),
+        ("internal", INTERNAL),
     ]),
     lifecycle(
         Verb::Get,

@@ -141,7 +141,7 @@ async fn snapshots_come_and_go() {
         let third = fixture.take(&source, 12).await.expect("taken").expect("row");
         assert_eq!(third.parent_id.as_deref(), Some(first.id.as_str()), "a failed one is nobody's parent");
 
-        let page = |from| Page { from, backward: false, limit: 2 };
+        let page = |from| Page { from, limit: 2, ..Page::default() };
         let ids = |rows: Vec<SnapshotRow>| rows.into_iter().map(|row| row.id).collect::<Vec<_>>();
         let newest = store.snapshots("default", None, page(None)).await.expect("list");
         let from = newest.last().map(|row| Place { at: row.created_at, id: row.id.clone() });
@@ -308,10 +308,41 @@ async fn a_family_has_the_ended_ones_that_others_came_from() {
         for row in [&source, &unrelated] {
             fixture.store.terminate_sandbox(&row.id, ending(12)).await.expect("ended");
         }
-        let family = fixture.store.family("default").await.expect("family");
+        let family = fixture.store.family("default", false).await.expect("family");
         let ids: Vec<_> = family.sandboxes.iter().map(|row| row.id.clone()).collect();
         assert_eq!(ids, [made[0].id.clone(), source.id.clone()]);
         assert_eq!(family.snapshots.into_iter().map(|row| row.id).collect::<Vec<_>>(), [snapshot.id]);
-        assert_eq!(fixture.store.family("n2").await, Ok(Family::default()));
+        assert_eq!(fixture.store.family("n2", false).await, Ok(Family::default()));
+    }
+}
+
+#[tokio::test]
+async fn lists_leave_out_what_the_server_made_for_itself() {
+    for fixture in stores() {
+        let store = &fixture.store;
+        let users = fixture.running(None).await;
+        let mut internal = row(None, 2);
+        internal.spec.internal = true;
+        let internal = store.create_sandbox(internal, Start::Place(on(99999))).await.expect("created");
+        let internal = fixture.says(&internal, NodeState::Running).await;
+        let of_users = fixture.take(&users, 3).await.expect("taken").expect("row");
+        let of_internal = fixture.take(&internal, 4).await.expect("taken").expect("row");
+
+        let page = |internal| Page { limit: 9, internal, ..Page::default() };
+        let live = async |internal| store.live_sandboxes("default", page(internal)).await.expect("live").len();
+        assert_eq!((live(false).await, live(true).await), (1, 2));
+        let listed = store.snapshots("default", None, page(false)).await.expect("list");
+        assert_eq!(listed.iter().map(|row| &row.id).collect::<Vec<_>>(), [&of_users.id]);
+        assert_eq!(store.snapshots("default", None, page(true)).await.expect("list").len(), 2);
+        let asked_for = store.snapshots("default", Some(&internal.id), page(false)).await.expect("list");
+        assert_eq!(asked_for.iter().map(|row| &row.id).collect::<Vec<_>>(), [&of_internal.id]);
+        let family = async |internal| {
+            let family = store.family("default", internal).await.expect("family");
+            (family.sandboxes.len(), family.snapshots.len())
+        };
+        assert_eq!((family(false).await, family(true).await), ((1, 1), (2, 2)));
+        store.terminate_sandbox(&internal.id, ending(9)).await.expect("ended");
+        let ended = async |internal| store.ended_sandboxes("default", page(internal)).await.expect("ended").len();
+        assert_eq!((ended(false).await, ended(true).await), (0, 1));
     }
 }

@@ -265,19 +265,19 @@ async fn pages_meet_without_gap_or_overlap() {
         let place = |row: &SandboxRow| Some(Place { at: row.ending().map_or(0, |e| e.at), id: row.id.clone() });
         let (mut seen, mut from) = (Vec::new(), None);
         loop {
-            let page = Page { from, backward: false, limit: 3 };
+            let page = Page { from, limit: 3, ..Page::default() };
             let rows = fixture.store.ended_sandboxes("default", page).await.expect("page");
             let Some(last) = rows.last() else { break };
             from = place(last);
             seen.extend(rows);
         }
         assert_eq!(seen, all);
-        let page = Page { from: place(&all[4]), backward: true, limit: 3 };
+        let page = Page { from: place(&all[4]), backward: true, limit: 3, ..Page::default() };
         assert_eq!(fixture.store.ended_sandboxes("default", page).await.expect("back"), all[1..4]);
         let live = fixture.store.live_sandboxes("default", Page { limit: 4, ..Page::default() }).await.expect("live");
         let from = live.last().map(|row| Place { at: row.created_at, id: row.id.clone() });
         let rest =
-            fixture.store.live_sandboxes("default", Page { from, backward: false, limit: 99 }).await.expect("rest");
+            fixture.store.live_sandboxes("default", Page { from, limit: 99, ..Page::default() }).await.expect("rest");
         assert_eq!((live.len(), rest.len()), (4, 3));
         assert!([live, rest].concat().is_sorted_by_key(|row| (row.created_at, row.id.clone())));
     }

@@ -319,6 +319,8 @@ pub(crate) struct Page {
     pub(crate) backward: bool,
     /// Most rows.
     pub(crate) limit: usize,
+    /// What the server made for itself, too.
+    pub(crate) internal: bool,
 }
 
 /// A place in a list: the time that orders it, then the id.
@@ -384,8 +386,8 @@ pub(crate) trait Store: Send + Sync {
     /// Begins to delete a snapshot; again is no error. `None` when there is none.
     async fn delete_snapshot(&self, id: &str) -> Result<Option<SnapshotRow>, StoreError>;
 
-    /// The fork tree of a namespace.
-    async fn family(&self, namespace: &str) -> Result<Family, StoreError>;
+    /// The fork tree of a namespace, of what the server made for itself only if that is wanted.
+    async fn family(&self, namespace: &str, internal: bool) -> Result<Family, StoreError>;
 
     /// Saves a new image build if it may begin, and says what becomes of it. Builds that ended long ago are forgotten.
     async fn create_build(&self, row: BuildRow) -> Result<Admission, StoreError>;

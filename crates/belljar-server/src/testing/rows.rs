@@ -27,6 +27,7 @@ pub(crate) fn spec() -> Spec {
         max_pending_secs: None,
         secrets: Vec::new(),
         runtime: None,
+        internal: false,
     }
 }
 

@@ -7,7 +7,7 @@ use belljar_api::{
     pty::CreatePty,
     sandbox::CreateSandbox,
 };
-use belljar_client::{Client, Error, Sandbox, TerminalEvent};
+use belljar_client::{Client, Error, Sandbox, Scope, TerminalEvent};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -137,7 +137,7 @@ fn who_cannot_be_trusted_is_told_with_a_remedy() {
             Some(ca) => Client::with_ca(&url, Some(&system.key), ca),
             None => Client::new(&url, Some(&system.key)),
         };
-        let error = system.runtime.block_on(client.unwrap().list()).unwrap_err();
+        let error = system.runtime.block_on(client.unwrap().list(Scope::Clients)).unwrap_err();
         assert!(matches!(error, Error::Untrusted { .. } | Error::Tls { .. }), "{url}: {error:?}");
         assert!(error.to_string().contains(words) && error.to_string().contains(&url), "{error}");
     }

@@ -2,7 +2,11 @@
 //!
 //! They build on an image with nothing but busybox, so that a step takes as long as its container does.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use belljar_tests::{World, wait_while, world::own_store};
 use serde_json::{Value, json};
@@ -78,9 +82,27 @@ impl Builds {
 
     /// Waits until no builder is left, and what is kept of the last one is.
     fn settle(&self) {
-        let live = || self.world.http().get("/sandboxes").json["sandboxes"].as_array().map_or(0, Vec::len);
-        wait_while(|| live() > 0);
+        wait_while(|| !self.builders().is_empty());
         self.world.wait_until_clean();
+    }
+
+    /// Sandboxes in which images are built; no list shows them to those who did not ask.
+    fn builders(&self) -> Vec<String> {
+        let list = |path: &str| self.world.http().get(path).json["sandboxes"].as_array().unwrap().clone();
+        assert_eq!(list("/sandboxes"), [] as [Value; 0]);
+        list("/sandboxes?internal=true").iter().map(|it| it["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The builder, once the program that builds runs in it.
+    fn at_work(&self) -> Option<String> {
+        let id = self.builders().pop()?;
+        let processes = self.world.sandbox(&id).processes()?;
+        processes.to_string().contains("tl-image-builder").then_some(id)
+    }
+
+    /// How many snapshots a list has.
+    fn snapshots(&self, query: &str) -> usize {
+        self.world.http().get(&format!("/snapshots{query}")).json["snapshots"].as_array().unwrap().len()
     }
 }
 
@@ -153,8 +175,18 @@ fn a_dockerfile_becomes_an_image() {
     let history = shown["history"].to_string();
     assert!(history.contains("COPY") && !history.contains("sesame"), "{history}");
     it.settle();
-    // The cache is a snapshot, and all that is left.
-    assert_eq!(it.world.http().get("/snapshots").json["snapshots"].as_array().unwrap().len(), 1);
+    // The cache is a snapshot, and all that is left. It is shown to those who ask for it.
+    assert_eq!((it.snapshots(""), it.snapshots("?internal=true")), (0, 1));
+    let count = |args: &[&str], key: &str| it.world.json(args)[key].as_array().unwrap().len();
+    assert_eq!(
+        (count(&["snapshot", "ls"], "snapshots"), count(&["snapshot", "ls", "--internal"], "snapshots")),
+        (0, 1)
+    );
+    assert_eq!(count(&["tree"], "nodes"), 0);
+    assert!(count(&["tree", "--internal"], "nodes") > 0);
+    // `run` made one of those that have ended.
+    let ended = count(&["ls", "--all"], "sandboxes");
+    assert_eq!((ended, count(&["ls", "--all", "--internal"], "sandboxes")), (1, 3));
 }
 
 #[test]
@@ -189,7 +221,7 @@ fn a_build_that_fails_says_why_and_leaves_nothing() {
     let bomb = "FROM tiny\nRUN sh -c 'while true; do sleep 1000 & done'";
     it.check_fails(bomb, &small, "it wrote last: sh: can't fork: Resource temporarily unavailable");
     it.settle();
-    assert_eq!(it.world.http().get("/snapshots").json["snapshots"], json!([]));
+    assert_eq!(it.snapshots("?internal=true"), 0);
     let images = it.world.http().get("/images/v4/images?page_size=100").json;
     assert!(!images["items"].as_array().unwrap().iter().any(|image| image["name"] == "made"), "{images}");
 }
@@ -198,15 +230,8 @@ fn a_build_that_fails_says_why_and_leaves_nothing() {
 fn a_build_is_cancelled_and_ends_with_its_server() {
     let it = Builds::new();
     let context = it.context(&[("Dockerfile", "FROM tiny\nRUN sleep 1000")]);
-    let mut client =
-        it.world.command(&["build", "-t", "made", &context]).stderr(std::process::Stdio::null()).spawn().unwrap();
-    let running = || {
-        let sandboxes = it.world.http().get("/sandboxes").json;
-        let id = sandboxes["sandboxes"].as_array().unwrap().first()?["id"].as_str()?.to_owned();
-        let processes = it.world.sandbox(&id).processes()?;
-        processes.to_string().contains("tl-image-builder").then_some(id)
-    };
-    wait_while(|| running().is_none());
+    let mut client = it.world.command(&["build", "-t", "made", &context]).stderr(Stdio::null()).spawn().unwrap();
+    wait_while(|| it.at_work().is_none());
     let second = it.world.cli(&["build", "-t", "made", &context]);
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && said.contains("makes an image \"made\" already"), "{said}");
@@ -215,9 +240,8 @@ fn a_build_is_cancelled_and_ends_with_its_server() {
     assert_eq!(client.wait().unwrap().code(), Some(130));
     it.settle();
 
-    let mut client =
-        it.world.command(&["build", "-t", "made", &context]).stderr(std::process::Stdio::null()).spawn().unwrap();
-    wait_while(|| running().is_none());
+    let mut client = it.world.command(&["build", "-t", "made", &context]).stderr(Stdio::null()).spawn().unwrap();
+    wait_while(|| it.at_work().is_none());
     it.world.kill_server();
     assert!(!client.wait().unwrap().success());
     it.world.up();

@@ -152,7 +152,11 @@ pub enum Command {
         snapshot: String,
     },
     /// Show which sandbox and snapshot came from which
-    Tree,
+    Tree {
+        /// Show what the server made for itself to build images, too
+        #[arg(long)]
+        internal: bool,
+    },
     /// Show which files differ between two snapshots
     Diff {
         /// Id of the first snapshot

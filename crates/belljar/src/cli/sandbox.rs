@@ -108,6 +108,9 @@ pub struct LsArgs {
     /// Show those that have ended, too
     #[arg(short, long)]
     pub all: bool,
+    /// Show those in which the server builds images, too
+    #[arg(long)]
+    pub internal: bool,
 }
 
 /// `belljar run`.

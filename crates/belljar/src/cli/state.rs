@@ -28,6 +28,9 @@ pub enum SnapshotCommand {
         /// Only those of this sandbox: id or name
         #[arg(value_parser = value::reference)]
         sandbox: Option<String>,
+        /// Show what the server keeps of its image builds, too
+        #[arg(long)]
+        internal: bool,
     },
     /// Show everything about a snapshot
     Show {

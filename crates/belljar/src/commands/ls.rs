@@ -1,6 +1,7 @@
 //! `belljar ls`.
 
 use belljar_api::sandbox::{SandboxInfo, SandboxList, SandboxStatus};
+use belljar_client::Scope;
 
 use super::Context;
 use crate::{
@@ -11,9 +12,10 @@ use crate::{
 
 pub(super) async fn ls(ctx: &Context, args: &LsArgs) -> anyhow::Result<ExitStatus> {
     let client = ctx.client()?;
-    let mut sandboxes = client.list().await?;
+    let scope = scope(args.internal);
+    let mut sandboxes = client.list(scope).await?;
     if args.all {
-        let mut ended = client.archived(None, None).await?.sandboxes;
+        let mut ended = client.archived(scope, None, None).await?.sandboxes;
         ended.reverse();
         ended.append(&mut sandboxes);
         sandboxes = ended;
@@ -36,6 +38,11 @@ pub(super) async fn ls(ctx: &Context, args: &LsArgs) -> anyhow::Result<ExitStatu
     }
     ctx.printer.table(&table)?;
     Ok(ExitStatus::Success)
+}
+
+/// What `--internal` asks for.
+pub(super) fn scope(internal: bool) -> Scope {
+    if internal { Scope::All } else { Scope::Clients }
 }
 
 /// Status, with the reason where it is not the user's own doing.

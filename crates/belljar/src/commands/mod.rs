@@ -93,7 +93,7 @@ pub fn dispatch(ctx: Context, command: Command) -> anyhow::Result<ExitStatus> {
         Command::Build(args) => block_on(build::build(&ctx, &args)),
         Command::Restore(args) => block_on(restore::restore(&ctx, args)),
         Command::Fork(args) => block_on(fork::fork(&ctx, &args)),
-        Command::Tree => block_on(tree::tree(&ctx)),
+        Command::Tree { internal } => block_on(tree::tree(&ctx, internal)),
         Command::Diff { first, second } => block_on(diff::diff(&ctx, &first, &second)),
         Command::Pool(command) => block_on(pool::pool(&ctx, command)),
         Command::Df => block_on(storage::df(&ctx)),

@@ -1,12 +1,14 @@
 //! `belljar rm`, and removing several things.
 
+use belljar_client::Scope;
+
 use super::Context;
 use crate::{cli::RmArgs, exit::ExitStatus, report::Failure};
 
 pub(super) async fn rm(ctx: &Context, args: RmArgs) -> anyhow::Result<ExitStatus> {
     let client = ctx.client()?;
     let references = match args.all {
-        true => client.list().await?.into_iter().map(|sandbox| sandbox.id).collect(),
+        true => client.list(Scope::Clients).await?.into_iter().map(|sandbox| sandbox.id).collect(),
         false => args.sandboxes,
     };
     each(ctx, "end", references, async |reference| client.delete(reference).await).await

@@ -1,8 +1,13 @@
 //! `belljar snapshot create|ls|show|rm`.
 
 use belljar_api::snapshot::{SnapshotInfo, SnapshotList, SnapshotStatus, SnapshotType};
+use belljar_client::Scope;
 
-use super::{Context, ls::word, rm};
+use super::{
+    Context,
+    ls::{scope, word},
+    rm,
+};
 use crate::{
     cli::{SnapshotCommand, SnapshotCreateArgs},
     exit::ExitStatus,
@@ -13,7 +18,7 @@ use crate::{
 pub(super) async fn snapshot(ctx: &Context, command: SnapshotCommand) -> anyhow::Result<ExitStatus> {
     match command {
         SnapshotCommand::Create(args) => create(ctx, &args).await,
-        SnapshotCommand::Ls { sandbox } => list(ctx, sandbox.as_deref()).await,
+        SnapshotCommand::Ls { sandbox, internal } => list(ctx, scope(internal), sandbox.as_deref()).await,
         SnapshotCommand::Show { snapshot } => show(ctx, &snapshot).await,
         SnapshotCommand::Rm { snapshots } => {
             let client = ctx.client()?;
@@ -49,8 +54,8 @@ async fn create(ctx: &Context, args: &SnapshotCreateArgs) -> anyhow::Result<Exit
     Ok(ExitStatus::Success)
 }
 
-async fn list(ctx: &Context, sandbox: Option<&str>) -> anyhow::Result<ExitStatus> {
-    let snapshots = ctx.client()?.snapshots(sandbox).await?;
+async fn list(ctx: &Context, scope: Scope, sandbox: Option<&str>) -> anyhow::Result<ExitStatus> {
+    let snapshots = ctx.client()?.snapshots(scope, sandbox).await?;
     if ctx.printer.is_json() {
         ctx.printer.json(&SnapshotList { snapshots, cursor: None })?;
         return Ok(ExitStatus::Success);

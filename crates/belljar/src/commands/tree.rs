@@ -4,14 +4,14 @@ use std::collections::{HashMap, HashSet};
 
 use belljar_api::snapshot::{TreeKind, TreeNode};
 
-use super::Context;
+use super::{Context, ls::scope};
 use crate::{
     exit::ExitStatus,
     table::{age, printable},
 };
 
-pub(super) async fn tree(ctx: &Context) -> anyhow::Result<ExitStatus> {
-    let tree = ctx.client()?.tree().await?;
+pub(super) async fn tree(ctx: &Context, internal: bool) -> anyhow::Result<ExitStatus> {
+    let tree = ctx.client()?.tree(scope(internal)).await?;
     if ctx.printer.is_json() {
         ctx.printer.json(&tree)?;
         return Ok(ExitStatus::Success);

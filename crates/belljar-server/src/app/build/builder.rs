@@ -90,7 +90,7 @@ pub(super) async fn start(
         }
         None => request.image = Some(IMAGE.to_owned()),
     }
-    let row = app.create(DEFAULT_NAMESPACE, request).await.map_err(|error| Failure::Words(error.message))?;
+    let row = app.create_internal(DEFAULT_NAMESPACE, request).await.map_err(|error| Failure::Words(error.message))?;
     *noted = Some(Arc::clone(&row));
     // Were the server to go, the next one ends it.
     app.store.change_build(&spoken.id, Event::Builder(row.id.clone()), now_ms()).await?;

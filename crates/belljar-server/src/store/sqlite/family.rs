@@ -3,20 +3,20 @@
 use std::{collections::HashSet, sync::Arc};
 
 use belljar_api::node::Origin;
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 
 use super::{
     super::{Family, Page, StoreError},
-    rows::{load, many},
-    snapshot,
+    rows::load,
+    sandbox, snapshot,
 };
 use crate::life::SandboxRow;
 
 /// The family of a namespace.
-pub(super) fn of(db: &Connection, namespace: &str) -> Result<Family, StoreError> {
-    let live = "namespace = ?1 AND phase <> 'ended' AND (pool_id IS NULL OR claimed = 1) ORDER BY created_at, id";
-    let mut sandboxes = many(db, live, params![namespace])?;
-    let snapshots = snapshot::list(db, namespace, None, &Page { limit: usize::MAX, ..Page::default() })?;
+pub(super) fn of(db: &Connection, namespace: &str, internal: bool) -> Result<Family, StoreError> {
+    let all = Page { limit: usize::MAX, internal, ..Page::default() };
+    let mut sandboxes = sandbox::live(db, namespace, &all)?;
+    let snapshots = snapshot::list(db, namespace, None, &all)?;
     let mut known: HashSet<String> = sandboxes.iter().map(|row| row.id.clone()).collect();
     let mut wanted: Vec<String> = snapshots.iter().map(|row| row.sandbox_id.clone()).collect();
     wanted.extend(sandboxes.iter().filter_map(|row| source(row)));

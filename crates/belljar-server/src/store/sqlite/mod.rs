@@ -142,9 +142,9 @@ impl Store for SqliteStore {
         self.writer.run(move |db, changes| snapshot::delete(db, changes, &id)).await
     }
 
-    async fn family(&self, namespace: &str) -> Result<Family, StoreError> {
+    async fn family(&self, namespace: &str, internal: bool) -> Result<Family, StoreError> {
         let namespace = namespace.to_owned();
-        self.reader.run(move |db, _| family::of(db, &namespace)).await
+        self.reader.run(move |db, _| family::of(db, &namespace, internal)).await
     }
 
     async fn create_build(&self, row: BuildRow) -> Result<Admission, StoreError> {

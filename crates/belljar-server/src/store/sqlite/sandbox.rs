@@ -16,8 +16,15 @@ use crate::{
     limits::LIVE_SANDBOXES_MAX,
 };
 
-/// Those that wait in a pool are nobody's business but the pool's.
-const VISIBLE: &str = "(pool_id IS NULL OR claimed = 1)";
+/// Which a list shows. Those that wait in a pool are nobody's business but the pool's.
+fn visible(page: &Page) -> String {
+    format!("(pool_id IS NULL OR claimed = 1) AND {}", of_interest(page))
+}
+
+/// Which sandboxes, or snapshots, are not the server's own.
+pub(super) fn of_interest(page: &Page) -> &'static str {
+    if page.internal { "TRUE" } else { "NOT coalesce(json_extract(spec, '$.internal'), FALSE)" }
+}
 
 pub(super) fn named(db: &Connection, namespace: &str, name: &str) -> Result<Option<Arc<SandboxRow>>, StoreError> {
     Ok(one(db, "namespace = ?1 AND name = ?2 AND phase <> 'ended'", params![namespace, name])?.map(Arc::new))
@@ -30,14 +37,15 @@ pub(super) fn held(db: &Connection) -> Result<Vec<Arc<SandboxRow>>, StoreError> 
 pub(super) fn live(db: &Connection, namespace: &str, page: &Page) -> Result<Vec<Arc<SandboxRow>>, StoreError> {
     let (at, id) = page.from.as_ref().map_or((i64::MIN, ""), |from| (from.at, from.id.as_str()));
     let rest = format!(
-        "namespace = ?1 AND phase <> 'ended' AND {VISIBLE} AND (created_at, id) > (?2, ?3)
-         ORDER BY created_at, id LIMIT ?4"
+        "namespace = ?1 AND phase <> 'ended' AND {} AND (created_at, id) > (?2, ?3)
+         ORDER BY created_at, id LIMIT ?4",
+        visible(page)
     );
     many(db, &rest, params![namespace, at, id, limit(page)])
 }
 
 pub(super) fn ended(db: &Connection, namespace: &str, page: &Page) -> Result<Vec<Arc<SandboxRow>>, StoreError> {
-    let base = format!("namespace = ?1 AND phase = 'ended' AND {VISIBLE}");
+    let base = format!("namespace = ?1 AND phase = 'ended' AND {}", visible(page));
     match (&page.from, page.backward) {
         (None, _) => {
             let rest = format!("{base} ORDER BY terminated_at DESC, id DESC LIMIT ?2");

@@ -12,7 +12,7 @@ use super::{
     super::{Committed, NewSnapshot, Page, StoreError},
     int, outbox,
     rows::{apply, load},
-    sandbox::limit,
+    sandbox::{limit, of_interest},
     uint,
 };
 use crate::{
@@ -106,7 +106,7 @@ pub(super) fn get(db: &Connection, id: &str) -> Result<Option<SnapshotRow>, Stor
     Ok(many(db, "id = ?1", params![id])?.pop())
 }
 
-/// Newest first: of one sandbox, or of all.
+/// Newest first: of one sandbox, whatever that is, or of all.
 pub(super) fn list(
     db: &Connection,
     namespace: &str,
@@ -121,8 +121,11 @@ pub(super) fn list(
             many(db, rest, params![namespace, at, id, limit(page), sandbox])
         }
         None => {
-            let rest = "namespace = ?1 AND (created_at, id) < (?2, ?3) ORDER BY created_at DESC, id DESC LIMIT ?4";
-            many(db, rest, params![namespace, at, id, limit(page)])
+            let rest = format!(
+                "namespace = ?1 AND {} AND (created_at, id) < (?2, ?3) ORDER BY created_at DESC, id DESC LIMIT ?4",
+                of_interest(page)
+            );
+            many(db, &rest, params![namespace, at, id, limit(page)])
         }
     }
 }

@@ -4,8 +4,11 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
+    sync::{Arc, Mutex},
 };
 
 use belljar_tests::{World, wait_while, world::own_store};
@@ -53,7 +56,12 @@ impl Builds {
 
     /// Writes a context of these files.
     fn context(&self, files: &[(&str, &str)]) -> String {
-        let context = self.dir.path().join("context");
+        self.context_named("context", files)
+    }
+
+    /// The same for one of several at once.
+    fn context_named(&self, name: &str, files: &[(&str, &str)]) -> String {
+        let context = self.dir.path().join(name);
         let _ = fs::remove_dir_all(&context);
         for (name, text) in files {
             let path = context.join(name);
@@ -248,4 +256,102 @@ fn a_build_is_cancelled_and_ends_with_its_server() {
     it.settle();
     let left: Vec<_> = fs::read_dir(it.world.data().join("contexts")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn two_builds_at_once_do_not_disturb_each_other() {
+    let it = Builds::new();
+    let begin = |name: &str| {
+        let dockerfile = format!("FROM tiny\nRUN echo {name} > /who; sleep 10");
+        let context = it.context_named(name, &[("Dockerfile", &dockerfile)]);
+        let args = ["build", "-t", name, "--cpus", "1", "--memory", "1024", "--disk", "10240", &context];
+        it.world.command(&args).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let clients = ["one", "two"].map(begin);
+    wait_while(|| it.builders().len() < 2);
+    for client in clients {
+        let ended = client.wait_with_output().unwrap();
+        assert!(ended.status.success(), "{}\n{}", String::from_utf8_lossy(&ended.stderr), it.world.log());
+    }
+    for name in ["one", "two"] {
+        assert_eq!(it.run(name, "cat /who").trim(), name);
+    }
+    // Both unpacked a base that was not there; what one of them has is kept.
+    it.settle();
+    assert_eq!(it.snapshots("?internal=true"), 1);
+}
+
+/// Passes connections on to an address, until it is told to cut them.
+struct Proxy {
+    address: SocketAddr,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Proxy {
+    fn start(to: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, open) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<TcpStream>>>::default());
+        let kept = Arc::clone(&open);
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let far = TcpStream::connect(&to).unwrap();
+                for (mut from, mut into) in [(&near, &far), (&far, &near)].map(|(a, b)| (own(a), own(b))) {
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut into);
+                        let _ = into.shutdown(Shutdown::Write);
+                    });
+                }
+                kept.lock().unwrap().push(near);
+            }
+        });
+        Self { address, open }
+    }
+
+    fn cut(&self) {
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn own(stream: &TcpStream) -> TcpStream {
+    stream.try_clone().unwrap()
+}
+
+#[test]
+fn a_log_that_breaks_off_is_read_on_from_where_it_was() {
+    let it = Builds::new();
+    let steps = "for n in 1 2 3 4 5 6 7 8 9; do echo mark-$n; sleep 1; done";
+    let context = it.context(&[("Dockerfile", &format!("FROM tiny\nRUN {steps}"))]);
+    let proxy = Proxy::start(it.world.address().to_owned());
+    let mut client = it.world.command(&["build", "-t", "made", &context]);
+    client.env("BELLJAR_API_URL", format!("http://{}", proxy.address));
+    let mut client = client.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut said = Vec::new();
+    for line in BufReader::new(client.stderr.take().unwrap()).lines() {
+        said.push(line.unwrap());
+        if said.last().is_some_and(|line| line.ends_with("mark-3")) {
+            proxy.cut();
+        }
+    }
+    assert!(client.wait().unwrap().success(), "{said:#?}\n{}", it.world.log());
+    let marks: Vec<&str> = said.iter().filter_map(|line| line.rsplit_once("mark-")).map(|(_, n)| n).collect();
+    assert_eq!(marks, ["$n; sleep 1; done", "1", "2", "3", "4", "5", "6", "7", "8", "9"], "{said:#?}");
+    // Another client reads all of it, also when the build is over, for a while.
+    let log = || {
+        let id = it.at_work()?;
+        let processes = it.world.sandbox(&id).processes()?;
+        let builder = processes["processes"]
+            .as_array()?
+            .iter()
+            .find(|it| it["command"].to_string().contains("tl-image-builder"))?;
+        Some(it.world.sandbox(&id).follow(&builder["pid"].to_string()))
+    };
+    let first = log().unwrap();
+    assert!(
+        first.iter().any(|line| line.ends_with("mark-1")) && first.iter().any(|line| line.ends_with("mark-9")),
+        "{first:#?}"
+    );
+    assert_eq!(log().unwrap(), first);
+    it.settle();
 }

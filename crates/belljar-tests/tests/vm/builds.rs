@@ -327,31 +327,32 @@ fn a_log_that_breaks_off_is_read_on_from_where_it_was() {
     let mut client = it.world.command(&["build", "-t", "made", &context]);
     client.env("BELLJAR_API_URL", format!("http://{}", proxy.address));
     let mut client = client.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let mut said = Vec::new();
-    for line in BufReader::new(client.stderr.take().unwrap()).lines() {
-        said.push(line.unwrap());
-        if said.last().is_some_and(|line| line.ends_with("mark-3")) {
-            proxy.cut();
-        }
-    }
-    assert!(client.wait().unwrap().success(), "{said:#?}\n{}", it.world.log());
-    let marks: Vec<&str> = said.iter().filter_map(|line| line.rsplit_once("mark-")).map(|(_, n)| n).collect();
-    assert_eq!(marks, ["$n; sleep 1; done", "1", "2", "3", "4", "5", "6", "7", "8", "9"], "{said:#?}");
-    // Another client reads all of it, also when the build is over, for a while.
-    let log = || {
-        let id = it.at_work()?;
-        let processes = it.world.sandbox(&id).processes()?;
-        let builder = processes["processes"]
-            .as_array()?
-            .iter()
-            .find(|it| it["command"].to_string().contains("tl-image-builder"))?;
-        Some(it.world.sandbox(&id).follow(&builder["pid"].to_string()))
+    // Another client begins when the first one is cut off, and reads all of it.
+    let follow = || {
+        let id = it.at_work().unwrap();
+        let processes = it.world.sandbox(&id).processes().unwrap();
+        let mut found = processes["processes"].as_array().unwrap().iter();
+        let builder = found.find(|it| it["command"].to_string().contains("tl-image-builder")).unwrap();
+        it.world.sandbox(&id).follow(&builder["pid"].to_string())
     };
-    let first = log().unwrap();
-    assert!(
-        first.iter().any(|line| line.ends_with("mark-1")) && first.iter().any(|line| line.ends_with("mark-9")),
-        "{first:#?}"
-    );
-    assert_eq!(log().unwrap(), first);
+    let stderr = BufReader::new(client.stderr.take().unwrap());
+    let (said, other) = std::thread::scope(|scope| {
+        let (mut said, mut other) = (Vec::new(), None);
+        for line in stderr.lines() {
+            said.push(line.unwrap());
+            if said.last().is_some_and(|line| line.ends_with("mark-3")) {
+                other = Some(scope.spawn(follow));
+                proxy.cut();
+            }
+        }
+        (said, other.map(|other| other.join().unwrap()))
+    });
+    assert!(client.wait().unwrap().success(), "{said:#?}\n{}", it.world.log());
+    let marks = |lines: &[String]| -> Vec<String> {
+        lines.iter().filter_map(|line| line.rsplit_once("mark-")).map(|(_, n)| n.to_owned()).collect()
+    };
+    let all = ["$n; sleep 1; done", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    assert_eq!(marks(&said), all, "{said:#?}");
+    assert_eq!(other.as_deref().map(marks).unwrap(), all, "{other:#?}");
     it.settle();
 }

@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 
+use crate::limits::BUILDER_PIDS_MAX;
+
 /// Lines kept of the end of the output.
 const TAIL: usize = 20;
 /// Characters kept of a line.
@@ -68,6 +70,9 @@ impl BuildLog {
         if self.says(OUT_OF_MEMORY) {
             return format!("out of memory, {} MiB builder; use --memory", size.memory_mb);
         }
+        if self.tail.iter().any(|line| cannot_fork(&line.to_lowercase())) {
+            return format!("too many processes, at most {BUILDER_PIDS_MAX} may run in a builder");
+        }
         let error = self.tail.iter().rev().find_map(|line| line.strip_prefix("Error: "));
         match error {
             // The instruction stands in front of it already.
@@ -95,6 +100,11 @@ impl BuildLog {
             _ => why.to_owned(),
         }
     }
+}
+
+/// Whether a program says that it could not start another one: with the same words others speak of something else.
+fn cannot_fork(line: &str) -> bool {
+    line.contains("fork") && line.contains("resource temporarily unavailable")
 }
 
 /// An error of a base image, with what to do about it.
@@ -157,6 +167,16 @@ mod tests {
         check(&killed, Some(137), "step 4/9 of stage 2/3 RUN big: out of memory, 4096 MiB builder; use --memory");
         let full = "STEP 2/2: RUN fill\ndd: error writing '/x': No space left on device\nError: building at STEP …";
         check(full, Some(1), "step 2/2 RUN fill: disk full, 20480 MiB builder; use --disk");
+        let forks = "too many processes, at most 2048 may run in a builder";
+        for last in
+            ["sh: can't fork: Resource temporarily unavailable", "fork/exec /x: resource temporarily unavailable"]
+        {
+            check(
+                &format!("STEP 2/2: RUN bomb\n{last}\nError: building"),
+                Some(1),
+                &format!("step 2/2 RUN bomb: {forks}"),
+            );
+        }
         check(
             "STEP 1/1: FROM r.invalid/x\nError: creating build container: dial tcp: lookup r.invalid: no such host",
             Some(125),

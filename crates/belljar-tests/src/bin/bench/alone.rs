@@ -38,7 +38,9 @@ pub(crate) trait Alone {
     fn restore(&self) -> Duration;
 
     /// The same by somebody at a shell, with `curl` for its API. `None`: its API is not one for that.
-    fn restore_with_curl(&self) -> Option<Duration>;
+    fn restore_with_curl(&self) -> Option<Duration> {
+        None
+    }
 
     /// Freezes one that was restored, and restores it from that: the time until its memory and devices are in files, and the
     /// time as for [`Alone::restore`].

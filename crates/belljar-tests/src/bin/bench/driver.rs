@@ -65,11 +65,11 @@ pub(crate) fn run(table: &mut Table) {
     });
     table.samples(&format!("{driver} alone: load and resume, to first answer"), &restore, "floor");
     // The limit of a create is said of the program as somebody at a shell drives it.
-    let at_a_shell = match with_curl.is_empty() {
-        true => restore.p50(),
+    let limit = match with_curl.is_empty() {
+        true => ", <= 1.5".to_owned(),
         false => {
             table.samples("the same, its API called with curl", &with_curl, "floor with curl");
-            with_curl.p50()
+            format!("; {:.2} x with curl, <= 1.5", cold.created.p50() / with_curl.p50())
         }
     };
     table.samples("the same: pause, and all of its memory to a file", &freeze, "floor");
@@ -78,7 +78,6 @@ pub(crate) fn run(table: &mut Table) {
     let row = |table: &mut Table, name: &str, samples: &Samples, floor: f64, limit: &str| {
         table.samples(name, samples, &format!("{:.2} x floor{limit}", samples.p50() / floor));
     };
-    let limit = format!("; {:.2} x with curl, <= 1.5", cold.created.p50() / at_a_shell);
     row(table, "create from golden -> running", &cold.created, restore.p50(), &limit);
     row(table, "create from golden -> first run answered", &cold.answered, restore.p50(), "");
     row(table, "with a VM kept ready -> running", &kept.created, restore.p50(), "");

@@ -127,10 +127,6 @@ impl Alone for Frozen {
         took
     }
 
-    fn restore_with_curl(&self) -> Option<Duration> {
-        None
-    }
-
     /// What QEMU writes by itself has the memory in the middle, where it cannot be mapped: it thaws from the first file.
     fn freeze_and_thaw(&self) -> [Duration; 2] {
         let mut vm = self.restored();

@@ -18,10 +18,10 @@ use crate::{paths::Owner, random, setup::warn};
 const TOKEN_DIRECTORY: &str = "/run/belljar";
 const TOKEN: &str = "identity-token";
 const MACHINE_ID: &str = "/etc/machine-id";
-/// Mode of what every program may read.
-const READABLE: u32 = 0o644;
 /// A copy of it in images that did not make it a link.
 const MACHINE_ID_COPY: &str = "/var/lib/dbus/machine-id";
+/// Mode of what every program may read.
+const READABLE: u32 = 0o644;
 
 pub(crate) fn set_hostname(name: &str) {
     warn("host name", sethostname(name).map_err(io::Error::from));

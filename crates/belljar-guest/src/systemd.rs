@@ -14,10 +14,7 @@
 use std::{
     convert::Infallible,
     fs,
-    os::unix::{
-        fs::{PermissionsExt, symlink},
-        net::UnixDatagram,
-    },
+    os::unix::{fs::symlink, net::UnixDatagram},
     path::Path,
 };
 
@@ -28,7 +25,9 @@ use nix::{
     unistd::execv,
 };
 
-use crate::{agent::Agent, launch::Request, limits::SYSTEM_UP_MAX, settle::run_once, setup::warn};
+use crate::{
+    agent::Agent, identity::write_file, launch::Request, limits::SYSTEM_UP_MAX, settle::run_once, setup::warn,
+};
 
 /// The program that an image with systemd has as its process 1.
 const INIT: &str = "/sbin/init";
@@ -112,19 +111,12 @@ pub(crate) fn hand_over() -> anyhow::Result<Infallible> {
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    make_directory_of(path)?;
-    fs::write(path, text).with_context(|| path.display().to_string())?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).with_context(|| path.display().to_string())
+    write_file(path, text).with_context(|| path.display().to_string())
 }
 
 fn link(to: &str, path: &Path) -> anyhow::Result<()> {
-    make_directory_of(path)?;
-    symlink(to, path).with_context(|| path.display().to_string())
-}
-
-fn make_directory_of(path: &Path) -> anyhow::Result<()> {
-    let Some(directory) = path.parent() else { return Ok(()) };
-    fs::create_dir_all(directory).with_context(|| directory.display().to_string())
+    let linked = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| symlink(to, path));
+    linked.with_context(|| path.display().to_string())
 }
 
 /// Lets systemd start the services. Said again, it changes nothing.

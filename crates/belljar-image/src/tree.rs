@@ -35,8 +35,8 @@ const TRACES: [&str; 16] = [
     "tmp/*",
 ];
 
-/// Completes the tree at `root`, with these files beside those of every image. Gives the time of its newest package file, seconds since 1970: later ones are from
-/// this build, and now have that time.
+/// Completes the tree at `root`, with these files beside those of every image. Gives the time of its newest package file,
+/// seconds since 1970: later ones are from this build, and now have that time.
 pub(crate) fn finish(
     root: &Path,
     sources: &str,

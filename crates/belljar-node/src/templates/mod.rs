@@ -355,7 +355,6 @@ fn beyond(mut all: Vec<(SystemTime, PathBuf)>, keep: usize) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     #[test]

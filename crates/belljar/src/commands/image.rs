@@ -5,7 +5,8 @@ mod show;
 
 use belljar_api::image::{ImageList, Pagination};
 use belljar_image::{
-    BuildRequest, BuiltImage, ImportProgress, ImportRequest, LayerProgress, Login, Progress, Removed, Store,
+    BuildRequest, BuiltImage, DEFAULT_IMAGE, ImportProgress, ImportRequest, LayerProgress, Login, Progress, Removed,
+    Store,
 };
 use indicatif::ProgressBar;
 
@@ -60,10 +61,7 @@ async fn ls(ctx: &Context) -> anyhow::Result<ExitStatus> {
 fn build(ctx: &Context, args: ImageBuildArgs) -> anyhow::Result<ExitStatus> {
     let store = open(ctx, &args.store)?;
     let lists = ctx.settings.cache_dir.join(PACKAGE_LISTS);
-    let default = match &args.name {
-        Some(name) => BuildRequest::of(name, lists),
-        None => BuildRequest::new(lists),
-    };
+    let default = BuildRequest::of(args.name.as_deref().unwrap_or(DEFAULT_IMAGE), lists);
     let request = BuildRequest {
         suite: args.suite.unwrap_or(default.suite),
         size_mib: args.size.unwrap_or(default.size_mib),
